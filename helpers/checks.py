@@ -1,0 +1,41 @@
+"""Checks of arguments: every error names the argument, the value and what is allowed. Standard library only."""
+
+from collections.abc import Iterable, Sized
+from typing import TypeVar
+
+__all__ = ["choice", "fraction", "not_empty", "positive"]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
+
+
+def fraction(name: str, value: float, *, upper_open: bool = True) -> float:
+    """Return `value` if it lies in [0, 1), or in [0, 1] with `upper_open=False`; raise ValueError otherwise."""
+    allowed = "[0, 1)" if upper_open else "[0, 1]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r} is not a number; allowed: a fraction in {allowed}")
+    if not 0 <= value <= 1 or (upper_open and value == 1):
+        raise ValueError(f"{name}={value!r} is outside {allowed}")
+    return float(value)
+
+
+def choice(name: str, value: T, allowed: Iterable[T]) -> T:
+    """Return `value` if it is one of `allowed`; raise ValueError otherwise."""
+    options = list(allowed)
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(map(repr, options))}")
+    return value
+
+
+def positive(name: str, value: int) -> int:
+    """Return `value` if it is a whole number of at least 1; raise ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}; allowed: a whole number of at least 1")
+    return value
+
+
+def not_empty(name: str, value: S) -> S:
+    """Return `value` if it has at least one element; raise ValueError otherwise."""
+    if len(value) == 0:
+        raise ValueError(f"{name} is empty; allowed: at least one element")
+    return value

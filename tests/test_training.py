@@ -1,0 +1,193 @@
+"""The training loop: repeatable, resumable, honest about bad arguments, and gentle with the model that came in."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import training
+from helpers.data import Split
+
+
+@pytest.fixture
+def blobs() -> Split:
+    """Two classes that a linear layer can tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 2
+    inputs = torch.randn(64, 1, 4, 4, generator=generator) + 3.0 * labels[:, None, None, None]
+    return Split(inputs, labels)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 2))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_it_learns_and_leaves_the_model_alone(blobs, optimizer):
+    model = net()
+    before = deepcopy(model)
+    fitted = training.fit(model, blobs, epochs=10, lr=0.05, optimizer=optimizer, batch_size=16, progress=False)
+    assert same(model, before) and not same(fitted.model, before)
+    assert training.evaluate(fitted.model, blobs).accuracy == 1.0
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    assert not fitted.model.training
+
+
+def test_same_seed_same_weights_and_global_state_untouched(blobs):
+    options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "augment": training.random_shift, "progress": False}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = training.fit(net_like := net(), blobs, seed=3, **options).model
+    torch.manual_seed(5)
+    training.fit(net_like, blobs, seed=3, **options)
+    assert torch.equal(torch.rand(3), expected), "fit disturbed the global generator"
+    assert same(first, training.fit(net_like, blobs, seed=3, **options).model)
+    assert not same(first, training.fit(net_like, blobs, seed=4, **options).model)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(blobs, tmp_path):
+    model = net()
+    file = tmp_path / "state.pt"
+    options = {"epochs": 4, "lr": 0.05, "optimizer": "adam", "batch_size": 16, "progress": False}
+    whole = training.fit(model, blobs, **options)
+
+    def die(_, at):
+        if at.step == 10:  # in the third of four epochs
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.fit(model, blobs, checkpoint=file, on_step=die, **options)
+    resumed_at = []
+    resumed = training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: resumed_at.append(at.step), **options)
+    assert resumed_at[0] == 9, "the two finished epochs were trained again"
+    assert same(resumed.model, whole.model)
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.04}, {"seed": 9}, {"key": "other"}, {"epochs": 3}])
+def test_a_state_of_another_training_is_not_resumed(blobs, tmp_path, change):
+    file = tmp_path / "state.pt"
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
+    training.fit(net(), blobs, checkpoint=file, **options)
+    fresh = training.fit(net(), blobs, **(options | change))
+    assert same(training.fit(net(), blobs, checkpoint=file, **(options | change)).model, fresh.model)
+
+
+def test_one_step_of_sgd_is_the_textbooks(blobs):
+    """Nesterov momentum, first step: w - lr (g + 0.9 g), with g the gradient plus weight decay times w."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    loss = F.cross_entropy(model(blobs.inputs), blobs.labels)
+    (gradient,) = torch.autograd.grad(loss, [model[1].weight])
+    gradient = gradient + 5e-4 * model[1].weight
+    # One step is the whole training, so the cosine has reached its end: no step at all.
+    stopped = training.fit(model, blobs, epochs=1, lr=0.1, batch_size=64, warmup=0.0, progress=False).model
+    torch.testing.assert_close(stopped[1].weight, model[1].weight)
+    rates = []
+    training.fit(
+        model, blobs, epochs=2, lr=0.1, batch_size=64, warmup=0.0, progress=False,
+        on_step=lambda _, at: rates.append((at.optimizer.param_groups[0]["lr"], deepcopy(_[1].weight.detach()))),
+    )  # fmt: skip
+    lr, weight = rates[0]
+    assert lr == pytest.approx(0.05)
+    torch.testing.assert_close(weight, model[1].weight - lr * 1.9 * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine():
+    rate = training._learning_rate
+    assert rate(0.05, peak=2.0, warmup=0.1) == pytest.approx(1.0)
+    assert rate(0.1, peak=2.0, warmup=0.1) == pytest.approx(2.0)
+    assert rate(0.55, peak=2.0, warmup=0.1) == pytest.approx(1.0)
+    assert rate(1.0, peak=2.0, warmup=0.1) == pytest.approx(0.0)
+
+
+def test_frozen_parameters_stay(blobs):
+    model = net()
+    model[1].requires_grad_(False)
+    new = training.fit(model, blobs, epochs=1, lr=0.1, batch_size=16, progress=False).model
+    assert torch.equal(new[1].weight, model[1].weight) and not torch.equal(new[4].weight, model[4].weight)
+    with pytest.raises(ValueError, match="requires_grad"):
+        training.fit(model.requires_grad_(False), blobs, epochs=1, lr=0.1, batch_size=16, progress=False)
+
+
+def test_evaluate_against_numbers_by_hand():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    model[1].weight.data = torch.eye(2)
+    split = Split(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1]))
+    result = training.evaluate(model, split, batch_size=2)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert (result.correct, result.count, result.accuracy) == (2, 3, pytest.approx(2 / 3))
+    assert result.loss == pytest.approx((2 * right + wrong) / 3)
+
+
+def test_predict_uses_evaluation_mode_and_restores_the_mode(blobs):
+    model = net().train()
+    expected = deepcopy(model).eval()(blobs.inputs).detach()
+    torch.testing.assert_close(training.predict(model, blobs.inputs, batch_size=7), expected)
+    assert model.training
+
+
+def test_random_shift_moves_and_never_invents():
+    image = torch.arange(36.0).reshape(1, 1, 6, 6)
+    batch = image.repeat(200, 1, 1, 1)
+    moved = training.random_shift(batch, torch.Generator().manual_seed(0), pixels=1)
+    candidates = []
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    for down in range(3):
+        for right in range(3):
+            candidates.append(padded[0, 0, down : down + 6, right : right + 6])
+    found = [next(i for i, c in enumerate(candidates) if torch.equal(c, m[0])) for m in moved]
+    assert set(found) == set(range(9)), "200 images did not take all nine positions"
+
+
+def test_random_shift_keeps_channels_together():
+    images = torch.randn(5, 1, 8, 8).repeat(1, 3, 1, 1)
+    moved = training.random_shift(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved[:, 0], moved[:, 1]) and torch.equal(moved[:, 0], moved[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"optimizer": "magic"}, r"optimizer='magic' is unknown; allowed: 'adam', 'sgd'"),
+        ({"batch_size": 65}, "batch_size=65 is more than the 64 examples"),
+        ({"warmup": 1.0}, r"warmup=1.0 is outside \[0, 1\)"),
+    ],
+)
+def test_bad_arguments_are_named(blobs, change, words):
+    with pytest.raises(ValueError, match=words):
+        training.fit(net(), blobs, **({"epochs": 1, "lr": 0.1, "progress": False} | change))
+
+
+def test_empty_split_is_refused():
+    empty = Split(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="train is empty"):
+        training.fit(net(), empty, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="split is empty"):
+        training.evaluate(net(), empty)
+
+
+def test_device_can_be_chosen(monkeypatch):
+    monkeypatch.setenv("COURSE_DEVICE", "meta")
+    assert training.device() == torch.device("meta")
+
+
+def test_seed_everything_makes_equal_networks():
+    training.seed_everything(7)
+    first = nn.Linear(3, 3)
+    training.seed_everything(7)
+    assert same(first, nn.Linear(3, 3))
