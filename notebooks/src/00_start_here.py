@@ -1,0 +1,653 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Start here: what can be made smaller, what does it cost, and how do I know?
+#
+# A trained network is mostly numbers that it could do without. In the next ten minutes you delete nine tenths of one,
+# round another to eight bits, and weigh what is left on four scales. Two of the scales will not move. Why they do not, and
+# what moves them, is what this course is about.
+#
+# **You will be able to**
+# - name the four currencies that a network costs, and measure each: parameters, operations, bytes, milliseconds;
+# - delete and round weights with a few lines of PyTorch, and count the answers that change;
+# - estimate the energy of one answer, and say which part of it compression can save;
+# - say where the parameters and the work sit in a network for pictures, for speech and for text;
+# - read a claim of this course, check it on your own machine, and break it.
+#
+# **Before this**: Python, and a first acquaintance with PyTorch. You should know what a tensor, a layer and an epoch are.
+#
+# **How to read**: run the cells one after the other (shift + enter). Where the text says **Predict**, stop and commit to a
+# number before you go on. A wrong guess that you made teaches more than a right one that you read.
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+from copy import deepcopy
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+from helpers import checkpoints, data, exercises, measure, packing, plots, pruning, results, training
+from helpers.results import say
+
+run = results.start("00_start_here", profile=PROFILE, seed=SEED)
+say(results.timetable("00_start_here"))
+
+# %% [markdown]
+# Every notebook opens like this, and then with its settings. A **profile** is a size of experiment. *smoke* is a rehearsal:
+# every cell runs, and the numbers mean nothing. *quick*, the default, gives real results in a minute or two. *full* gives
+# the published ones. Change the word in the first cell, and you have changed the experiment.
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(digits=500, test=500, retrain=512, rounds=20),
+    quick=dict(digits=2_500, test=10_000, retrain=10_000, rounds=60),
+    full=dict(digits=5_000, test=10_000, retrain=55_000, rounds=100),
+)
+plots.style()
+training.seed_everything(SEED)
+say(f"This run: profile **{PROFILE}**, {S.digits:,} digits for every question but the last.")
+
+# %% [markdown]
+# ## 1. One network, four currencies
+#
+# LeNet-5 reads handwritten digits (MNIST: grey pictures of 28 × 28 pixels). It is small, old and well studied, so it will
+# be our laboratory animal. This one was trained before you came; the digits below are *validation* digits, which it has
+# never seen.
+
+# %%
+mnist = data.mnist()
+digits = mnist.validation.take(S.digits)
+dense = checkpoints.load("lenet5")
+answers = training.predict(dense, digits.inputs).argmax(1)
+say(f"It reads {training.evaluate(dense, digits).accuracy:.1%} of {len(digits):,} such digits correctly.")
+
+
+# %%
+def show_digits(which, captions, *, title, alt):
+    """Show ten digits in a row, each with its caption."""
+    fig, axes = plt.subplots(1, 10, figsize=(8, 1.25))
+    for ax, index, caption in zip(axes, which, captions, strict=False):
+        ax.imshow(digits.inputs[index, 0], cmap="gray_r")
+        ax.set_title(caption, loc="center", fontsize=12, fontweight="normal", pad=4)
+    for ax in axes:
+        ax.axis("off")
+    fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    plots.show(fig, alt=alt)
+
+
+captions = [str(int(answer)) for answer in answers[:10]]
+alt = f"Ten handwritten digits. The network reads them as {', '.join(captions)}."
+show_digits(range(10), captions, title="Ten digits, and what the network reads", alt=alt)
+
+# %% [markdown]
+# What does that cost? There are four answers, and they are easily mistaken for one another.
+#
+# - **Parameters**: the numbers that training has set. They fill memory.
+# - **MACs**, multiply-accumulates: how often one answer multiplies two numbers and adds the product to a sum. They keep
+#   the processor busy.
+# - **Bytes**: the size of the file that you ship. Here it is always a file that was written and read back.
+# - **Milliseconds**: what the clock says, on this machine. The only currency your users feel.
+
+# %%
+ONE = digits.inputs[:1]
+work = run.scratch("files")
+work.mkdir(exist_ok=True)
+dense_file = packing.write_dense(dense, work / "dense.pack")
+macs = measure.count_macs(dense, ONE)
+say(
+    f"LeNet-5: **{measure.count_parameters(dense):,} parameters**, **{macs:,} MACs** for one digit, "
+    f"a file of **{dense_file.bytes:,} bytes**. The milliseconds come in section 4, where there is something to compare."
+)
+
+# %% [markdown]
+# ## 2. Delete the numbers that are almost nothing
+#
+# A weight close to zero adds almost nothing to the sum that it is part of. So sort all weights by size, and keep only the
+# largest. This is **magnitude pruning**, the oldest idea of the field, and still the one to beat.
+
+# %%
+weights = {name: p.detach() for name, p in dense.named_parameters() if p.dim() > 1}
+sizes = torch.cat([weight.abs().flatten() for weight in weights.values()]).sort().values
+
+
+def largest(share):
+    """Return, layer by layer, which weights are among the largest `share` of the whole network."""
+    threshold = sizes[round((1 - share) * len(sizes))]
+    return {name: weight.abs() >= threshold for name, weight in weights.items()}
+
+
+def delete(kept):
+    """Return a copy of the network in which the weights that are not kept are zero."""
+    new = deepcopy(dense)
+    for name, keep in kept.items():
+        new.get_parameter(name).data *= keep
+    return new
+
+
+# %% [markdown]
+# **Predict.** Half of the weights go. Of a thousand digits, how many get another answer?
+
+
+# %%
+def changed(model):
+    """Return how many digits get another answer than before."""
+    return int((training.predict(model, digits.inputs).argmax(1) != answers).sum())
+
+
+half = changed(delete(largest(0.5)))
+say(f"Half of the network is gone. {half} of {len(digits):,} digits changed their answer.")
+run.claim("half", "Answers that half of the weights change (share)", half / len(digits), at_most=0.02)
+
+# %% [markdown]
+# The line that starts with a verdict is a **claim**: a statement of this course, its measured value, and the bound that
+# it must keep. The code decides, not the author. Section 8 tells you more, and breaks one.
+#
+# ### Exercise 00.1 — predict
+#
+# Now **nine tenths** of the weights go, those nearest to zero. Of a thousand digits, how many get another answer? Put your
+# guess into the function, before you run the cell below it.
+
+
+# %%
+def changed_per_thousand():
+    """Return your prediction: of 1,000 digits, how many change their answer?"""
+    ### BEGIN SOLUTION
+    return 100
+    ### END SOLUTION
+
+
+# %%
+tenth = largest(0.1)
+cut = delete(tenth)
+measured = 1000 * changed(cut) / len(digits)
+exercises.check("00.1", changed_per_thousand, measured=measured)
+
+# %% [markdown]
+# Half was free, nine tenths is not. Between the two lies an edge:
+
+# %%
+removed = [0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95]
+lost = [1000 * changed(delete(largest(1 - share))) / len(digits) for share in removed]
+fig = plots.line_with_band(
+    [100 * share for share in removed],
+    {"one cut, no training": lost},
+    title="Free for a long way, and then not at all",
+    xlabel="weights removed (%)",
+    ylabel="answers changed (of 1,000)",
+)
+table = pd.DataFrame({"answers changed, of 1,000": lost}, index=pd.Index(removed, name="removed"))
+alt = f"A line that stays near zero and then shoots up. {plots.in_words(table)}"
+plots.show(fig, alt=alt, table=table)
+run.record("one_cut", table.reset_index())
+
+# %%
+became = training.predict(cut, digits.inputs).argmax(1)
+which = (became != answers).nonzero().flatten()[:10].tolist()
+captions = [f"{answers[i]} → {became[i]}" for i in which]
+alt = f"Ten digits whose reading changed: {', '.join(captions)}."
+show_digits(which, captions, title="Digits that are read differently with a tenth of the weights", alt=alt)
+
+# %% [markdown]
+# The cut took small things from many sums at once, and the surviving weights still have the values that suited the old
+# ones. They have not been asked to adapt. Ask them: put the mask on, so that deleted weights stay deleted, and train the
+# rest for one epoch on some of the training digits.
+#
+# **Predict**: of the damage, how much is repaired?
+
+# %%
+masked = pruning.mask(dense, tenth)
+fitted = training.fit(masked, mnist.train.take(S.retrain), epochs=1, lr=1e-3, optimizer="adam", seed=SEED)
+pruned = pruning.bake(fitted.model)
+before, after = training.evaluate(cut, digits).accuracy, training.evaluate(pruned, digits).accuracy
+say(
+    f"Nine tenths of the weights are gone. The cut left {before:.1%} of the digits right, and "
+    f"{fitted.history[0]['seconds']:.0f} s of training brought that to **{after:.1%}**."
+)
+run.claim("repair", "Accuracy with a tenth of the weights, after one epoch", after, at_least=0.97)
+
+# %% [markdown]
+# Cut, then let the rest recover: that pair is the engine of half of this course. Notebook 02 builds it properly and goes
+# much further than a tenth. The three lines above used its helpers; the mask that you computed and the helper's are the
+# same, weight by weight:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+theirs = pruning.global_masks(dense, 0.9)
+print("same mask:", all(torch.equal(tenth[name], theirs[name]) for name in tenth))
+
+# %% [markdown]
+# ## 3. Keep every number, but write it shorter
+#
+# A float32 weight takes 32 bits. It can tell apart four billion values, far more than the job needs. Lay a ruler with 255
+# marks over each layer, from −127 to 127, move every weight to the nearest mark, and store the number of the mark: eight
+# bits, and one **step** per layer, the distance between two marks. This is **quantization**.
+#
+# **Predict**: every single weight has moved. How many of the answers?
+
+
+# %%
+def to_8_bits(weight):
+    """Return the number of the mark nearest to each weight, and the step between two marks."""
+    step = weight.abs().max() / 127
+    return (weight / step).round().to(torch.int8), step
+
+
+rounded, short = deepcopy(dense), {}
+for name, parameter in rounded.named_parameters():
+    short[name] = parameter.detach()
+    if name in weights:
+        short[name], short[f"{name}.step"] = to_8_bits(weights[name])
+        parameter.data = short[name] * short[f"{name}.step"]
+
+# %%
+moved = changed(rounded)
+say(f"All {len(sizes):,} weights moved to one of 255 marks. {moved} of {len(digits):,} answers changed.")
+run.claim("eight-bits", "Answers that 8-bit weights change (share)", moved / len(digits), at_most=0.01)
+
+# %% [markdown]
+# No retraining was needed. The error of each weight is at most half a step, as often up as down, and in a sum of hundreds
+# of products most of it cancels.
+#
+# ### Exercise 00.2 — change the code
+#
+# How about five bits, or three? Write the function for any number of `bits` from 2 to 8. It returns the moved weights
+# themselves, not the numbers of the marks. With 8 bits the marks run from −127 to 127, with 3 bits from −3 to 3.
+
+
+# %%
+def round_weight(weight, bits):
+    """Return `weight` with each value moved to the nearest of the marks that `bits` bits can number."""
+    ### BEGIN SOLUTION
+    last = 2 ** (bits - 1) - 1
+    step = weight.abs().max() / last
+    return (weight / step).round() * step
+    ### END SOLUTION
+
+
+# %%
+exercises.check("00.2", round_weight)
+
+# %% [markdown]
+# ## 4. On the scales
+#
+# You have three networks now: the dense one, the one with a tenth of its weights, and the one with short numbers. Weigh
+# them. First the files. A zero is four bytes of nothing in an ordinary file, so the pruned network needs a format that
+# stores only what is left and where it stood. Both files are read back, and must give exactly the same logits.
+
+# %%
+pruned_file = packing.write_sparse(pruned, work / "pruned.pack")
+packing.verify(pruned_file.path, pruned, digits.inputs)
+
+short_file = packing.write_dense(short, work / "short.pack")
+again, back = deepcopy(dense), {n: torch.from_numpy(a) for n, a in packing.read(short_file.path).items()}
+for name, parameter in again.named_parameters():
+    parameter.data = back[name] * back[f"{name}.step"] if name in weights else back[name]
+assert torch.equal(training.predict(again, digits.inputs), training.predict(rounded, digits.inputs))
+
+# %%
+ratio = {"pruned": dense_file.bytes / pruned_file.bytes, "8 bits": dense_file.bytes / short_file.bytes}
+run.claim("sparse-file", "Times that the pruned file is smaller", ratio["pruned"], at_least=7)
+run.claim("short-file", "Times that the 8-bit file is smaller", ratio["8 bits"], at_least=3.9)
+
+# %% [markdown]
+# **Predict**: the pruned network has a tenth of the weights. How many times faster does it answer?
+#
+# A stopwatch on a busy machine says something different each time. So the three networks take turns, and the dense one
+# runs twice under two names. What the clock finds between a network and *itself* is noise (the row *A/A*), and nothing
+# smaller than that counts as a difference. Notebook 01 takes this apart.
+
+# %%
+models = {"dense": dense, "a tenth of the weights": pruned, "8-bit weights": rounded}
+
+
+@torch.inference_mode()
+def answer(model):
+    """Answer for one digit."""
+    return model(ONE)
+
+
+variants = {name: lambda model=model: answer(model) for name, model in models.items()}
+timings = measure.time_interleaved(variants, rounds=S.rounds, inner=20, threads=1)
+verdicts = measure.compare(timings)
+measure.verdict_table(verdicts)
+
+# %%
+files = {"dense": dense_file, "a tenth of the weights": pruned_file, "8-bit weights": short_file}
+scales = pd.DataFrame(
+    {
+        "weights that are not zero": {n: measure.count_nonzero(m) for n, m in models.items()},
+        "MACs": {n: measure.count_macs(m, ONE) for n, m in models.items()},
+        "bytes in the file": {n: f.bytes for n, f in files.items()},
+        "milliseconds": {n: verdicts[n].median_ms for n in models},
+    }
+)
+run.record("scales", scales.drop(columns="milliseconds").reset_index(names="network"))
+
+# %%
+percent = (100 * scales / scales.loc["dense"]).drop("dense").T
+fig = plots.bars(percent, title="Two scales moved, two did not", xlabel="% of the dense net", label="{:.0f} %")
+alt = f"Bars in percent of the dense network. {plots.in_words(percent)}"
+plots.show(fig, alt=alt, table=scales.T)
+
+# %%
+verdict = {name: verdicts[name].verdict for name in models}
+say(
+    f"The pruned file is **{ratio['pruned']:.1f}×** smaller, the 8-bit file **{ratio['8 bits']:.1f}×**. The clock says of the "
+    f"pruned network: **{verdict['a tenth of the weights']}**; of the 8-bit one: **{verdict['8-bit weights']}**."
+)
+
+# %% [markdown]
+# The zeros are still there. A matrix product multiplies by them like by any other number, so there are as many MACs as
+# before. And the 8-bit weights were turned back into floats before they were used. To move the other two scales, somebody
+# has to *remove* what is zero (notebook 04), or *compute* in eight bits on a processor that can (notebook 10).
+#
+# So ask of every compressed model that you meet: smaller in which currency, and measured how?
+#
+# ## 5. The bill that nobody sends you: energy
+#
+# A phone pays in joules. They are hard to measure and can be estimated, from what single operations cost a chip. These
+# are the figures that most papers use (Horowitz, *Computing's energy problem*, ISSCC 2014, for a 45 nm chip; the two reads
+# as Han et al. 2015 state them for 32 bits). Today's chips need less of each. What lasts is the proportion.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+PICOJOULES = {
+    "add, 8-bit integer": 0.03,
+    "add, 32-bit float": 0.9,
+    "multiply, 8-bit integer": 0.2,
+    "multiply, 32-bit float": 3.7,
+    "read 32 bits from a cache (SRAM)": 5.0,
+    "read 32 bits from memory (DRAM)": 640.0,
+}
+cost = pd.DataFrame({"picojoules": PICOJOULES})
+cost["float additions for that price"] = (cost["picojoules"] / PICOJOULES["add, 32-bit float"]).round(2)
+cost
+
+# %% [markdown]
+# **Predict**: for one digit, LeNet-5 multiplies and adds millions of times, and fetches each weight from memory once. Which
+# of the two costs more?
+
+
+# %%
+def energy_of_floats(macs, parameters):
+    """Return the estimated microjoules of (the arithmetic, fetching the weights) for one answer."""
+    arithmetic = macs * (PICOJOULES["multiply, 32-bit float"] + PICOJOULES["add, 32-bit float"])
+    fetching = parameters * PICOJOULES["read 32 bits from memory (DRAM)"]
+    return arithmetic / 1e6, fetching / 1e6
+
+
+arithmetic, fetching = energy_of_floats(macs, measure.count_parameters(dense))
+say(
+    f"Arithmetic: {arithmetic:.1f} µJ. Fetching: {fetching:.0f} µJ, **{fetching / arithmetic:.0f} times** as much. "
+    "An estimate: it leaves out activations, caches and everything else that a computer does."
+)
+
+# %% [markdown]
+# Moving a number is dearer than using it. That is why a model that fits into a cache is more than a smaller download,
+# and why small files save energy even where they save no time. (Answer many digits at once, and each weight that was
+# fetched is used many times: the proportion falls.)
+#
+# ### Exercise 00.3 — change the code
+#
+# Write the estimate for weights and arithmetic of 32-bit floats *or* of 8-bit integers. One read from memory brings
+# 32 bits. Return the sum of arithmetic and fetching, in microjoules.
+
+
+# %%
+def energy(macs, parameters, bits):
+    """Return the estimated microjoules of one answer with numbers of 32 (float) or 8 (integer) bits."""
+    ### BEGIN SOLUTION
+    kind = {32: "32-bit float", 8: "8-bit integer"}[bits]
+    one_mac = PICOJOULES[f"multiply, {kind}"] + PICOJOULES[f"add, {kind}"]
+    one_weight = PICOJOULES["read 32 bits from memory (DRAM)"] * bits / 32
+    return (macs * one_mac + parameters * one_weight) / 1e6
+    ### END SOLUTION
+
+
+# %%
+exercises.check("00.3", energy)
+
+# %% [markdown]
+# ## 6. Pictures, speech, text: where is there something to save?
+#
+# Compression pays where the parameters or the operations are. These are rarely in the same place. Three networks of the
+# size that runs on a phone: MobileNetV3 names what is in a picture, a small convolutional LSTM turns a second of sound
+# into letters, a small transformer judges 200 words of text. PyTorch's *meta* device builds them without giving them any
+# memory: shapes are enough to count.
+
+
+# %%
+import torchvision
+from torch import nn
+
+
+class Speech(nn.Module):
+    """Sound as 80 frequency bands, 100 times a second, to letters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv1d(80, 256, kernel_size=11, stride=2, padding=5)
+        self.conv2 = nn.Conv1d(256, 256, kernel_size=11, padding=5)
+        self.lstm = nn.LSTM(256, 512, num_layers=2, batch_first=True)
+        self.letters = nn.Linear(512, 29)
+
+    def forward(self, sound):
+        features = self.conv2(self.conv1(sound).relu()).relu()
+        return self.letters(self.lstm(features.transpose(1, 2))[0])
+
+
+# %%
+class Text(nn.Module):
+    """Words as numbers from a vocabulary of 30,000, to good or bad."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(30_000, 128)
+        layer = nn.TransformerEncoderLayer(128, nhead=4, dim_feedforward=512, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+        self.classes = nn.Linear(128, 2)
+
+    def forward(self, words):
+        return self.classes(self.encoder(self.embedding(words)).mean(dim=1))
+
+
+# %% [markdown]
+# **Predict** for each: which kind of layer holds most of the parameters, and which does most of the work?
+
+# %%
+with torch.device("meta"):
+    NETWORKS = {
+        "picture": (torchvision.models.mobilenet_v3_small(), torch.empty(1, 3, 224, 224)),
+        "speech": (Speech(), torch.empty(1, 80, 100)),
+        "text": (Text(), torch.empty(1, 200, dtype=torch.long)),
+    }
+# The first four letters of a layer's class tell its kind (NonD…: the projection at the end of an attention layer).
+KINDS = {"Conv": "convolution", "LSTM": "recurrent", "Embe": "embedding", "Batc": "normalization"}
+KINDS |= {"Laye": "normalization", "Mult": "attention", "NonD": "attention", "Line": "linear"}
+
+
+def by_kind(model, example):
+    """Return the parameters and MACs of each kind of layer."""
+    table = measure.layer_table(model, example)
+    kinds = table["kind"].str[:4].map(KINDS)
+    return table.groupby(kinds)[["parameters", "macs"]].sum().sort_values("parameters", ascending=False)
+
+
+kinds = {name: by_kind(*network) for name, network in NETWORKS.items()}
+
+# %%
+fig, axes = plt.subplots(3, 1, figsize=(8, 7.5), sharex=True, height_ratios=(2, 2, 3))
+fig.suptitle("The work need not be where the parameters are", x=0.01, ha="left", fontweight="bold")
+alt = "Bars: share of the parameters and of the MACs, in percent, by kind of layer."
+for ax, (name, table) in zip(axes, kinds.items(), strict=True):
+    share = (100 * table / table.sum()).set_axis(["of the parameters", "of the MACs"], axis=1)
+    share = share[share.max(axis=1) >= 1]
+    plots.bars(share, title=name.capitalize(), xlabel="", label="{:.0f} %", ax=ax)
+    alt += f" In {name}, {plots.in_words(share)}"
+axes[-1].set_xlabel("share of the network (%), from 1 % on")
+table = pd.concat(kinds, names=["network", "kind of layer"])
+plots.show(fig, alt=alt, table=table)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for name, t in kinds.items():
+    total, most, busiest = t.sum(), t["parameters"].idxmax(), t["macs"].idxmax()
+    say(
+        f"**{name.capitalize()}**: {total['parameters'] / 1e6:.1f} million parameters "
+        f"({4 * total['parameters'] / 1e6:.0f} MB as float32), {total['macs'] / 1e6:,.0f} million MACs. Most parameters: "
+        f"{most} ({t['parameters'].max() / total['parameters']:.0%}). Most work: {busiest} "
+        f"({t['macs'].max() / total['macs']:.0%})."
+    )
+
+# %% [markdown]
+# An embedding is a table of words. Looking up a word multiplies nothing, so nearly all of the text network's file does no
+# arithmetic at all. Convolutions are the opposite: few weights, each used at hundreds of places. Where you want to save
+# decides what you attack.
+#
+# | used for | tight currency | what usually helps | here |
+# |---|---|---|---|
+# | pictures: cameras, cars, medical images | milliseconds, joules | remove filters, 8-bit arithmetic, a small student | 04, 07, 10, 11 |
+# | speech: dictation, wake words that listen all day | joules, memory | sparse or 8-bit recurrent matrices | 06, 09, 10 |
+# | text: keyboards, search, moderation | bytes in the file | prune and quantize the embedding | 06, 09, 12 |
+#
+# ## 7. This machine
+#
+# The milliseconds of a notebook are those of the machine that ran it. What they depend on, here:
+
+# %%
+from helpers import environment
+
+machine = environment.machine()
+pd.DataFrame({"this machine": {key: str(value) for key, value in machine.items()}})
+
+# %%
+eight_bits = {
+    True: "multiplies 8-bit integers natively (VNNI, or dot products on Arm): they may well be faster here.",
+    False: "has no instruction of its own for 8-bit integers: they may save bytes, and no time.",
+}
+say(f"This CPU {eight_bits[machine['vnni']]} Notebook 10 measures it.")
+say("There is a GPU; training uses it." if machine["gpu"] else "There is no GPU, and none is needed.")
+
+# %% [markdown]
+# ## 8. How this course knows what it says
+#
+# Much that is written about compression is true of another network, another machine, or a table that was never rerun. So
+# this course holds itself to rules that you can check:
+#
+# - **No result in the text is typed by hand.** The sentences with numbers in them were written by the cells above them.
+# - **Claims are decided by code.** If one does not hold, the notebook stops, here or on anybody's machine.
+# - **A file counts when it was read back** and gave the same answers; **a time** when it differs by more than a network
+#   differs from itself.
+# - **The test digits are touched once, at the end,** and each use is logged.
+# - **What does not work is shown, too.** You saw the first example in section 4.
+#
+# Here is a claim that is too good to be true, in a run that is not saved:
+
+# %%
+rehearsal = results.start("00_start_here", profile="quick", seed=SEED, save=False)
+rehearsal.claim("too-good", "Answers that change when nine tenths of the weights go", changed(cut), at_most=0)
+try:
+    rehearsal.finish()
+except results.ClaimError as error:
+    say(f"Here a notebook would stop, and say: *{error}*.")
+
+# %% [markdown]
+# **Exercises** work the other way round: there, *your* code is on trial. A check runs your function on cases of its own. If
+# something is wrong, it says what, and offers a hint that you can unfold. It never shows the solution. This is what
+# somebody sees who was far too pessimistic in exercise 00.1:
+
+# %%
+exercises.check("00.1", lambda: 990, measured=measured)
+
+# %% [markdown]
+# In the published notebooks the solutions are folded away below their exercise. `make student` writes versions without
+# them. And `make course` runs all notebooks and ends with a table of every model in them, the **leaderboard**. The last
+# act of a notebook is to send its models there, with the test digits, once:
+
+# %%
+recorded = {
+    "dense": ("lenet5-dense", "none"),
+    "a tenth of the weights": ("lenet5-tenth", "global magnitude, one epoch"),
+    "8-bit weights": ("lenet5-8-bit", "rounding to 8 bits"),
+}
+latency = measure.latency_records(verdicts, runtime="eager", batch=1)
+accuracy = {}
+for key, (name, method) in recorded.items():
+    accuracy[key] = run.test(name, models[key], mnist.test.take(S.test)).accuracy
+    run.model(
+        name,
+        task="mnist",
+        method=method,
+        base=None if key == "dense" else "lenet5-dense",
+        accuracy=accuracy[key],
+        weights=measure.count_weights(models[key]),
+        nonzero=measure.count_nonzero(models[key]),
+        macs=measure.count_macs(models[key], ONE),
+        file=files[key].path,
+        latency=[record for record in latency if record["variant"] == key],
+    )
+
+# %% [markdown]
+# ## What you measured
+
+# %%
+say(
+    f"- Dense: {accuracy['dense']:.2%} of the test digits, {dense_file.bytes:,} bytes.\n"
+    f"- A tenth of the weights: {accuracy['a tenth of the weights']:.2%}, {pruned_file.bytes:,} bytes; speed: "
+    f"{verdict['a tenth of the weights']}.\n"
+    f"- 8-bit weights: {accuracy['8-bit weights']:.2%}, {short_file.bytes:,} bytes; speed: {verdict['8-bit weights']}.\n"
+    f"- Energy of one dense answer, estimated: {arithmetic + fetching:.0f} µJ, {fetching / (arithmetic + fetching):.0%} of it "
+    "for fetching weights."
+)
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - Parameters, MACs, bytes and milliseconds are four currencies. A technique pays in some of them, rarely in all.
+# - Most weights are close to nothing. Half go unnoticed; with a little training, nine tenths.
+# - A zero that is stored is as large as any number, and a zero that is multiplied takes as long.
+# - Moving a weight costs far more energy than multiplying by it.
+#
+# **Read**
+# - Han, Pool, Tran, Dally, *Learning both Weights and Connections for Efficient Neural Networks*, 2015
+# - Han, Mao, Dally, *Deep Compression*, 2016
+# - Horowitz, *Computing's Energy Problem (and what we can do about it)*, ISSCC 2014
+# - Blalock, Gonzalez Ortiz, Frankle, Guttag, *What is the State of Neural Network Pruning?*, 2020: why so many published
+#   comparisons cannot be compared
+#
+# **The course**
+#
+# | | question |
+# |---|---|
+# | **00** Start here | What can be made smaller, what does it cost, and how do I know? |
+# | **01** Measure first | Where do a CNN's parameters, operations, bytes and milliseconds sit? |
+# | **02** Prune weights | How many weights does it really need? |
+# | **03** Which weights matter | Which score predicts the true damage? |
+# | **04** Prune filters | Why is a masked network not faster, and what does real removal buy? |
+# | **05** After pruning | Fine-tune, rewind, or train the small network from scratch? |
+# | **06** Prune text | Where are a text classifier's parameters, and do recurrent nets suffer more? |
+# | **07** Transfer | What does a pretrained ResNet-18 buy with 100 labels? |
+# | **08** Prune and transfer | Prune first or transfer first? |
+# | **09** Quantize from scratch | Uniform, non-uniform, adaptive: what does each bit buy? |
+# | **10** Quantize in practice | Is int8 really faster here? |
+# | **11** Distill | What does a teacher add? |
+# | **12** Combine | In which order, and how small can the file get? |
+# | **13** Deploy | From notebook to runtime: threads, graphs, sparse kernels |
+# | **14** Leaderboard | Everything on one Pareto front |
+# | **15** Read critically | Published snippets that do not do what they say, executed and mended |
+#
+# **Next**: [01 · Measure first](01_measure_first.ipynb). Where exactly do the parameters, operations, bytes and milliseconds
+# of LeNet-5 sit, and how often does a stopwatch lie?

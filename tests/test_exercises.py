@@ -1,0 +1,324 @@
+"""Exercises: the machinery, and for each exercise the right, the empty and two plausible wrong answers.
+
+To add an exercise, add its case to `CASES` below. The right answer is taken from the notebook's own solution.
+"""
+
+import ast
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jupytext
+import numpy as np
+import pytest
+import torch
+from nbgrader.preprocessors import ClearSolutions
+
+from helpers import exercises, paths
+from helpers.exercises import Feedback, Wrong
+
+SOURCES = sorted((paths.NOTEBOOKS / "src").glob("[0-9][0-9]_*.py"))
+CHECK = re.compile(r"exercises\.check\(\s*\"(?P<id>[^\"]+)\"\s*,\s*(?P<name>\w+)")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Plausible wrong answers, each with words of its own hint; `given` is what the notebook passes on."""
+
+    wrong: list[tuple[Any, str]]
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+CASES: dict[str, Case] = {}
+
+# ---------------------------------------------------------------- 00
+
+
+def _last_mark_fixed(weight, bits):
+    step = weight.abs().max() / 127
+    return (weight / step).round() * step
+
+
+def _cut_off(weight, bits):
+    step = weight.abs().max() / (2 ** (bits - 1) - 1)
+    return (weight / step).trunc() * step
+
+
+def _in_place(weight, bits):
+    step = weight.abs().max() / (2 ** (bits - 1) - 1)
+    return weight.div_(step).round_().mul_(step)
+
+
+def _marks_not_weights(weight, bits):
+    step = weight.abs().max() / (2 ** (bits - 1) - 1)
+    return (weight / step).round().to(torch.int8)
+
+
+def _energy_without_additions(macs, parameters, bits):
+    return (macs * {32: 3.7, 8: 0.2}[bits] + parameters * 640 * bits / 32) / 1e6
+
+
+def _energy_with_a_read_each(macs, parameters, bits):
+    return (macs * {32: 4.6, 8: 0.23}[bits] + parameters * 640) / 1e6
+
+
+CASES |= {
+    "00.1": Case([(lambda: 5, "free because"), (lambda: 990, "far from any other")], {"measured": 105}),
+    "00.2": Case(
+        [
+            (_last_mark_fixed, "power of two"),
+            (_cut_off, "do not cut off"),
+            (_in_place, "new tensor"),
+            (_marks_not_weights, "times the step"),
+        ]
+    ),
+    "00.3": Case(
+        [(_energy_without_additions, "one addition"), (_energy_with_a_read_each, "One read brings")]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 01
+
+
+def _without_groups(in_channels, out_channels, kernel, size, stride=1, padding=0, groups=1):
+    places = (size + 2 * padding - kernel) // stride + 1
+    return places**2 * out_channels * in_channels * kernel**2
+
+
+def _padded_on_one_side(in_channels, out_channels, kernel, size, stride=1, padding=0, groups=1):
+    places = (size + padding - kernel) // stride + 1
+    return places**2 * out_channels * (in_channels // groups) * kernel**2
+
+
+def _with_biases(in_channels, out_channels, kernel, size, stride=1, padding=0, groups=1):
+    places = (size + 2 * padding - kernel) // stride + 1
+    return places**2 * out_channels * (in_channels // groups * kernel**2 + 1)
+
+
+CASES |= {
+    "01.1": Case(
+        [
+            (_with_biases, "weights that each filter has"),
+            (_padded_on_one_side, "both sides"),
+            (_without_groups, "in_channels // groups"),
+        ]
+    ),
+    "01.2": Case([(lambda: 862_236, "not the convolutions"), (lambda: 1_293_355, "250 rows")], {"measured": 913_473}),
+    "01.3": Case(
+        [
+            (lambda base, other: np.median(other / base), "divided by the other's"),
+            (lambda base, other: base.mean() / other.mean(), "believes every outlier"),
+            (lambda base, other: np.median(base) / np.median(other), "round by round"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 02
+
+
+def _half_of_everything(weight):
+    mask = torch.ones(weight.numel(), dtype=torch.bool)
+    mask[weight.abs().flatten().argsort()[: weight.numel() // 2]] = False
+    return mask.view_as(weight)
+
+
+def _two_of_four_with_signs(weight):
+    groups = weight.reshape(-1, 4)
+    return (
+        torch.zeros_like(groups, dtype=torch.bool)
+        .scatter(1, groups.topk(2, dim=1).indices, True)
+        .view_as(weight)
+    )
+
+
+CASES["02.1"] = Case(
+    [
+        (_half_of_everything, "within each four"),
+        (_two_of_four_with_signs, "compare magnitudes"),
+        (lambda weight: (weight.abs() > 0.5).float(), "dtype=torch.bool"),
+    ]
+)
+CASES["02.2"] = Case(
+    [
+        (lambda: 4_000 * 4, "stay dense"),
+        (lambda: 431_080 * 4, "1 % of its 400,000"),
+    ],
+    given={"measured": 144_568},
+)
+CASES["02.3"] = Case(
+    [
+        (lambda weight, following: weight.abs().sum(1), "sum of the magnitudes of the neuron's column"),
+        (lambda weight, following: weight.sum(1) * following.sum(0), "opposite signs cancel"),
+        (lambda weight, following: weight.abs().sum(0), "Row i of weight"),
+    ]
+)
+
+
+# ---------------------------------------------------------------- every exercise
+
+
+def in_notebooks() -> dict[str, Any]:
+    """Return id → source file of each exercise that a notebook checks."""
+    return {match["id"]: path for path in SOURCES for match in CHECK.finditer(path.read_text())}
+
+
+@cache
+def answer(exercise_id: str, *, cleared: bool) -> Any:
+    """Return the notebook's own answer to an exercise, or with `cleared` what a student finds.
+
+    Of the notebook, its imports, functions, classes and literal constants are executed, and nothing else.
+    """
+    notebook = jupytext.read(in_notebooks()[exercise_id])
+    if cleared:
+        notebook.metadata.setdefault("kernelspec", {})["language"] = "python"
+        notebook, _ = ClearSolutions(enforce_metadata=False).preprocess(notebook, {})
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    tree = ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    tree.body = [node for node in tree.body if is_definition(node)]
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    exec(compile(tree, str(in_notebooks()[exercise_id]), "exec"), namespace)
+    names = [match["name"] for match in CHECK.finditer(code) if match["id"] == exercise_id]
+    return namespace[names[0]]
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Return whether a statement imports, defines, or names a literal."""
+    if isinstance(node, ast.Assign):
+        computed = any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(node.value))
+        return not computed and all(isinstance(target, ast.Name) for target in node.targets)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+
+
+def test_each_exercise_has_a_case_a_check_and_a_place():
+    assert set(exercises.registered()) == set(CASES)
+    missing = {id for id in CASES if any(p.name.startswith(id[:2]) for p in SOURCES)} - set(in_notebooks())
+    assert not missing, "these exercises stand in no notebook"
+    assert set(in_notebooks()) <= set(CASES), "these exercises have no check"
+
+
+def test_each_notebook_has_two_or_three_exercises_with_marked_solutions():
+    for path in SOURCES:
+        ids = [id for id, source in in_notebooks().items() if source == path]
+        text = path.read_text()
+        assert len(ids) in (2, 3), path.name
+        assert text.count("### BEGIN SOLUTION") == text.count("### END SOLUTION") == len(ids), path.name
+
+
+@pytest.mark.parametrize("exercise_id", sorted(CASES.keys() & in_notebooks()))
+def test_the_solution_is_right(exercise_id):
+    feedback = exercises.check(exercise_id, answer(exercise_id, cleared=False), **CASES[exercise_id].given)
+    assert feedback.right, feedback
+
+
+@pytest.mark.parametrize("exercise_id", sorted(CASES.keys() & in_notebooks()))
+def test_the_empty_answer_is_called_empty(exercise_id):
+    feedback = exercises.check(exercise_id, answer(exercise_id, cleared=True), **CASES[exercise_id].given)
+    assert not feedback.right
+    assert "still empty" in feedback.sentence
+
+
+@pytest.mark.parametrize("exercise_id", CASES)
+def test_wrong_answers_get_hints_of_their_own(exercise_id):
+    case = CASES[exercise_id]
+    hints = []
+    for wrong, words in case.wrong:
+        feedback = exercises.check(exercise_id, wrong, **case.given)
+        assert not feedback.right, f"{exercise_id} accepts the wrong answer whose hint says {words!r}"
+        assert "raised" not in feedback.sentence, feedback
+        assert words in feedback.hint, feedback
+        hints.append(feedback.hint)
+    assert len(set(hints)) == len(hints) >= 2
+
+
+@pytest.mark.parametrize("exercise_id", CASES)
+@pytest.mark.parametrize("nonsense", [None, 3, "text", lambda *a, **k: None, lambda *a, **k: "text"])
+def test_nonsense_is_answered(exercise_id, nonsense):
+    feedback = exercises.check(exercise_id, nonsense, **CASES[exercise_id].given)
+    assert not feedback.right
+    assert feedback.sentence
+
+
+# ---------------------------------------------------------------- the machinery
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Let a test register exercise 99.1 for itself."""
+    monkeypatch.setattr(exercises, "_CHECKS", {})
+    return exercises.exercise("99.1")
+
+
+def test_right(registry):
+    registry(lambda answer: None)
+    assert exercises.check("99.1", 1) == Feedback("99.1", True, "")
+    assert repr(exercises.check("99.1", 1)).startswith("Exercise 99.1 — right.")
+
+
+def test_wrong_shows_the_sentence_and_folds_the_hint(registry):
+    @registry
+    def _(answer):
+        raise Wrong("Two is < three.", hint="Count <again>.")
+
+    feedback = exercises.check("99.1", 2)
+    assert repr(feedback) == "Exercise 99.1 — not yet. Two is < three.\nHint: Count <again>."
+    html = feedback._repr_html_()
+    assert "Two is &lt; three." in html
+    assert "<details><summary>A hint</summary><p>Count &lt;again&gt;.</p></details>" in html
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad\nline two"), KeyError("x"), AssertionError(), ZeroDivisionError()]
+)
+def test_an_answer_that_raises_is_reported_in_one_sentence(registry, error):
+    @registry
+    def _(answer):
+        raise error
+
+    feedback = exercises.check("99.1", None)
+    assert not feedback.right
+    assert type(error).__name__ in feedback.sentence
+    assert "\n" not in feedback.sentence
+
+
+def test_given_is_passed_on(registry):
+    registry(lambda answer, measured: f"{answer} and {measured}")
+    assert exercises.check("99.1", 1, measured=2).sentence == "1 and 2"
+
+
+def test_the_random_state_is_left_alone(registry):
+    registry(lambda answer: torch.manual_seed(7) and None)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    exercises.check("99.1", None)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_ids_are_unique_and_known(registry):
+    registry(lambda answer: None)
+    with pytest.raises(ValueError, match="'99.1' is registered twice"):
+        exercises.exercise("99.1")(lambda answer: None)
+    with pytest.raises(ValueError, match="exercise_id='99.2' is unknown; allowed: 99.1"):
+        exercises.check("99.2", None)
+
+
+@pytest.mark.parametrize(
+    "value, right, hint", [(50, True, ""), (200, True, ""), (49, False, "more"), (201, False, "less")]
+)
+def test_within_factor(registry, value, right, hint):
+    @registry
+    def _(guess):
+        return exercises.within_factor(guess, 100, factor=2, unit="images", too_low="more", too_high="less")
+
+    feedback = exercises.check("99.1", lambda: value)
+    assert (feedback.right, feedback.hint) == (right, hint)
+    assert feedback.sentence == f"You predicted {value} images; measured: 100."
+
+
+@pytest.mark.parametrize("value", [None, "many", True, float("nan"), 0, -3])
+def test_within_factor_wants_a_positive_number(value):
+    with pytest.raises(Wrong, match="one positive number"):
+        exercises.within_factor(lambda: value, 100, factor=2, unit="images", too_low="", too_high="")

@@ -1,0 +1,395 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from helpers import notebooks, paths, results
+from helpers.notebooks import NotebookError
+
+TINY = '''\
+# %% [markdown]
+# # Tiny
+
+# %% tags=["parameters"]
+PROFILE = "quick"
+SEED = 0
+
+# %%
+print(PROFILE, SEED)
+
+# %%
+def double(x):
+    """Return twice x."""
+    ### BEGIN SOLUTION
+    return 2 * x
+    ### END SOLUTION
+
+# %%
+double(4)
+'''
+SOURCES = notebooks.sources()
+NAMES = [source.stem for source in SOURCES]
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course of one tiny notebook, 90_tiny, with helpers of its own."""
+    folders = {"SOURCES": tmp_path / "notebooks/src", "BUILT": tmp_path / "notebooks", "HELPERS": tmp_path / "helpers"}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(notebooks, name, folder)
+    (folders["SOURCES"] / "90_tiny.py").write_text(TINY)
+    return tmp_path
+
+
+def write(course: Path, text: str, name: str = "90_tiny") -> Path:
+    path = course / "notebooks/src" / f"{name}.py"
+    path.write_text(text)
+    return path
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+# ---------------------------------------------------------------- finding
+
+
+@pytest.mark.parametrize("name", ["90", "90_tiny", "90_tiny.py"])
+def test_a_notebook_is_found_by_number_and_name(course, name):
+    assert [path.stem for path in notebooks.find([name])] == ["90_tiny"]
+
+
+def test_one_digit_is_enough_and_order_is_the_courses(course):
+    write(course, TINY, "02_two")
+    assert [path.stem for path in notebooks.find(["90", "2", "02"])] == ["02_two", "90_tiny"]
+    assert notebooks.find() == notebooks.sources() == notebooks.find(["90", "2"])
+
+
+def test_an_unknown_notebook_is_refused_with_those_that_exist(course):
+    with pytest.raises(ValueError, match=r"notebook='07' is unknown; allowed: '90_tiny', '90'"):
+        notebooks.find(["7"])
+
+
+def test_datasets_are_those_that_are_called(course):
+    assert notebooks.datasets(write(course, "x = data.mnist()\nimdb(official=False)\ncifar10 = 1\n")) == [
+        "mnist",
+        "imdb",
+    ]
+
+
+# ---------------------------------------------------------------- building
+
+
+def test_build_has_a_kernel_and_collapses_solutions(course):
+    notebook = notebooks.build(notebooks.find()[0])
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    hidden = [cell for cell in notebook.cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert ["BEGIN SOLUTION" in cell.source for cell in hidden] == [True]
+    assert hidden[0].metadata.tags == ["solution"]
+
+
+@pytest.mark.parametrize("text", [TINY.replace("parameters", "other"), TINY + '\n# %% tags=["parameters"]\nA = 1\n'])
+def test_build_wants_one_parameters_cell(course, text):
+    with pytest.raises(NotebookError, match="90_tiny: exactly one cell must have the tag parameters"):
+        notebooks.build(write(course, text))
+
+
+def test_cell_ids_are_stable_and_change_only_where_the_cell_did(course):
+    source = write(course, TINY + "\n# %%\ndouble(4)\n")
+    before = [cell.id for cell in notebooks.build(source).cells]
+    assert [cell.id for cell in notebooks.build(source).cells] == before
+    assert len(set(before)) == len(before), "equal cells need different ids"
+    source.write_text(TINY.replace("# # Tiny", "# # Tiny\n\n# %%\n1 + 1") + "\n# %%\ndouble(4)\n")
+    after = [cell.id for cell in notebooks.build(source).cells]
+    assert [id for id in after if id in before] == before
+
+
+def test_student_version_has_stubs_and_no_solution(course):
+    path = notebooks.student(notebooks.find()[0], course / "student")
+    notebook = read(path)
+    text = path.read_text()
+    assert "2 * x" not in text and "SOLUTION" not in text and "source_hidden" not in text
+    exercise = next(cell.source for cell in notebook.cells if "def double" in cell.source)
+    assert exercise.splitlines()[1:] == [
+        '    """Return twice x."""',
+        "    # YOUR CODE HERE",
+        "    raise NotImplementedError()",
+    ]
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_real_student_versions_hold_no_solution_and_compile(source, tmp_path):
+    built, student = notebooks.build(source), read(notebooks.student(source, tmp_path))
+    assert len(student.cells) == len(built.cells)
+    solved = [i for i, cell in enumerate(built.cells) if "### BEGIN SOLUTION" in cell.source]
+    assert solved, "two or three exercises"
+    for i, cell in enumerate(student.cells):
+        assert "SOLUTION" not in cell.source
+        assert (cell.source != built.cells[i].source) == (i in solved)
+        if i in solved:
+            compile(cell.source, source.name, "exec")
+
+
+# ---------------------------------------------------------------- what is stale
+
+
+@pytest.fixture
+def built(course):
+    """The tiny course, built, with helpers a and b: the notebook imports a, and a imports b inside a function."""
+    helper = {"a": 'def f():\n    """Doc."""\n    from helpers import b\n    return b.x\n', "b": "x = 1  # one\n"}
+    for name, code in (helper | {"c": "y = 1\n", "environment": "z = 1\n"}).items():
+        (course / "helpers" / f"{name}.py").write_text(code)
+    source = write(course, "from helpers.a import f\n" + TINY)
+    store(course, source)
+    assert notebooks.stale() == {}
+    return course
+
+
+def store(course: Path, source: Path) -> None:
+    notebook = notebooks.build(source)
+    notebook.metadata["course"] = notebooks.provenance(source, profile="quick", seed=0)
+    nbformat.write(notebook, course / "notebooks" / f"{source.stem}.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "expected"),
+    [
+        ("helpers/a.py", "# more\ndef f():\n  '''Other.'''\n  from helpers import b\n  return b.x\n", None),
+        ("helpers/a.py", "def f():\n    from helpers import b\n    return b.x + 1\n", "was built with other helpers"),
+        ("helpers/a.py", "def f(): return 'Doc.'\n", "was built with other helpers"),
+        ("helpers/b.py", "'''Doc.'''\nx = (1)\n", None),
+        ("helpers/b.py", "x = 2\n", "was built with other helpers"),
+        ("helpers/b.py", "from . import c\nx = 1\n", "was built with other helpers"),
+        ("helpers/c.py", "y = 2\n", None),
+        ("helpers/environment.py", "z = 2\n", None),
+        ("notebooks/src/90_tiny.py", f"from helpers.a import f\n{TINY}# a comment\n", "is older than its source"),
+    ],
+)
+def test_stale_is_what_has_other_code_or_another_source(built, file, code, expected):
+    (built / file).write_text(code)
+    assert notebooks.stale() == ({"90_tiny": expected} if expected else {})
+
+
+def test_stale_names_what_is_not_built_and_what_has_no_source(built):
+    write(built, TINY, "91_new")
+    (built / "notebooks/src/90_tiny.py").unlink()
+    assert notebooks.stale() == {"90_tiny": "has no source", "91_new": "is not built"}
+
+
+def test_imports_are_followed_in_every_form_and_in_circles(course):
+    code = {"a": "import helpers.b\n", "b": "from helpers import c, __version__\n", "c": "from .d import x\n"}
+    for name, text in (code | {"d": "x = 1\nfrom helpers import a\n", "e": ""}).items():
+        (course / "helpers" / f"{name}.py").write_text(text)
+    before = {name: notebooks.modules_sha256([name]) for name in "abcde"}
+    (course / "helpers/d.py").write_text("x = 2\nfrom helpers import a\n")
+    assert {name for name in before if notebooks.modules_sha256([name]) != before[name]} == set("abcd")
+
+
+def test_the_hash_does_not_depend_on_the_order_of_names(course):
+    for name in "ab":
+        (course / "helpers" / f"{name}.py").write_text(f"x = '{name}'\n")
+    assert notebooks.modules_sha256(["a", "b"]) == notebooks.modules_sha256(["b", "a"])
+    assert notebooks.modules_sha256(["a"]) != notebooks.modules_sha256(["b"])
+
+
+# ---------------------------------------------------------------- execution (seconds each)
+
+
+@pytest.mark.slow
+def test_execution_injects_parameters_and_stores_no_litter(course):
+    code = """
+import os, sys, warnings
+from tqdm.auto import tqdm
+for _ in tqdm(range(3)):
+    pass
+print(os.getcwd(), os.environ["COURSE_PROFILE"])
+print("\\r 50%|#####     | 1/2 [00:01<00:01]", file=sys.stderr)
+warnings.warn("careful")
+"""
+    source = write(course, f"{TINY}\n# %%{code}")
+    path = notebooks.execute(source, profile="smoke", seed=1)
+    assert path == paths.build_dir() / "notebooks/smoke/90_tiny.seed1.ipynb"
+    notebook = read(path)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output["text"] for output in outputs if output.get("name") == "stdout"][0] == "smoke 1\n"
+    assert outputs[1].data["text/plain"] == "8"
+    warned = [output["text"] for output in outputs if output.get("name") == "stderr"]
+    assert len(warned) == 1 and "careful" in warned[0] and "<cell>" in warned[0]
+    stored = json.dumps([outputs, notebook.metadata, *[cell.metadata for cell in notebook.cells]])
+    for litter in ("it/s", "50%|", "widget", "papermill", "iopub", str(paths.ROOT), str(Path.home()), "ipykernel_"):
+        assert litter not in stored, litter
+    assert notebook.metadata.course.profile == "smoke" and notebook.metadata.course.seed == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_a_stored_notebook_has_no_injected_cell(course):
+    stored = read(notebooks.publish(notebooks.find()[0]))
+    assert [cell.source for cell in stored.cells] == [
+        cell.source for cell in notebooks.build(notebooks.find()[0]).cells
+    ]
+    assert stored.cells[2].outputs[0].text == "quick 0\n"
+    assert notebooks.stale() == {}
+
+
+@pytest.mark.slow
+def test_a_notebook_that_fails_is_named_with_its_cell_and_error_and_kept(course):
+    source = write(course, f"{TINY}\n# %%\n# divide\n1 / 0\n")
+    with pytest.raises(NotebookError) as caught:
+        notebooks.execute(source, profile="quick")
+    assert str(caught.value).startswith("90_tiny, cell [6] (# divide): ZeroDivisionError: division by zero\n")
+    path = paths.build_dir() / "notebooks/quick/90_tiny.ipynb"
+    assert "ZeroDivisionError" in path.read_text()
+    assert not notebooks.is_done(source, profile="quick", seed=0)
+    with pytest.raises(NotebookError):
+        notebooks.publish(source)
+    assert not (course / "notebooks/90_tiny.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_is_said_so(course):
+    source = write(course, f"{TINY}\n# %%\nimport os\nos._exit(1)\n")
+    with pytest.raises(NotebookError, match="90_tiny: its kernel died"):
+        notebooks.execute(source, profile="quick")
+    assert list((paths.build_dir() / "notebooks/quick").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_notebook_of_a_megabyte_is_not_stored(course):
+    source = write(course, f"{TINY}\n# %%\nprint('x' * 1_000_000)\n")
+    with pytest.raises(NotebookError, match=r"90_tiny has 1,00\d,\d\d\d bytes; allowed: less than 1,000,000"):
+        notebooks.publish(source)
+    assert not (course / "notebooks/90_tiny.ipynb").exists()
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from helpers import __main__, environment, notebooks
+notebooks.SOURCES = Path(sys.argv[1])
+environment.ensure = lambda: None
+sys.exit(__main__.main(["course", "90"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_ends_the_kernel_and_leaves_nothing_half_written(course):
+    flag = course / "started"
+    write(course, f"{TINY}\n# %%\nimport time, pathlib\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(300)\n")
+    command = [sys.executable, "-c", INTERRUPTED, str(course / "notebooks/src")]
+    process = subprocess.Popen(
+        command, cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(flag.exists, 120)
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Interrupted" in err and "Traceback" not in err, err
+    wait_until(lambda: not any(kernel.is_running() for kernel in kernels), 30)
+    assert kernels and [p for p in paths.build_dir().rglob("*") if p.is_file()] == []
+
+
+def wait_until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+# ---------------------------------------------------------------- the course's own notebooks
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_every_notebook_uses_the_shared_package_and_its_record(source):
+    code = source.read_text()
+    assert notebooks._imported(__import__("ast").parse(code)), "imports helpers"
+    assert f'results.start("{source.stem}", profile=PROFILE, seed=SEED' in code
+    assert "run.finish()" in code
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_every_built_notebook_is_that_of_its_source(source):
+    path = notebooks.BUILT / f"{source.stem}.ipynb"
+    assert path.exists(), "run make notebooks"
+    notebook = read(path)
+    assert notebooks.stale().get(source.stem) != "is older than its source", "run make notebooks"
+    assert (notebook.metadata.course.profile, notebook.metadata.course.seed) == ("quick", 0)
+    assert path.stat().st_size < notebooks.MAX_BYTES
+    kinds = [output.output_type for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert kinds and "error" not in kinds
+    for place in (str(paths.ROOT), str(Path.home()), "ipykernel_", "/tmp/"):
+        assert place not in path.read_text(), place
+
+
+def test_every_built_notebook_has_a_source():
+    assert [name for name, reason in notebooks.stale().items() if reason == "has no source"] == []
+
+
+OFFLINE = '''
+"""Loaded by every Python that has this folder on its path: no address but loopback can be reached."""
+import socket
+
+def refuse(connect):
+    def wrapper(self, address, *rest):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError("the network is blocked")
+        return connect(self, address, *rest)
+    return wrapper
+
+socket.socket.connect = refuse(socket.socket.connect)
+socket.socket.connect_ex = refuse(socket.socket.connect_ex)
+socket.getaddrinfo = lambda *args, **kwargs: (_ for _ in ()).throw(socket.gaierror("the network is blocked"))
+'''
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Block the network in every process that is started from here: Python's sockets, and npm."""
+    (tmp_path / "offline").mkdir()
+    (tmp_path / "offline/sitecustomize.py").write_text(OFFLINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "offline"))
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the network is blocked" in done.stderr
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_smoke_runs_offline_and_twice_the_same(source, offline, tmp_path, monkeypatch):
+    """Two runs with one seed give the same results, model files included; `make test` has made the first by nbval."""
+    first = Path(os.environ.get("COURSE_SMOKE_DIR") or tmp_path / "first")
+    if not result_of(source, first).exists():
+        smoke(source, first, monkeypatch)
+    smoke(source, tmp_path / "second", monkeypatch)
+    one, two = (json.loads(result_of(source, folder).read_text()) for folder in (first, tmp_path / "second"))
+    assert results.comparable(one) == results.comparable(two)
+    files = sorted(path.relative_to(tmp_path / "second") for path in (tmp_path / "second/models").rglob("*.*"))
+    for file in files:
+        assert (first / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def smoke(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(folder))
+    notebooks.execute(source, profile="smoke")
+
+
+def result_of(source: Path, folder: Path) -> Path:
+    return folder / "results/smoke" / f"{source.stem}.seed0.json"

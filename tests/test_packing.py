@@ -1,0 +1,392 @@
+"""Files: bit for bit, read without torch, as small as they say, and never half a file or a wrong answer."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from torch import nn
+
+from helpers import models, packing, paths, pruning
+
+LENET_PARAMETERS = 431_080
+IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+WRITERS = [packing.write_dense, packing.write_sparse]
+
+
+@pytest.fixture
+def lenet() -> nn.Module:
+    torch.manual_seed(0)
+    return models.lenet5().eval()
+
+
+@pytest.fixture
+def masked(lenet) -> nn.Module:
+    return pruning.mask(lenet, pruning.layer_masks(lenet, 0.95))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder for tests that hypothesis runs many times over."""
+    return tmp_path_factory.mktemp("packing")
+
+
+def assert_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Same names in the same order, types, shapes, and every bit."""
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+
+
+# ---------------------------------------------------------------- bit for bit
+
+shapes = arrays_of.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
+
+
+@st.composite
+def any_floats(draw) -> np.ndarray:
+    """Float32 arrays of any bits at all, mostly zeros, with NaNs, denormals and -0.0 thrown in."""
+    bits = draw(arrays_of.arrays(np.uint32, draw(shapes), fill=st.just(0)))
+    special = draw(arrays_of.arrays(np.uint32, bits.shape, elements=st.sampled_from(SPECIAL), fill=st.just(0)))
+    return np.where(special > 0, special, bits).astype(np.uint32).view(np.float32)
+
+
+SPECIAL = [
+    0x0000_0000,
+    0x8000_0000,  # -0.0
+    0x0000_0001,  # the smallest denormal
+    0x807F_FFFF,  # the largest negative denormal
+    0x7FC0_1234,  # a quiet NaN with a payload
+    0xFFA0_0001,  # a signalling one
+    0x7F80_0000,  # infinity
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@settings(max_examples=40, deadline=None)
+@given(tensors=st.dictionaries(st.text(max_size=8), any_floats(), max_size=4))
+def test_every_float_comes_back_bit_for_bit(folder, write, tensors):
+    packed = write(tensors, folder / "any.pack")
+    assert_identical(packing.read(packed.path), tensors)
+
+
+dtypes = st.one_of(
+    arrays_of.boolean_dtypes(),
+    arrays_of.integer_dtypes(endianness="<"),
+    arrays_of.unsigned_integer_dtypes(endianness="<"),
+    arrays_of.floating_dtypes(endianness="<", sizes=(16, 32, 64)),
+    arrays_of.complex_number_dtypes(endianness="<", sizes=(64, 128)),
+)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@settings(max_examples=40, deadline=None)
+@given(array=dtypes.flatmap(lambda dtype: arrays_of.arrays(dtype, shapes)))
+def test_every_type_comes_back_bit_for_bit(folder, write, array):
+    packed = write({"x": array}, folder / "type.pack")
+    assert_identical(packing.read(packed.path), {"x": array})
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 200_000), places=st.lists(st.floats(0, 1, exclude_max=True), max_size=30))
+def test_gaps_of_any_length(folder, length, places):
+    array = np.zeros(length, np.float32)
+    array[[int(place * length) for place in places]] = 1.5
+    packed = packing.write_sparse({"x": array}, folder / "gaps.pack")
+    assert_identical(packing.read(packed.path), {"x": array})
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_what_is_read_can_be_written_to(folder, write):
+    packed = write({"x": np.eye(9, dtype=np.float32)}, folder / "own.pack")
+    array = packing.read(packed.path)["x"]
+    array += 1
+    assert array.flags.c_contiguous
+
+
+def test_tensors_of_any_layout(folder):
+    tensor = torch.arange(24.0).view(2, 3, 4).permute(2, 0, 1).requires_grad_()
+    big_endian = np.arange(4, dtype=">f4")
+    packed = packing.write_dense({"t": tensor, "b": big_endian}, folder / "layout.pack")
+    found = packing.read(packed.path)
+    assert np.array_equal(found["t"], tensor.detach().numpy())
+    assert np.array_equal(found["b"], big_endian)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("array", [torch.ones(2, dtype=torch.bfloat16), np.array(["a"]), np.array([None])])
+def test_what_numpy_cannot_hold_is_refused(folder, write, array):
+    with pytest.raises(ValueError, match=r"tensors\['x'\] has dtype .*; allowed"):
+        write({"x": array}, folder / "refused.pack")
+    assert not (folder / "refused.pack").exists()
+
+
+# ---------------------------------------------------------------- the format
+
+
+def read_by_the_book(path: Path) -> dict[str, list]:
+    """Read a file by the text of the module's docstring, one symbol at a time; lists of bytes for values."""
+    content = path.read_bytes()
+    assert content[:6] == b"MCPACK"
+    assert int.from_bytes(content[6:8], "little") == 1
+    length = int.from_bytes(content[8:12], "little")
+    assert hashlib.sha256(content[:12] + content[20:]).digest()[:8] == content[12:20]
+    entries, payload, found = (
+        json.loads(zlib.decompress(content[20 : 20 + length])),
+        content[20 + length :],
+        {},
+    )
+    for entry in entries:
+        size, width = math.prod(entry["shape"]), np.dtype(entry["dtype"]).itemsize
+        if entry["coding"] == "dense":
+            found[entry["name"]] = [payload[i * width : (i + 1) * width] for i in range(size)]
+            payload = payload[size * width :]
+            continue
+        bits, kept = entry["bits"], entry["kept"]
+        in_bytes = -(-entry["symbols"] * bits // 8)
+        stream, payload = int.from_bytes(payload[:in_bytes], "little"), payload[in_bytes:]
+        values, payload = [payload[i * width : (i + 1) * width] for i in range(kept)], payload[kept * width :]
+        elements: list[bytes] = []
+        for _ in range(entry["symbols"]):
+            symbol, stream = stream % 2**bits, stream >> bits
+            elements += [bytes(width)] * symbol
+            if symbol < 2**bits - 1:
+                elements.append(values.pop(0))
+        found[entry["name"]] = elements + [bytes(width)] * (size - len(elements))
+        assert not values
+    assert not payload
+    return found
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.1, 0.5, 1])
+def test_the_docstring_describes_the_file(folder, write, density):
+    random = np.random.default_rng(0)
+    array = (random.random((40, 50)) < density) * random.normal(size=(40, 50))
+    tensors = {"a": array.astype(np.float32), "b": array[0].astype(np.float16), "empty": np.zeros((0, 3))}
+    packed = write(tensors, folder / "book.pack")
+    found = read_by_the_book(packed.path)
+    assert {name: b"".join(elements) for name, elements in found.items()} == {
+        name: tensor.tobytes() for name, tensor in tensors.items()
+    }
+
+
+def header_of(path: Path) -> tuple[list[dict], int]:
+    """The header, and how many bytes stand before the payload."""
+    content = path.read_bytes()
+    end = 20 + int.from_bytes(content[8:12], "little")
+    return json.loads(zlib.decompress(content[20:end])), end
+
+
+def test_a_dense_file_holds_four_bytes_for_each_parameter_and_the_header(lenet, folder):
+    packed = packing.write_dense(lenet, folder / "dense.pack")
+    header, before_payload = header_of(packed.path)
+    assert packed.bytes == packed.path.stat().st_size == before_payload + 4 * LENET_PARAMETERS
+    assert before_payload < 400
+    assert packed.sha256 == hashlib.sha256(packed.path.read_bytes()).hexdigest()
+    assert [entry["name"] for entry in header] == sorted(lenet.state_dict())
+
+
+@pytest.mark.parametrize(("density", "narrow", "wide"), [(0.5, 1, 1), (0.1, 3, 4), (0.01, 6, 8), (0.001, 10, 12)])
+def test_the_width_of_gaps_is_the_best_one(folder, density, narrow, wide):
+    """Each width's size, counted one gap at a time, is at least the chosen one's; sparser needs wider."""
+    random = np.random.default_rng(0)
+    array = ((random.random(50_000) < density) * 1.5).astype(np.float32)
+    packed = packing.write_sparse({"x": array}, folder / "width.pack")
+    (entry,), before_payload = header_of(packed.path)
+    places = [-1, *map(int, np.flatnonzero(array))]
+    gaps = [after - before - 1 for before, after in zip(places, places[1:], strict=False)]
+    sizes = {bits: bits * sum(1 + gap // (2**bits - 1) for gap in gaps) for bits in range(1, 17)}
+    assert narrow <= entry["bits"] <= wide
+    assert sizes[entry["bits"]] == min(sizes.values()) == entry["bits"] * entry["symbols"]
+    assert packed.bytes == before_payload + -(-min(sizes.values()) // 8) + 4 * len(gaps)
+
+
+def test_a_sparse_array_is_never_larger_than_a_dense_one(folder):
+    random = np.random.default_rng(0)
+    for density in (1.0, 0.98, 0.96, 0.5):
+        array = ((random.random(4_000) < density) * 1.0).astype(np.float32)
+        sparse = packing.write_sparse({"x": array}, folder / "s.pack")
+        _, before_payload = header_of(sparse.path)
+        assert sparse.bytes - before_payload <= 16_000
+
+
+def test_negative_zeros_of_a_mask_cost_nothing(lenet, masked, folder):
+    """A mask turns a negative weight into -0.0; as a value to keep it would double the file."""
+    values = pruning.weights_of(masked)["fc1.weight"]
+    assert (torch.signbit(values) & (values == 0)).sum() > 100_000
+    zeros = pruning.bake(lenet)
+    for name, kept in pruning.masks_of(masked).items():
+        zeros.get_parameter(name).data[~kept] = 0.0
+    plain, from_mask = (
+        packing.write_sparse(m, folder / f"{n}.pack") for n, m in [("zeros", zeros), ("masked", masked)]
+    )
+    assert plain.sha256 == from_mask.sha256
+
+
+def test_equal_content_gives_equal_files(masked, folder):
+    first, second = (packing.write_sparse(masked, folder / f"{n}.pack") for n in "ab")
+    assert first.sha256 == second.sha256
+    assert first.path != second.path
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    tensors: dict[str, np.ndarray] = {"a": np.eye(5, dtype=np.float32), "b": np.arange(3)}
+    return packing.write_sparse(tensors, tmp_path / "small.pack").path
+
+
+def test_any_changed_byte_is_noticed(small):
+    content = small.read_bytes()
+    for position in range(len(content)):
+        for bit in (0, 7):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            small.write_bytes(changed)
+            with pytest.raises(packing.PackingError, match="small.pack: "):
+                packing.read(small)
+
+
+def test_any_missing_or_added_byte_is_noticed(small):
+    content = small.read_bytes()
+    for changed in [content[:length] for length in range(len(content))] + [content + b"\0", b"\0" + content]:
+        small.write_bytes(changed)
+        with pytest.raises(packing.PackingError):
+            packing.read(small)
+
+
+def sealed(version: int, header: list[dict], payload: bytes = b"") -> bytes:
+    """A file with a right checksum, whatever it holds."""
+    packed = zlib.compress(json.dumps(header).encode())
+    start = b"MCPACK" + version.to_bytes(2, "little") + len(packed).to_bytes(4, "little")
+    return start + hashlib.sha256(start + packed + payload).digest()[:8] + packed + payload
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a packed model"),
+        (b"PK\3\4 something else", "not a packed model"),
+        (b"MCPACK", "cut off"),
+        (sealed(2, []), "version 2; this code reads version 1"),
+        (
+            sealed(1, [{"name": "x", "dtype": "<f4", "shape": [1], "coding": "huffman"}]),
+            "unknown coding 'huffman'",
+        ),
+    ],
+)
+def test_other_files_are_named_as_what_they_are(small, content, message):
+    small.write_bytes(content)
+    with pytest.raises(packing.PackingError, match=message) as error:
+        packing.read(small)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        packing.read(tmp_path / "none.pack")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_writer_that_errs_writes_nothing(small, write, monkeypatch):
+    """If reading back gives anything else, the old file stays."""
+    before = small.read_bytes()
+    for spoiled in (
+        lambda array: np.nextafter(array, np.float32(9)),
+        lambda array: array.astype(np.float64),
+        lambda array: array.reshape(-1),
+    ):
+        original = packing._decode
+        monkeypatch.setattr(packing, "_decode", lambda c, s=spoiled, o=original: {"x": s(o(c)["x"])})
+        with pytest.raises(packing.PackingError, match="'x' would not come back bit for bit"):
+            write({"x": np.zeros((2, 2), np.float32)}, small)
+        monkeypatch.setattr(packing, "_decode", original)
+    assert small.read_bytes() == before
+    assert list(small.parent.iterdir()) == [small]
+
+
+# ---------------------------------------------------------------- models
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "jaxtyping", "pandas", "onnx"}:
+            raise ImportError(f"{name} must not be imported")
+sys.meta_path.insert(0, Refuse())
+import hashlib
+from helpers import packing
+for name, array in packing.read(sys.argv[1]).items():
+    print(name, array.dtype, array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_process_without_torch_reads_the_same_bits(masked, folder, write):
+    packed = write(masked, folder / "alone.pack")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(packed.path)]
+    answer = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    lines = [
+        f"{name} float32 {tuple(tensor.shape)} {hashlib.sha256((tensor.numpy() + 0.0).tobytes()).hexdigest()}"
+        for name, tensor in sorted(pruning.bake(masked).state_dict().items())
+    ]
+    assert answer.stdout.splitlines() == lines
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_model_from_its_file_gives_the_same_logits(lenet, masked, folder, write):
+    for model in (lenet, masked):
+        packed = write(model, folder / "model.pack")
+        torch.manual_seed(7)
+        new = packing.load_into(models.lenet5(), packed.path).eval()
+        assert torch.equal(new(IMAGES), model(IMAGES))
+        packing.verify(packed.path, model, IMAGES)
+
+
+def test_buffers_and_their_types_are_kept(folder):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    model(IMAGES)
+    packed = packing.write_sparse(model, folder / "bn.pack")
+    new = packing.load_into(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()), packed.path)
+    assert new.state_dict()["1.num_batches_tracked"].dtype == torch.int64
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in new.state_dict().items())
+    packing.verify(packed.path, model, IMAGES)
+
+
+def test_loading_leaves_the_model_that_came_in_alone(masked, folder):
+    packed = packing.write_sparse(masked, folder / "in.pack")
+    target = pruning.mask(models.lenet5(), pruning.layer_masks(models.lenet5(), 0.5))
+    before = pruning.weights_of(target)["fc1.weight"].clone()
+    packing.load_into(target, packed.path)
+    assert torch.equal(pruning.weights_of(target)["fc1.weight"], before)
+    assert set(pruning.masks_of(target)) == {f"{name}.weight" for name in ("conv1", "conv2", "fc1", "fc2")}
+
+
+def test_a_file_that_does_not_fit_the_model(masked, lenet, folder):
+    packed = packing.write_sparse(masked, folder / "fit.pack")
+    with pytest.raises(packing.PackingError, match=r"'fc1.weight' has shape .*500, 800.* and .*300, 784.* in the"):
+        packing.load_into(models.lenet_300_100(), packed.path)
+    with pytest.raises(packing.PackingError, match=r"'bias' has shape None in the file"):
+        packing.load_into(nn.Linear(2, 2), packing.write_dense({"weight": torch.ones(2, 2)}, folder / "part.pack").path)
+
+
+def test_verify_notices_one_changed_weight(lenet, folder):
+    packed = packing.write_dense(lenet, folder / "other.pack")
+    with torch.no_grad():
+        lenet.fc2.bias[3] += 1e-4
+    with pytest.raises(packing.PackingError, match="the logits differ from the model's, by up to"):
+        packing.verify(packed.path, lenet, IMAGES)

@@ -1,0 +1,538 @@
+"""Results: claims cannot be faked, files are strict JSON, publishing neither mixes nor picks."""
+
+import json
+import math
+import statistics
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from helpers import results, training
+from helpers.data import Split
+
+NB = "02_prune_weights"
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """Send build and data into temporary folders; the reference results stay the project's own."""
+    literature = (results.DATA / "literature.json").read_bytes()
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(tmp_path / "build"))
+    monkeypatch.setattr(results, "DATA", tmp_path / "data")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "data" / "results")
+    results.write_atomically(tmp_path / "data" / "literature.json", literature)
+    return tmp_path
+
+
+def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", nonzero=10, **more):
+    """Record a small model; `size` makes a file of that many bytes."""
+    if size is not None:
+        file = run.scratch(f"{name}.pack")
+        file.write_bytes(name.encode().ljust(size, b"."))
+    run.model(
+        name,
+        task="mnist",
+        method="magnitude",
+        accuracy=accuracy,
+        base=base,
+        weights=100,
+        nonzero=nonzero,
+        macs=2_293_000,
+        file=file,
+        **more,
+    )
+
+
+def loaded(notebook, **which):
+    """Return the results of a notebook that has some."""
+    result = results.load(notebook, **which)
+    assert result is not None
+    return result
+
+
+def finished(notebook=NB, profile="full", seed=0, claims=(), models=()):
+    """Run and finish a notebook with claims (id, value, at_most, over_seeds) and models (keyword dicts)."""
+    run = results.start(notebook, profile=profile, seed=seed)
+    for id, value, bound, over_seeds in claims:
+        run.claim(id, f"{id} is small", value, at_most=bound, over_seeds=over_seeds)
+    for model in models:
+        add(run, **model)
+    run.finish()
+    return loaded(notebook, profile=profile, seed=seed)
+
+
+# ---------------------------------------------------------------- settings and start
+
+
+def test_settings_choose_the_profile():
+    chosen = results.settings("quick", smoke={"epochs": 1}, quick={"epochs": 3}, full={"epochs": 30})
+    assert chosen.epochs == 3
+
+
+def test_settings_reject_unknown_profile_and_uneven_tables():
+    with pytest.raises(ValueError, match="profile='fast'.*'smoke', 'quick', 'full'"):
+        results.settings("fast", smoke={}, quick={}, full={})
+    with pytest.raises(ValueError, match="full and smoke differ in epochs"):
+        results.settings("quick", smoke={"epochs": 1}, quick={"epochs": 3}, full={})
+
+
+@pytest.mark.parametrize("notebook, profile, seed", [("02", "quick", 0), (NB, "slow", 0), (NB, "quick", -1)])
+def test_start_rejects(notebook, profile, seed):
+    with pytest.raises(ValueError, match="allowed"):
+        results.start(notebook, profile=profile, seed=seed)
+
+
+# ---------------------------------------------------------------- claims
+
+
+@settings(deadline=None)
+@given(value=st.floats(), bound=st.floats(allow_nan=False, allow_infinity=False))
+def test_the_outcome_is_the_comparison(value, bound):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    run.claim("most", "m", value, at_most=bound)
+    run.claim("least", "l", value, at_least=bound)
+    most, least = run._result()["claims"]
+    assert most["holds"] is (value <= bound)
+    assert least["holds"] is (value >= bound)
+
+
+def test_nan_never_holds_and_is_written_as_null():
+    run = results.start(NB, profile="quick", seed=0)
+    run.claim("accuracy", "accuracy is high", math.nan, at_least=0.0)
+    with pytest.raises(
+        results.ClaimError, match="'accuracy' does not hold: not a finite number, claimed at least 0"
+    ):
+        run.finish()
+    claim = loaded(NB, profile="quick")["claims"][0]
+    assert (claim["value"], claim["holds"]) == (None, False)
+
+
+def test_finish_writes_first_and_then_names_each_broken_claim():
+    run = results.start(NB, profile="full", seed=1)
+    run.claim("fine", "fine", 1, at_most=2)
+    run.claim("broken", "broken", 3, at_most=2)
+    run.claim("worse", "worse", 1, at_least=1.5)
+    with pytest.raises(results.ClaimError, match="'broken'.*3.*at most 2.*'worse'.*1.*at least 1.5") as error:
+        run.finish()
+    assert "fine" not in str(error.value)
+    assert [c["holds"] for c in loaded(NB, profile="full", seed=1)["claims"]] == [True, False, False]
+
+
+def test_smoke_records_a_broken_claim_and_does_not_raise(capsys):
+    finished(profile="smoke", claims=[("broken", 3, 2, False)])
+    assert loaded(NB, profile="smoke")["claims"][0]["holds"] is False
+    assert "Recorded only (smoke)" in capsys.readouterr().out
+
+
+def test_a_claim_shows_its_outcome(capsys):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    run.claim("a", "Loss is small", 0.0012, at_most=0.003)
+    run.claim("b", "Loss is tiny", 0.0012, at_most=0.001)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "**Holds:** Loss is small — measured 0.0012, claimed at most 0.003."
+    assert second.startswith("**Does not hold:** Loss is tiny")
+
+
+@pytest.mark.parametrize("bounds", [{}, {"at_most": 1, "at_least": 0}, {"at_most": math.nan}])
+def test_a_claim_needs_one_bound(bounds):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(ValueError, match="claim 'a'"):
+        run.claim("a", "a", 1, **bounds)
+
+
+def test_a_claim_cannot_be_told_its_outcome():
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(TypeError):
+        run.claim("a", "a", 1, at_most=0, **{"holds": True})
+
+
+def test_ids_and_names_stand_once():
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    run.claim("a", "a", 1, at_most=2)
+    with pytest.raises(ValueError, match="claim 'a' is there twice"):
+        run.claim("a", "b", 1, at_most=2)
+    add(run)
+    with pytest.raises(ValueError, match="model 'sparse' is there twice"):
+        add(run)
+
+
+def test_a_cell_that_runs_again_replaces_what_it_said(monkeypatch):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    for execution, value in [(4, 3), (9, 1)]:
+        monkeypatch.setattr(results, "_execution_count", lambda n=execution: n)
+        run.claim("a", "a", value, at_most=2)
+        add(run, accuracy=value / 10)
+    assert [c["value"] for c in run._result()["claims"]] == [1]
+    assert [m["accuracy"] for m in run._result()["models"]] == [0.1]
+    monkeypatch.setattr(results, "_execution_count", lambda: 10)
+    with pytest.raises(ValueError, match="twice"):
+        run.claim("a", "another claim", 1, at_most=2)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_file_holds_what_the_design_says():
+    result = finished(models=[{"size": 20}], claims=[("a", 1, 2, False)])
+    assert {"notebook": NB, "profile": "full", "seed": 0}.items() <= result.items()
+    provenance = result["provenance"]
+    assert provenance["torch"] == torch.__version__
+    assert provenance["threads"] == torch.get_num_threads()
+    assert 0 <= provenance["seconds"] < 60
+    assert provenance["peak_memory_mb"] > 10
+    assert provenance["started"].endswith("+00:00")
+    assert {"source_sha256", "helpers_version", "machine"} <= provenance.keys()
+    model = result["models"][0]
+    assert model["file"] == "models/full/02-sparse.seed0.pack"
+    assert model["file_bytes"] == 20
+    assert result["claims"] == [
+        {
+            "id": "a",
+            "text": "a is small",
+            "value": 1,
+            "at_most": 2,
+            "holds": True,
+            "over_seeds": False,
+            "timing": False,
+        }
+    ]
+
+
+def test_the_source_is_hashed(monkeypatch, tmp_path):
+    source = tmp_path / "notebooks" / "src" / f"{NB}.py"
+    results.write_atomically(source, b"# %%\n")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert finished()["provenance"]["source_sha256"] == results._sha256(b"# %%\n")
+
+
+def test_save_false_writes_nothing(tmp_path):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    run.finish()
+    assert not list((tmp_path / "build").rglob("*.json"))
+
+
+def test_numbers_from_numpy_torch_and_pandas_become_json():
+    run = results.start(NB, profile="quick", seed=0)
+    run.record("a", {"i": np.int64(3), "f": np.float32(0.5), "b": np.bool_(True), "t": torch.tensor([1, 2])})
+    run.record("table", pd.DataFrame({"x": [1, 2], "y": ["p", "q"]}))
+    run.record("seconds", [0.1], timing=True)
+    run.finish()
+    result = loaded(NB, profile="quick")
+    assert result["measurements"]["a"] == {"i": 3, "f": 0.5, "b": True, "t": [1, 2]}
+    assert result["measurements"]["table"] == [{"x": 1, "y": "p"}, {"x": 2, "y": "q"}]
+    assert result["timings"] == {"seconds": [0.1]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan"), torch.tensor(math.inf)])
+def test_nan_is_refused_by_the_name_of_its_field(bad):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(ValueError, match=r"curve\[1\]\.loss=(nan|inf)"):
+        run.record("curve", [{"loss": 1.0}, {"loss": bad}])
+
+
+def test_accuracy_is_a_fraction():
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(ValueError, match="accuracy=99.1"):
+        add(run, accuracy=99.1)
+
+
+def test_test_evaluations_are_logged_each_time():
+    torch.manual_seed(0)
+    split = Split(torch.randn(8, 4), torch.randint(0, 3, (8,)))
+    model = torch.nn.Linear(4, 3)
+    run = results.start(NB, profile="quick", seed=0)
+    evaluation = run.test("net", model, split)
+    run.test("net", model, split)
+    run.finish()
+    correct = int((model(split.inputs).argmax(1) == split.labels).sum())
+    assert evaluation == training.evaluate(model, split)
+    logged = {"name": "net", "accuracy": correct / 8, "correct": correct, "count": 8}
+    assert loaded(NB, profile="quick")["test_evaluations"] == [logged, logged]
+
+
+def test_comparable_drops_what_differs_between_runs():
+    run = results.start(NB, profile="quick", seed=0)
+    add(run, latency=[{"runtime": "onnxruntime", "batch": 1, "median_ms": 1, "ratio": 2, "interval": [1, 3]}])
+    run.claim("time", "fast", 1, at_least=0, timing=True)
+    run.claim("size", "small", 1, at_least=0)
+    run.record("seconds", 3, timing=True)
+    run.record("curve", [1, 2])
+    run.finish()
+    kept = results.comparable(loaded(NB, profile="quick"))
+    assert [c["id"] for c in kept["claims"]] == ["size"]
+    assert kept["measurements"] == {"curve": [1, 2]}
+    assert not {"provenance", "timings"} & kept.keys()
+    assert "latency" not in kept["models"][0]
+
+
+def test_scratch_belongs_to_notebook_profile_and_seed(tmp_path):
+    path = results.start(NB, profile="full", seed=2).scratch("state.pt")
+    assert path == tmp_path / "build" / "scratch" / "full" / f"{NB}.seed2" / "state.pt"
+    assert path.parent.is_dir()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_load_prefers_build():
+    finished(profile="quick", models=[{"accuracy": 0.5}])
+    results.promote_quick(NB)
+    finished(profile="quick", models=[{"accuracy": 0.75}])
+    assert loaded(NB, profile="quick")["models"][0]["accuracy"] == 0.75
+    results._build_file(NB, "quick", 0).unlink()
+    assert loaded(NB, profile="quick")["models"][0]["accuracy"] == 0.5
+    assert results.load(NB, profile="full") is None
+
+
+def test_expected_seconds_come_from_published_results():
+    assert results.expected_seconds(NB, "full") is None
+    for seed, seconds in enumerate([100, 200]):
+        result = finished(seed=seed)
+        result["provenance"]["seconds"] = seconds
+        results.write_atomically(results._data_file(NB, "full", seed), results._dump(result))
+    assert results.expected_seconds(NB, "full") == 150
+    assert "*full* about 2 min for each seed" in results.timetable(NB)
+    assert "*quick* at most two minutes" in results.timetable(NB)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
+def test_mean_std_agrees_with_the_standard_library(values):
+    mean, std, n = results.mean_std(values)
+    assert mean == pytest.approx(statistics.fmean(values), abs=1e-6)
+    assert std == pytest.approx(statistics.stdev(values), abs=1e-6)
+    assert n == len(values)
+
+
+def test_mean_std_of_one_and_none():
+    assert results.mean_std([3.0]).mean == 3 and math.isnan(results.mean_std([3.0]).std)
+    with pytest.raises(ValueError, match="values is empty"):
+        results.mean_std([])
+
+
+def test_paired_interval_agrees_with_scipy():
+    a, b = [0.991, 0.993, 0.992, 0.990], [0.990, 0.990, 0.9915, 0.9905]
+    expected = stats.ttest_rel(a, b).confidence_interval(0.9)
+    assert results.paired_interval(a, b, confidence=0.9) == pytest.approx((expected.low, expected.high))
+    for bad in ([1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="allowed"):
+            results.paired_interval(bad, a)
+
+
+def test_literature_is_complete_and_marks_what_was_not_read():
+    lenet = results.literature("mnist", model="LeNet-5")
+    ratios = dict(zip(lenet["method"], lenet["weights_ratio"], strict=True))
+    assert ratios["sparse variational dropout"] == 280
+    assert not lenet.set_index("method").loc["L0 regularization", "seen"]
+    assert len(lenet) == 10
+    rows = json.loads((results.DATA / "literature.json").read_text())["rows"]
+    assert all(0 < row["accuracy"] <= 1 for row in rows if "accuracy" in row)
+    assert all({"task", "model", "method", "year", "source", "seen"} <= row.keys() for row in rows)
+    with pytest.raises(ValueError, match="task='mnits'"):
+        results.literature("mnits")
+
+
+# ---------------------------------------------------------------- the leaderboard
+
+
+def brute_force_front(points):
+    """Return for each (accuracy, bytes) whether nothing dominates it."""
+    return [not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(90, 99), st.integers(1, 9)), min_size=1, max_size=8))
+def test_the_front_is_pareto(points):
+    frame = pd.DataFrame([{"task": "t", "accuracy": a / 100, "file_bytes": float(b)} for a, b in points])
+    assert results._front(frame) == brute_force_front(points)
+
+
+def test_leaderboard_ratios_front_and_order():
+    latency = [
+        {"runtime": "eager", "batch": 1, "median_ms": 1, "ratio": 9.0, "interval": [8, 10]},
+        {"runtime": "onnxruntime", "batch": 1, "median_ms": 1, "ratio": 1.5, "interval": [1, 2]},
+    ]
+    dense = {"name": "dense", "accuracy": 0.99, "size": 400, "base": None, "nonzero": 100}
+    sparse = {"name": "sparse", "accuracy": 0.98, "size": 40, "nonzero": 8, "latency": latency}
+    poor = {"name": "poor", "accuracy": 0.97, "size": 50, "nonzero": 8}
+    unstored = {"name": "unstored", "accuracy": 1.0, "nonzero": 8}
+    finished(profile="quick", models=[poor, sparse, dense, unstored])
+    board = results.leaderboard("mnist").set_index("name")
+    assert list(board.index) == ["unstored", "dense", "sparse", "poor"]
+    assert board["front"].to_dict() == {"unstored": False, "dense": True, "sparse": True, "poor": False}
+    assert board["weights_ratio"].to_dict() == {"unstored": 12.5, "dense": 1, "sparse": 12.5, "poor": 12.5}
+    assert board.loc["sparse", "latency_ratio"] == 1.5
+    assert math.isnan(board.loc["poor", "latency_ratio"])
+    text = results.format_leaderboard(results.leaderboard()).to_string(index=False)
+    assert "98.00" in text and "2,293,000" in text and "nan" not in text.lower()
+
+
+def test_leaderboard_averages_seeds_and_says_how_many():
+    accuracies = [0.990, 0.992, 0.994]
+    for seed, accuracy in enumerate(accuracies):
+        finished(seed=seed, models=[{"accuracy": accuracy}])
+    row = results.leaderboard().iloc[0]
+    assert (row["n"], row["accuracy"]) == (3, pytest.approx(0.992))
+    assert row["std"] == pytest.approx(statistics.stdev(accuracies))
+    assert "99.20 ± 0.20 (n = 3)" in results.format_leaderboard(results.leaderboard()).to_string()
+
+
+def test_leaderboard_takes_build_before_data_and_never_mixes_them():
+    for seed in (0, 1):
+        finished(seed=seed, models=[{"accuracy": 0.5}])
+    results.publish()
+    results._build_file(NB, "full", 0).unlink()
+    finished(seed=1, models=[{"accuracy": 0.75}])
+    row = results.leaderboard().iloc[0]
+    assert (row["n"], row["accuracy"], row["source"]) == (1, 0.75, "build")
+    row = results.leaderboard(build=False).iloc[0]
+    assert (row["n"], row["accuracy"], row["source"]) == (2, 0.5, "data")
+
+
+def test_smoke_is_not_on_the_leaderboard_and_an_empty_one_is_a_table():
+    finished(profile="smoke", models=[{}])
+    assert len(results.leaderboard()) == 0
+    assert len(results.format_leaderboard(results.leaderboard())) == 0
+
+
+# ---------------------------------------------------------------- publishing
+
+
+def test_promote_quick_publishes_the_result_without_the_file():
+    finished(profile="quick", models=[{"size": 20}])
+    path = results.promote_quick(NB)
+    model = json.loads(path.read_text())["models"][0]
+    assert "file" not in model and model["file_bytes"] == 20
+
+
+def test_promote_quick_refuses_a_broken_claim_and_a_missing_run():
+    with pytest.raises(FileNotFoundError, match="run it first"):
+        results.promote_quick(NB)
+    with pytest.raises(results.ClaimError):
+        finished(profile="quick", claims=[("a", 3, 2, False)])
+    with pytest.raises(results.ClaimError, match="seed 0, claim 'a'"):
+        results.promote_quick(NB)
+    assert not results._data_file(NB, "quick", 0).exists()
+
+
+def test_publish_promotes_each_finished_seed_and_states_n(tmp_path):
+    for seed in (0, 2):
+        finished(seed=seed, claims=[("error", 0.5, 1, True)], models=[{"size": 20}])
+    said = "\n".join(results.publish())
+    assert "seeds 0, 2 are published (n = 2)" in said
+    assert "error: not yet decided" in said
+    published = json.loads(results._data_file(NB, "full", 0).read_text())["models"][0]
+    assert (tmp_path / "data" / published["file"]).read_bytes().startswith(b"sparse")
+    assert "file" not in json.loads(results._data_file(NB, "full", 2).read_text())["models"][0]
+
+
+def test_a_seed_that_comes_later_joins_the_published_ones():
+    for seed, error in enumerate([0.9, 1.2, 0.8]):
+        finished(seed=seed, claims=[("error", error, 1, True)])
+        said = "\n".join(results.publish())
+        results._build_file(NB, "full", seed).unlink()
+    assert "error: holds" in said and "(n = 3)" in said and "0.9667 ± 0.2082" in said
+
+
+@pytest.mark.parametrize("values", [[0.9, 1.2, 1.1], [0.5, math.nan, 0.5]])
+def test_publish_checks_the_mean_over_seeds(values):
+    for seed, error in enumerate(values):
+        finished(seed=seed, claims=[("error", error, 1, True)])
+    with pytest.raises(results.ClaimError, match=r"over seeds, error: does not hold.*n = 3"):
+        results.publish(NB)
+    assert not list(results.RESULTS.rglob("*.json"))
+
+
+def test_a_seed_with_a_broken_claim_is_not_left_out_quietly():
+    for seed, error in enumerate([0, 3, 0]):
+        run = results.start(NB, profile="full", seed=seed)
+        run.claim("a", "a", error, at_most=2)
+        try:
+            run.finish()
+        except results.ClaimError:
+            assert seed == 1
+    with pytest.raises(results.ClaimError, match="seed 1, claim 'a'"):
+        results.publish(NB)
+    assert not list(results.RESULTS.rglob("*.json"))
+
+
+def test_publish_copies_only_the_front_and_only_small_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "MAX_FILE_BYTES", 100)
+    models = [
+        {"name": "huge", "accuracy": 0.99, "size": 101},
+        {"name": "good", "accuracy": 0.98, "size": 100},
+        {"name": "worse", "accuracy": 0.97, "size": 100},
+        {"name": "tiny", "accuracy": 0.90, "size": 9},
+    ]
+    finished(models=models)
+    results.publish()
+    assert sorted(p.name for p in (tmp_path / "data" / "models").iterdir()) == [
+        "02-good.seed0.pack",
+        "02-tiny.seed0.pack",
+    ]
+
+
+def test_publish_keeps_all_files_under_the_cap_and_writes_nothing_otherwise(monkeypatch, tmp_path):
+    finished("01_measure_first", models=[{"size": 60}])
+    results.publish("01_measure_first")
+    finished(models=[{"size": 60}])
+    monkeypatch.setattr(results, "MAX_FILES_BYTES", 100)
+    with pytest.raises(ValueError, match="120 bytes; allowed: 100"):
+        results.publish(NB)
+    assert not results._data_file(NB, "full", 0).exists()
+    assert len(list((tmp_path / "data" / "models").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"other"), lambda p: p.unlink()])
+def test_publish_verifies_the_files(damage, tmp_path):
+    finished(models=[{"size": 20}])
+    damage(tmp_path / "build" / "models" / "full" / "02-sparse.seed0.pack")
+    with pytest.raises(ValueError, match="not what 02_prune_weights recorded"):
+        results.publish(NB)
+    assert not list(results.RESULTS.rglob("*.json"))
+
+
+def test_publish_without_results():
+    with pytest.raises(FileNotFoundError, match="no notebook has no full results"):
+        results.publish()
+
+
+# ---------------------------------------------------------------- the README's table
+
+
+def test_readme_table_reads_data_only_and_says_how_many_seeds():
+    assert results.readme_table() == "No results are published yet."
+    finished(profile="quick", models=[{"accuracy": 0.9, "size": 20}])
+    assert results.readme_table() == "No results are published yet."
+    results.promote_quick(NB)
+    assert "| sparse | magnitude | 90.00 (n = 1) | 10× | 20 bytes | here, quick |" in results.readme_table()
+    for seed in range(3):
+        finished(seed=seed, models=[{"accuracy": 0.99 + seed / 1000, "size": 20}])
+    results.publish()
+    table = results.readme_table()
+    assert "| sparse | magnitude | 99.10 ± 0.10 (n = 3) | 10× | 20 bytes | here, full |" in table
+    assert "here, quick" not in table
+    assert "| LeNet-5 | sparse variational dropout | 99.25 | 280× | – |" in table
+    assert torch.__version__ in table
+
+
+def test_say_prints_outside_a_notebook(capsys):
+    results.say("**so**")
+    assert capsys.readouterr().out == "**so**\n"
+
+
+def test_say_displays_markdown_in_a_notebook(monkeypatch):
+    import IPython
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace())
+    monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
+    results.say("**so**")
+    assert shown == [{"text/markdown": "**so**", "text/plain": "**so**"}]
