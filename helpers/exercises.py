@@ -68,9 +68,7 @@ def check(exercise_id: str, answer: Any, **given: Any) -> Feedback:
     except Wrong as wrong:
         return Feedback(exercise_id, False, wrong.sentence, wrong.hint)
     except NotImplementedError:
-        sentence = (
-            "It is still empty: write your code in place of `raise NotImplementedError()`, then run it again."
-        )
+        sentence = "It is still empty: write your code in place of `raise NotImplementedError()`, then run it again."
         return Feedback(exercise_id, False, sentence)
     except Exception as error:  # whatever a student's code does, it is answered, not thrown back
         first = (str(error).strip().splitlines() or ["no message"])[0]
@@ -104,12 +102,7 @@ def within_factor(
     Raises Wrong, with the hint `too_low` or `too_high`, if they are more than `factor` apart.
     """
     value = guess()
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise Wrong(
             f"A prediction is one positive number; yours is {value!r}.",
             hint="Return a number: any honest guess.",
@@ -183,12 +176,8 @@ def _is_energy(found: float, arithmetic: float, fetching: float, *, bits: int) -
         return
     said = f"With {bits} bits you get {found:,.4g} µJ where {expected:,.4g} are right."
     if fetching == 0:
-        raise Wrong(
-            said, hint="One MAC is one multiplication and one addition, both of the kind that bits says."
-        )
-    raise Wrong(
-        said, hint="One read brings 32 bits. How many 8-bit weights come with it? (1 µJ = 1,000,000 pJ.)"
-    )
+        raise Wrong(said, hint="One MAC is one multiplication and one addition, both of the kind that bits says.")
+    raise Wrong(said, hint="One read brings 32 bits. How many 8-bit weights come with it? (1 µJ = 1,000,000 pJ.)")
 
 
 def _is_like(found: object, weight: torch.Tensor) -> None:
@@ -217,7 +206,7 @@ def _convolution_macs(macs_of: Callable[..., int]) -> str:
     }
     for changed, value in (("plain", None), ("padding", 1), ("stride", 2), ("groups", 2)):
         given = plain if value is None else plain | {changed: value}
-        options = {key: value for key, value in given.items() if key in ("padding", "stride", "groups")}
+        options: Any = {key: value for key, value in given.items() if key in ("padding", "stride", "groups")}
         layer = torch.nn.Conv2d(given["in_channels"], given["out_channels"], given["kernel"], **options)
         expected = count_macs(layer, torch.zeros(1, given["in_channels"], given["size"], given["size"]))
         found = macs_of(**given)
@@ -268,7 +257,7 @@ def _times_faster(ratio: Callable[[np.ndarray, np.ndarray], float]) -> str:
     return "Neither drift nor outliers fool it."
 
 
-def _is_ratio(found: object, expected: float, case: str, *, hint: str) -> None:
+def _is_ratio(found: Any, expected: float, case: str, *, hint: str) -> None:
     """Raise Wrong, with `hint`, unless `found` is a number within 5 % of `expected`."""
     if isinstance(found, bool) or not isinstance(found, int | float | np.floating):
         raise Wrong(f"Your function returned {found!r}.", hint="Return one number.")
@@ -341,11 +330,9 @@ def _reads_and_is_read(score: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
                 "This is the row sum alone: a neuron that nobody reads would still score high.",
                 hint="Multiply by the sum of the magnitudes of the neuron's column in next_weight.",
             )
-        if not torch.allclose(
-            found, torch.tensor([a * b for a, b in zip(reads, is_read, strict=True)]), rtol=1e-4
-        ):
+        if not torch.allclose(found, torch.tensor([a * b for a, b in zip(reads, is_read, strict=True)]), rtol=1e-4):
             raise Wrong(
                 "The scores are not (sum of |row|) × (sum of |column|).",
-                hint="Take magnitudes before you sum, or opposite signs cancel; and multiply the two sums, not add them.",
+                hint="Take magnitudes before you sum, or opposite signs cancel; multiply the two sums, do not add them.",
             )
     return "A neuron that reads much and is read by nobody scores zero, as it should."

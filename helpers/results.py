@@ -119,9 +119,7 @@ class Run:
         seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
         """
         if (at_most is None) == (at_least is None):
-            raise ValueError(
-                f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them"
-            )
+            raise ValueError(f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them")
         record = self._claims.get(id)
         self._unique(f"claim {id!r}", same=record is None or record["text"] == text)
         value, bound = float(value), at_most if at_most is not None else at_least
@@ -324,9 +322,7 @@ def mean_std(values: Sequence[float]) -> Summary:
     return Summary(mean, std, n)
 
 
-def paired_interval(
-    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95
-) -> tuple[float, float]:
+def paired_interval(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the t interval of the mean of a - b, paired by seed; "a beats b" needs one that excludes 0.
 
     Raises ValueError unless both hold the same number of values, at least two.
@@ -477,9 +473,7 @@ def _over_seeds(id: str, results: list[dict]) -> tuple[str, bool | None]:
     mean, std, n = mean_std(values)
     side = "at_most" if "at_most" in claims[-1] else "at_least"
     holds = _holds(mean, side, claims[-1][side]) if n >= MIN_SEEDS else None
-    outcome = {True: "holds", False: "does not hold", None: f"not yet decided, needs {MIN_SEEDS} seeds"}[
-        holds
-    ]
+    outcome = {True: "holds", False: "does not hold", None: f"not yet decided, needs {MIN_SEEDS} seeds"}[holds]
     spread = f" ± {_number(std)}" if n > 1 else ""
     measured = f"{_number(mean)}{spread} (n = {n})"
     return (

@@ -73,9 +73,7 @@ CASES |= {
             (_marks_not_weights, "times the step"),
         ]
     ),
-    "00.3": Case(
-        [(_energy_without_additions, "one addition"), (_energy_with_a_read_each, "One read brings")]
-    ),
+    "00.3": Case([(_energy_without_additions, "one addition"), (_energy_with_a_read_each, "One read brings")]),
 }
 
 
@@ -127,11 +125,7 @@ def _half_of_everything(weight):
 
 def _two_of_four_with_signs(weight):
     groups = weight.reshape(-1, 4)
-    return (
-        torch.zeros_like(groups, dtype=torch.bool)
-        .scatter(1, groups.topk(2, dim=1).indices, True)
-        .view_as(weight)
-    )
+    return torch.zeros_like(groups, dtype=torch.bool).scatter(1, groups.topk(2, dim=1).indices, True).view_as(weight)
 
 
 CASES["02.1"] = Case(
@@ -269,9 +263,7 @@ def test_wrong_shows_the_sentence_and_folds_the_hint(registry):
     assert "<details><summary>A hint</summary><p>Count &lt;again&gt;.</p></details>" in html
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("bad\nline two"), KeyError("x"), AssertionError(), ZeroDivisionError()]
-)
+@pytest.mark.parametrize("error", [ValueError("bad\nline two"), KeyError("x"), AssertionError(), ZeroDivisionError()])
 def test_an_answer_that_raises_is_reported_in_one_sentence(registry, error):
     @registry
     def _(answer):

@@ -105,9 +105,7 @@ def test_the_outcome_is_the_comparison(value, bound):
 def test_nan_never_holds_and_is_written_as_null():
     run = results.start(NB, profile="quick", seed=0)
     run.claim("accuracy", "accuracy is high", math.nan, at_least=0.0)
-    with pytest.raises(
-        results.ClaimError, match="'accuracy' does not hold: not a finite number, claimed at least 0"
-    ):
+    with pytest.raises(results.ClaimError, match="'accuracy' does not hold: not a finite number, claimed at least 0"):
         run.finish()
     claim = loaded(NB, profile="quick")["claims"][0]
     assert (claim["value"], claim["holds"]) == (None, False)
@@ -389,9 +387,9 @@ def test_leaderboard_takes_build_before_data_and_never_mixes_them():
     results.publish()
     results._build_file(NB, "full", 0).unlink()
     finished(seed=1, models=[{"accuracy": 0.75}])
-    row = results.leaderboard().iloc[0]
+    (row,) = results.leaderboard().to_dict("records")
     assert (row["n"], row["accuracy"], row["source"]) == (1, 0.75, "build")
-    row = results.leaderboard(build=False).iloc[0]
+    (row,) = results.leaderboard(build=False).to_dict("records")
     assert (row["n"], row["accuracy"], row["source"]) == (2, 0.5, "data")
 
 

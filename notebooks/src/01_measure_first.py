@@ -58,7 +58,7 @@ S = results.settings(
                calls=100, rounds=21, controls=3, control_rounds=21),
     quick=dict(train=55_000, epochs=2, shift=False, validation=5_000, test=10_000,
                calls=400, rounds=61, controls=40, control_rounds=31),
-    full=dict(train=55_000, epochs=15, shift=True, validation=5_000, test=10_000,
+    full=dict(train=55_000, epochs=10, shift=True, validation=5_000, test=10_000,
               calls=400, rounds=101, controls=40, control_rounds=61),
 )  # fmt: skip
 plots.style()

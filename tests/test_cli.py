@@ -1,0 +1,301 @@
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers import __main__ as cli
+from helpers import environment, notebooks, paths, results, sources
+from helpers.notebooks import NotebookError
+
+COMMANDS = ["course", "lab", "test", "check", "student", "data", "train", "notebooks", "publish", "stale", "readme"]
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """Two notebooks that are not executed: the list of what would be, the datasets fetched, the set-ups."""
+    done: dict[str, list] = {"executed": [], "fetched": [], "set up": []}
+    folder = tmp_path / "src"
+    folder.mkdir()
+    for name, code in {"01_one": "data.mnist()", "02_two": "pass"}.items():
+        (folder / f"{name}.py").write_text(code)
+    monkeypatch.setattr(notebooks, "SOURCES", folder)
+    monkeypatch.setattr(environment, "ensure", lambda: done["set up"].append("ensured"))
+    monkeypatch.setattr(sources, "fetch", lambda name: done["fetched"].append(name) or tmp_path)
+    monkeypatch.setattr(results, "leaderboard", lambda: pd.DataFrame())
+
+    def execute(source, *, profile, seed, progress):
+        done["executed"].append((source.stem, profile, seed))
+        return tmp_path
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    return done
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_help_names_every_command_and_the_profiles():
+    done = subprocess.run([sys.executable, "-m", "helpers", "--help"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    for word in [*COMMANDS, "clean", *results.PROFILES, "COURSE_DATA_DIR", "make course"]:
+        assert re.search(rf"\b{word}\b", done.stdout), word
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["course", "--profile", "nonsense"], "profile='nonsense' is unknown; allowed: 'smoke', 'quick', 'full'"),
+        (["course", "99"], "notebook='99' is unknown; allowed: '01_one', '02_two', '01', '02'"),
+        (["course", "--seed", "-1"], "seed=-1; allowed: a whole number of at least 0"),
+        (["notebooks", "x"], "notebook='x' is unknown"),
+        (["train", "lenet5", "--seed", "-1"], "seed=-1"),
+    ],
+)
+def test_a_bad_argument_is_named_before_anything_is_installed(arguments, said, course, capsys):
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert course == {"executed": [], "fetched": [], "set up": []}
+
+
+def test_the_variable_profile_is_checked_too(course, capsys, monkeypatch):
+    monkeypatch.setenv("PROFILE", "fast")
+    assert cli.main(["course"]) == 2
+    assert "profile='fast' is unknown" in capsys.readouterr().err
+
+
+def test_an_unknown_checkpoint_is_refused(course, capsys):
+    assert cli.main(["train", "alexnet"]) == 2
+    assert "name='alexnet' is unknown; allowed: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["helpers", "helpers.__main__", "helpers.sources", "helpers.notebooks"])
+def test_nothing_heavy_is_imported_before_the_set_up(module):
+    """Isolated, so that not even site-packages is there: only the standard library can be imported."""
+    code = f"import sys; sys.path.insert(0, {str(paths.ROOT)!r}); import {module}"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- course
+
+
+def test_course_runs_every_notebook_once_and_says_where_things_lie(course, capsys):
+    assert cli.main(["course"]) == 0
+    assert course["executed"] == [("01_one", "quick", 0), ("02_two", "quick", 0)]
+    assert course["fetched"] == ["mnist"] and course["set up"] == ["ensured"]
+    out = capsys.readouterr().out
+    for words in ("[1/2] 01_one", "[2/2] 02_two", "done in", "Executed notebooks:", "Results:"):
+        assert words in out
+
+
+def test_course_shows_how_long_it_usually_takes_and_the_leaderboard(course, capsys, monkeypatch):
+    monkeypatch.setattr(results, "expected_seconds", lambda notebook, profile: {"01_one": 40, "02_two": 80}[notebook])
+    monkeypatch.setattr(results, "leaderboard", lambda: pd.DataFrame({"a": [1]}))
+    monkeypatch.setattr(results, "format_leaderboard", lambda board: pd.DataFrame({"model": ["lenet5"]}))
+    assert cli.main(["course"]) == 0
+    out = capsys.readouterr().out
+    assert "usually 2 min" in out and "[1/2] 01_one, usually 40 s" in out and "lenet5" in out
+
+
+def test_one_notebook_alone_fetches_only_its_data(course):
+    assert cli.main(["course", "02", "--profile", "smoke", "--seed", "3", "4"]) == 0
+    assert course["executed"] == [("02_two", "smoke", 3), ("02_two", "smoke", 4)]
+    assert course["fetched"] == []
+
+
+def test_full_runs_three_seeds_and_goes_on_where_it_stopped(course, capsys, monkeypatch):
+    monkeypatch.setenv("PROFILE", "full")
+    monkeypatch.setattr(notebooks, "is_done", lambda source, *, profile, seed: (source.stem, seed) != ("02_two", 1))
+    assert cli.main(["course"]) == 0
+    assert course["executed"] == [("02_two", "full", 1)]
+    assert capsys.readouterr().out.count("has run before") == 5
+    course["executed"].clear()
+    assert cli.main(["course", "--again"]) == 0
+    expected = [(name, "full", seed) for seed in (0, 1, 2) for name in ("01_one", "02_two")]
+    assert course["executed"] == expected, "a whole seed before the next"
+
+
+def test_done_means_finished_with_this_source(tmp_path, monkeypatch):
+    import nbformat
+
+    monkeypatch.setattr(notebooks, "SOURCES", tmp_path)
+    source = tmp_path / "01_one.py"
+    source.write_text("x = 1\n")
+    build = paths.build_dir()
+    executed, result = build / "notebooks/full/01_one.seed1.ipynb", build / "results/full/01_one.seed1.json"
+    notebook = nbformat.v4.new_notebook(metadata={"course": {"source_sha256": notebooks._file_sha256(source)}})
+    for path in (executed, result):
+        path.parent.mkdir(parents=True)
+    nbformat.write(notebook, executed)
+    assert not notebooks.is_done(source, profile="full", seed=1), "no results"
+    result.write_text("{}")
+    assert notebooks.is_done(source, profile="full", seed=1)
+    assert not notebooks.is_done(source, profile="full", seed=2)
+    source.write_text("x = 2\n")
+    assert not notebooks.is_done(source, profile="full", seed=1), "another source"
+    nbformat.write(nbformat.v4.new_notebook(), executed)
+    source.write_text("x = 1\n")
+    assert not notebooks.is_done(source, profile="full", seed=1), "it failed: no provenance was stored"
+
+
+def test_a_failure_is_repeated_last_with_name_cell_and_error(course, capsys, monkeypatch):
+    def execute(source, **options):
+        course["executed"].append(source.stem)
+        if source.stem == "01_one":
+            raise NotebookError("01_one, cell [3] (1 / 0): ZeroDivisionError: division by zero")
+        return source
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    assert cli.main(["course"]) == 1
+    out, err = capsys.readouterr()
+    assert course["executed"] == ["01_one", "02_two"], "one failure does not keep the others from running"
+    assert err == "failed: 01_one, cell [3] (1 / 0): ZeroDivisionError: division by zero\n"
+    assert "failed after" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (sources.SourceError("no connection; connect and run it again"), 1),
+        (environment.SetupError("pip failed"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_goes_wrong_outside_a_notebook_is_one_sentence(error, code, course, capsys, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(sources, "fetch", fail)
+    assert cli.main(["course"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- for maintainers
+
+
+def test_notebooks_executes_what_is_stale_and_promotes_what_ran(course, capsys, monkeypatch):
+    promoted = []
+    readme = []
+    monkeypatch.setattr(notebooks, "stale", lambda: {"01_one": "is not built", "02_two": "is older than its source"})
+
+    def publish(source, *, progress):
+        course["executed"].append(source.stem)
+        if source.stem == "01_one":
+            raise NotebookError("01_one, cell [3]: claim 'a' does not hold")
+
+    monkeypatch.setattr(notebooks, "publish", publish)
+    monkeypatch.setattr(results, "promote_quick", promoted.append)
+    monkeypatch.setattr("helpers.readme.write", lambda: readme.append("written"))
+    assert cli.main(["notebooks"]) == 1
+    assert (course["executed"], promoted, readme) == (["01_one", "02_two"], ["02_two"], ["written"])
+    assert "failed: 01_one" in capsys.readouterr().err
+
+
+def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):
+    monkeypatch.setattr(notebooks, "stale", lambda: {})
+    monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
+    monkeypatch.setattr(results, "promote_quick", lambda name: None)
+    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    assert cli.main(["notebooks"]) == 0 and course["executed"] == []
+    assert cli.main(["notebooks", "--again", "02"]) == 0 and course["executed"] == ["02_two"]
+
+
+@pytest.mark.parametrize(("stale", "code"), [({}, 0), ({"01_one": "is not built"}, 1)])
+def test_stale_lists_and_says_so_by_its_exit_code(stale, code, course, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "stale", lambda: stale)
+    assert cli.main(["stale"]) == code
+    assert capsys.readouterr().out == "".join(f"{name} {reason}\n" for name, reason in stale.items())
+
+
+def test_publish_without_results_says_what_to_do(course, capsys):
+    assert cli.main(["publish"]) == 1
+    assert "run it first" in capsys.readouterr().err
+
+
+def test_clean_deletes_what_was_made_and_keeps_data_and_venv(tmp_path, course, monkeypatch):
+    monkeypatch.setattr(cli, "ROOT", tmp_path / "project")
+    made = ["build/results/a.json", ".mypy_cache/x", "data/raw/MNIST/x", ".venv/bin/python", "data/results/a.json"]
+    for name in made:
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).touch()
+
+    def left() -> list[str]:
+        return [name for name in made if (tmp_path / "project" / name).exists()]
+
+    assert cli.main(["clean"]) == 0
+    assert left() == made[2:] and course["set up"] == []
+    assert cli.main(["clean", "--all"]) == 0
+    assert left() == ["data/results/a.json"]
+
+
+# ---------------------------------------------------------------- make test
+
+
+MIXED = """
+import pytest
+def test_a(): pass
+def test_b(): pass
+def test_c(): assert False
+@pytest.mark.skip
+def test_d(): pass
+@pytest.fixture
+def broken(): 1 / 0
+def test_e(broken): pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "passed", "failed", "skipped"),
+    [
+        (MIXED, 2, 2, 1),
+        ("import os\ndef test_a(): os._exit(3)\n", 0, 1, 0),  # no report is written
+        ("", 0, 0, 0),
+    ],
+)
+def test_pytests_outcome_is_counted(code, passed, failed, skipped, tmp_path):
+    (tmp_path / "test_it.py").write_text(code)
+    counts = cli._pytest(tmp_path / "report.xml", [str(tmp_path / "test_it.py")])
+    assert (counts["passed"], counts["failed"], counts["skipped"]) == (passed, failed, skipped)
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "last"),
+    [
+        ([(3, 0, 1), (2, 0, 0)], 0, "5 passed, 0 failed, 1 skipped"),
+        ([(3, 1, 0), (2, 0, 0)], 1, "5 passed, 1 failed, 0 skipped"),
+        ([(0, 0, 0)], 1, "0 passed, 0 failed, 0 skipped"),
+    ],
+)
+def test_one_failure_anywhere_fails_and_the_last_line_counts(parts, code, last, capsys):
+    counted = {str(i): Counter(passed=p, failed=f, skipped=s) for i, (p, f, s) in enumerate(parts)}
+    assert cli._closing(counted, 1.0) == code
+    assert capsys.readouterr().out.splitlines()[-1] == last
+
+
+def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
+    ran = []
+
+    def pytest_run(report, options, **variables):
+        ran.append((report.stem, variables))
+        return Counter(passed=1, failed=int(report.stem == "unit"))
+
+    before = os.environ["COURSE_BUILD_DIR"]
+    monkeypatch.setenv("COURSE_BUILD_DIR", before)  # the command sets it; this puts it back
+    monkeypatch.setattr(cli, "ROOT", Path(before).parent)
+    monkeypatch.setattr(cli, "NOTEBOOKS", Path(before).parent)
+    (Path(before).parent / "01_one.ipynb").touch()
+    monkeypatch.setattr(cli, "_pytest", pytest_run)
+    assert cli.main(["test"]) == 1
+    assert [name for name, _ in ran] == ["unit", "nbval", "notebook"]
+    assert course["executed"] == [("01_one", "quick", 0), ("02_two", "quick", 0)]
+    assert course["fetched"] == ["mnist", "cifar10", "imdb"]
+    smoke = str(Path(before).parent / "build/test/smoke")
+    assert ran[1][1] == {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": smoke}
+    assert ran[2][1] == {"COURSE_SMOKE_DIR": smoke}, "the second smoke run is compared with nbval's"
+    assert capsys.readouterr().out.splitlines()[-1] == "5 passed, 1 failed, 0 skipped"

@@ -1,0 +1,190 @@
+"""pyproject.toml, requirements.lock, environment.yml, README, licences and CI, held against each other."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, version
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import helpers
+from helpers import environment, notebooks, readme, sources
+from helpers.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+OPTIONAL = [Requirement(r) for group in PROJECT["optional-dependencies"].values() for r in group]
+PINS = environment.read_lock()
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+@pytest.mark.parametrize(
+    "name", ["torch", "torchvision", "torchtext", "jupyterlab", "matplotlib", "nbval", "papermill"]
+)
+def test_the_required_packages_are_direct_dependencies(name):
+    assert name in DIRECT
+
+
+@pytest.mark.parametrize("requirement", [*DIRECT.values(), *OPTIONAL], ids=str)
+def test_the_lock_pins_each_dependency_as_pyproject_allows(requirement):
+    assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_what_is_installed_is_what_the_lock_says(name):
+    assert version(name).split("+")[0] == PINS[name]
+
+
+def test_the_lock_is_complete():
+    """Whatever a pinned package needs on this platform is pinned as well."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    needed = set()
+    for name in PINS:
+        try:
+            requirements = [Requirement(text) for text in requires(name) or []]
+        except PackageNotFoundError:  # another platform's, or the optional npm
+            continue
+        markers = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+        needed |= {canonicalize_name(r.name) for r in markers}
+    assert needed - set(PINS) - {"setuptools", "pip"} == set()
+
+
+def test_the_lock_is_sorted_and_has_no_local_or_editable_lines():
+    lines = [line for line in environment.LOCK.read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines)
+    names = [canonicalize_name(line.split("==")[0]) for line in lines]
+    assert names == sorted(set(names))
+
+
+def test_conda_uses_the_same_constraints_and_a_python_that_is_allowed():
+    conda = [item for item in CONDA["dependencies"] if isinstance(item, str)]
+    pip = next(item["pip"] for item in CONDA["dependencies"] if isinstance(item, dict))
+    assert pip == ["-c requirements.lock", "-e ."]
+    python = next(item.split("=")[1] for item in conda if item.startswith("python="))
+    assert "pip" in conda and SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert CONDA["name"] == PROJECT["name"]
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    oldest = ".".join(map(str, environment.OLDEST))
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert tools["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert tools["mypy"]["python_version"] == oldest
+    assert f"Python {oldest} or newer" in README
+
+
+def imported(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"helpers", "conftest"}
+
+
+def test_whatever_is_imported_is_a_declared_dependency():
+    providers = packages_distributions()
+    files = [*(ROOT / "helpers").glob("*.py"), *(ROOT / "tests").glob("*.py"), *notebooks.sources()]
+    modules = {name for path in files for name in imported(path)} - {"cycler"}  # matplotlib's, and a part of it
+    unknown = {name for name in modules if not {canonicalize_name(p) for p in providers.get(name, [])} & set(DIRECT)}
+    assert unknown == set()
+
+
+# ---------------------------------------------------------------- commands and CI
+
+
+def test_make_only_passes_its_targets_on():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^(course .*):$", text, re.M)
+    assert targets and set(targets[1].split()) == {"course", "test", "lab", "notebooks", "student", "check", "clean"}
+    assert "$(PYTHON) -m helpers $@ $(ARGS)" in text
+
+
+def documented() -> set[str]:
+    """Return each command that stands as code in the documentation: after `make` or `-m helpers`."""
+    found: set[str] = set()
+    for path in ("README.md", "CONTRIBUTING.md"):
+        code = re.findall(r"```.*?```|`[^`\n]+`", (ROOT / path).read_text(), re.S)
+        found |= {name for part in code for name in re.findall(r"(?:\bmake|-m helpers) (\w+)", part)}
+    return found
+
+
+def test_every_command_that_is_documented_exists_and_the_two_are():
+    commands = set(re.findall(r'add\("(\w+)"', (ROOT / "helpers/__main__.py").read_text()))
+    assert {"course", "test"} < documented() <= commands
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in README
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    assert "make test" in [step.get("run") for step in job["steps"]]
+    for python in job["strategy"]["matrix"]["python"]:
+        minor = tuple(map(int, python.split(".")))
+        assert environment.OLDEST <= minor <= environment.NEWEST_TESTED
+
+
+def test_what_runs_write_is_ignored_by_git():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"build/", "data/raw/", ".venv/"} <= set(ignored)
+
+
+# ---------------------------------------------------------------- README, licences, citation
+
+
+def test_the_readmes_generated_parts_are_up_to_date():
+    assert readme.render(README) == README, "run python -m helpers readme"
+
+
+@pytest.mark.parametrize("text", ["", README.replace("<!-- generated: map -->", ""), README + README])
+def test_a_readme_without_its_marks_is_refused(text):
+    with pytest.raises(ValueError, match="has not exactly one part <!-- generated: map -->"):
+        readme.render(text)
+
+
+def test_generated_parts_replace_only_themselves():
+    text = "a\n<!-- generated: map -->\n<!-- end -->\nb\n<!-- generated: results -->\nold\n<!-- end -->\nc\n"
+    once = readme.render(text)
+    assert readme.render(once) == once
+    assert once.startswith("a\n<!-- generated: map -->\n| notebook |") and once.endswith("\n<!-- end -->\nc\n")
+    assert "\n<!-- end -->\nb\n<!-- generated: results -->\n" in once and "old" not in once
+
+
+def test_every_notebook_is_in_the_curriculum_and_linked_if_it_is_built():
+    assert {source.stem for source in notebooks.sources()} <= set(readme.CURRICULUM)
+    for name in readme.CURRICULUM:
+        assert (f"(notebooks/{name}.ipynb)" in README) == (ROOT / f"notebooks/{name}.ipynb").exists()
+
+
+def test_local_links_lead_somewhere():
+    for path in ("README.md", "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)]+)\)", (ROOT / path).read_text()):
+            assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_readme_names_every_dataset_with_its_source():
+    for dataset in sources._DATASETS.values():
+        for package in filter(None, [dataset.npm, dataset.python_package]):
+            name, number = re.split("@|==", package)
+            assert f"`{name}` {number}" in README
+
+
+def test_licences_and_citation():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "CC BY 4.0" in (ROOT / "LICENSE-prose").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == helpers.__version__
+    assert set(citation["license"]) == set(PROJECT["license"].split(" AND "))
