@@ -139,7 +139,7 @@ def _summary(profile: str) -> None:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    environment.become([sys.executable, "-m", "jupyter", "lab", f"--notebook-dir={NOTEBOOKS}"])
+    environment.become([sys.executable, "-m", "jupyterlab", f"--notebook-dir={NOTEBOOKS}"])
     return 0
 
 

@@ -148,7 +148,7 @@ def _round_weight(round_weight: Callable[[torch.Tensor, int], torch.Tensor]) -> 
         worst = max(abs(a - b) for a, b in zip(found.flatten().tolist(), values, strict=True))
         if worst > 0.501 * step:
             raise Wrong(
-                f"With {bits} bits a weight moved by {worst / step:.2f} steps; the nearest mark is half a step away.",
+                f"With {bits} bits a weight moved by {worst / step:.2f} steps; a mark is always within half a step.",
                 hint="The step is the largest magnitude divided by the last mark; then round, do not cut off.",
             )
         if not torch.equal(given, weight):
@@ -261,7 +261,7 @@ def _is_ratio(found: Any, expected: float, case: str, *, hint: str) -> None:
     """Raise Wrong, with `hint`, unless `found` is a number within 5 % of `expected`."""
     if isinstance(found, bool) or not isinstance(found, int | float | np.floating):
         raise Wrong(f"Your function returned {found!r}.", hint="Return one number.")
-    if not abs(found / expected - 1) <= 0.05:
+    if not abs(float(found) / expected - 1) <= 0.05:
         raise Wrong(f"For {case} you get {found:.2f} where {expected:.2f} is right.", hint=hint)
 
 
@@ -333,6 +333,6 @@ def _reads_and_is_read(score: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
         if not torch.allclose(found, torch.tensor([a * b for a, b in zip(reads, is_read, strict=True)]), rtol=1e-4):
             raise Wrong(
                 "The scores are not (sum of |row|) × (sum of |column|).",
-                hint="Take magnitudes before you sum, or opposite signs cancel; multiply the two sums, do not add them.",
+                hint="Take magnitudes before you sum, or opposite signs cancel: multiply the sums, do not add.",
             )
     return "A neuron that reads much and is read by nobody scores zero, as it should."

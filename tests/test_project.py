@@ -56,7 +56,7 @@ def test_the_lock_is_complete():
             continue
         markers = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
         needed |= {canonicalize_name(r.name) for r in markers}
-    assert needed - set(PINS) - {"setuptools", "pip"} == set()
+    assert needed - set(PINS) == set()
 
 
 def test_the_lock_is_sorted_and_has_no_local_or_editable_lines():
