@@ -107,7 +107,8 @@ def within_factor(
             f"A prediction is one positive number; yours is {value!r}.",
             hint="Return a number: any honest guess.",
         )
-    both = f"You predicted {value:,.4g} {unit}; measured: {measured:,.4g}."
+    predicted, found = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}" for v in (value, measured))
+    both = f"You predicted {predicted} {unit}; measured: {found}."
     if value * factor < measured:
         raise Wrong(both, hint=too_low)
     if value > measured * factor:

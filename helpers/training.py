@@ -267,15 +267,16 @@ def fit(
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Float[Tensor, "count classes"]:
-    """Return the logits of all `inputs` on the CPU, computed in evaluation mode; the model's mode is restored."""
+    """Return the logits of all `inputs` on the CPU, computed in evaluation mode; each layer's own mode is restored."""
     checks.not_empty("inputs", inputs)
-    was_training = model.training
+    were_training = [module for module in model.modules() if module.training]  # a frozen layer may stand in evaluation
     where = next(model.parameters()).device
     model.eval()
     try:
         return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
     finally:
-        model.train(was_training)
+        for module in were_training:
+            module.training = True
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evaluation:

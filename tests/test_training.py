@@ -133,11 +133,13 @@ def test_evaluate_against_numbers_by_hand():
     assert result.loss == pytest.approx((2 * right + wrong) / 3)
 
 
-def test_predict_uses_evaluation_mode_and_restores_the_mode(blobs):
+def test_predict_uses_evaluation_mode_and_restores_each_layers_mode(blobs):
+    """Trap: a frozen BatchNorm stands in evaluation mode; `model.train()` would let its statistics drift."""
     model = net().train()
+    frozen = model[2].eval()
     expected = deepcopy(model).eval()(blobs.inputs).detach()
     torch.testing.assert_close(training.predict(model, blobs.inputs, batch_size=7), expected)
-    assert model.training
+    assert model.training and model[1].training and not frozen.training
 
 
 def test_random_shift_moves_and_never_invents():
