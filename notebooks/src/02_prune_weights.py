@@ -675,7 +675,7 @@ run.model("lenet5-dense", task="mnist", method="dense", accuracy=base_test.accur
 run.model(
     f"lenet5-sparse-{S.ratio}x",
     task="mnist",
-    method="gradual magnitude",
+    method="gradual, by Fisher score, taught",
     base="lenet5-dense",
     accuracy=test.accuracy,
     weights=measure.count_weights(dense),
