@@ -28,7 +28,16 @@ class Recipe:
     build: Callable[[], nn.Module]
     dataset: Callable[[], data.Dataset]
     options: Mapping[str, Any]
+    early_epoch: int = 0  # keep the weights after this epoch too, as NAME.early: notebook 05 rewinds to them
 
+
+_CIFAR = {
+    "lr": 0.4,
+    "batch_size": 512,
+    "warmup": 0.2,
+    "precision": "bfloat16",
+    "augment": training.flip_and_shift,
+}
 
 RECIPES = {
     "lenet5": Recipe(
@@ -41,6 +50,13 @@ RECIPES = {
         data.mnist,
         {"epochs": 20, "optimizer": "adam", "lr": 2e-3, "augment": training.random_shift},
     ),
+    "cifar_base": Recipe(
+        models.cifar_base,
+        data.cifar10,
+        {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
+    ),
+    "cifar_small": Recipe(models.cifar_small, data.cifar10, {"epochs": 20, **_CIFAR}, early_epoch=2),
+    "cifar_half": Recipe(models.cifar_half, data.cifar10, {"epochs": 20, **_CIFAR}),
 }
 
 
@@ -77,20 +93,41 @@ def manifest() -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def load(name: str) -> nn.Module:
-    """Return the trained network `name` in evaluation mode.
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(name: str, *, early: bool = False) -> nn.Module:
+    """Return the trained network `name` in evaluation mode, or with `early` as it was after its first epochs.
 
     Raises:
-        ValueError: there is no such checkpoint, or its file is not the one that the manifest names.
+        ValueError: there is no such checkpoint, it kept no early weights, or its file is not the one that the
+            manifest names.
     """
     entry = manifest()[checks.choice("name", name, manifest())]
+    if early and "early" not in entry:
+        kept = [name for name, entry in manifest().items() if "early" in entry]
+        raise ValueError(f"name={name!r} kept no early weights; allowed: {', '.join(kept)}")
+    entry = entry["early"] if early else entry
     path = paths.CHECKPOINTS / entry["file"]
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+    if not path.exists() or _sha256(path) != entry["sha256"]:
         raise ValueError(
             f"name={name!r}: {path.name} is missing or changed; "
             f"restore it with git, or run python -m helpers train {name}"
         )
     return read_weights(RECIPES[name].build(), path)
+
+
+def _keep_early(recipe: Recipe, path: Path) -> training.OnStep | None:
+    """Return what writes the weights after `recipe.early_epoch` to `path`, at once: a resumed run will not see them."""
+    if not recipe.early_epoch:
+        return None
+
+    def keep(model: nn.Module, at: training.StepInfo) -> None:
+        if at.step * recipe.options["epochs"] == at.total * recipe.early_epoch:
+            write_weights(model, path)
+
+    return keep
 
 
 def train(name: str, *, seed: int = 0) -> Path:
@@ -102,12 +139,14 @@ def train(name: str, *, seed: int = 0) -> Path:
     dataset = recipe.dataset()
     training.seed_everything(seed)
     scratch = paths.build_dir() / "scratch" / "train" / f"{name}.seed{seed}.pt"
+    early = scratch.with_suffix(".early.safetensors")
     fitted = training.fit(
         recipe.build(),
         dataset.train,
         validation=dataset.validation,
         seed=seed,
         checkpoint=scratch,
+        on_step=_keep_early(recipe, early),
         **recipe.options,
     )
     path = paths.CHECKPOINTS / f"{name}.safetensors"
@@ -128,6 +167,10 @@ def train(name: str, *, seed: int = 0) -> Path:
         "threads": torch.get_num_threads(),
         "machine": environment.machine()["cpu"],
     }
+    if recipe.early_epoch:
+        kept = paths.CHECKPOINTS / f"{name}.early.safetensors"
+        paths.write_atomically(kept, early.read_bytes())
+        entry["early"] = {"file": kept.name, "sha256": _sha256(kept), "epoch": recipe.early_epoch}
     whole = json.dumps(manifest() | {name: entry}, indent=1, sort_keys=True) + "\n"
     paths.write_atomically(paths.CHECKPOINTS / "manifest.json", whole.encode())
     return path

@@ -5,7 +5,8 @@ import io
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,24 @@ from helpers.data import Split
 
 __all__ = [
     "OPTIMIZERS",
+    "PRECISIONS",
     "Evaluation",
     "Fitted",
     "cross_entropy",
     "device",
     "evaluate",
+    "fast_precision",
     "fit",
+    "flip_and_shift",
     "predict",
     "random_shift",
     "seed_everything",
+    "smoothed_cross_entropy",
 ]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Batching = Callable[[Split[Any, Any], int, torch.Generator], Sequence[Tensor]]
 
 
 class StepInfo(NamedTuple):
@@ -98,9 +104,25 @@ def random_shift(
     return padded[which, torch.arange(channels)[None, :, None, None], rows, columns]
 
 
+def flip_and_shift(
+    images: Float[Tensor, "batch channels height width"], generator: torch.Generator
+) -> Float[Tensor, "batch channels height width"]:
+    """Mirror every second image, drawn at random, left to right, and shift each by up to 2 pixels (`random_shift`)."""
+    flipped = torch.rand(len(images), generator=generator) < 0.5
+    return random_shift(torch.where(flipped[:, None, None, None], images.flip(3), images), generator)
+
+
 def cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of a batch, in nats: the loss that `fit` uses unless told otherwise."""
     return F.cross_entropy(model(inputs), labels)
+
+
+def smoothed_cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy with a tenth of each label spread over all classes.
+
+    Label smoothing (Szegedy et al. 2016, "Rethinking the Inception architecture", section 7).
+    """
+    return F.cross_entropy(model(inputs), labels, label_smoothing=0.1)
 
 
 def _sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -112,6 +134,19 @@ def _adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
+
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def fast_precision() -> str:
+    """Return the precision in which this device trains convolutions fastest, for `fit`.
+
+    "bfloat16" where its hardware multiplies such numbers (a CPU with AMX, a GPU since Ampere), else "float32".
+    """
+    if device().type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -147,6 +182,25 @@ def _load_state(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
     return state if state["fingerprint"] == fingerprint else None
 
 
+def _random_batches(train: Split[Any, Any], batch_size: int, generator: torch.Generator) -> Sequence[Tensor]:
+    order = torch.randperm(len(train), generator=generator)
+    return order[: len(train) // batch_size * batch_size].split(batch_size)
+
+
+@contextmanager
+def _computing_in(precision: torch.dtype, model: nn.Module) -> Iterator[None]:
+    """Run what follows in mixed precision, with the model's outputs, and so every loss, in float32."""
+    if precision is torch.float32:
+        yield
+        return
+    hook = model.register_forward_hook(lambda module, inputs, output: output.float())
+    try:
+        with torch.autocast(next(model.parameters()).device.type, precision):
+            yield
+    finally:
+        hook.remove()
+
+
 def fit(
     model: nn.Module,
     train: Split,
@@ -156,7 +210,9 @@ def fit(
     optimizer: str = "sgd",
     batch_size: int = 128,
     warmup: float = 0.1,
+    precision: str = "float32",
     augment: Augment | None = None,
+    batching: Batching | None = None,
     loss: Loss = cross_entropy,
     on_step: OnStep | None = None,
     validation: Split | None = None,
@@ -179,7 +235,11 @@ def fit(
         optimizer: "sgd" (Nesterov momentum 0.9, weight decay 5e-4) or "adam".
         batch_size: examples per step.
         warmup: fraction of the steps over which the learning rate rises, in [0, 1).
+        precision: "float32", or "bfloat16" for a forward pass in mixed precision (`torch.autocast`; the weights and
+            the logits that `loss` sees stay float32): faster where `fast_precision` says so, slower elsewhere.
         augment: function of (inputs, generator) that returns changed inputs.
+        batching: function of (train, batch_size, generator) that returns one epoch's batches as tensors of indices,
+            `len(train) // batch_size` of them; by default a random order, cut into slices.
         loss: function of (model, inputs, labels) that returns a scalar.
         on_step: called after each optimizer step with the model in training and where the training stands.
         validation: if given, evaluated after every epoch. It never influences the training.
@@ -194,6 +254,7 @@ def fit(
     checks.positive("epochs", epochs)
     checks.positive("batch_size", batch_size)
     checks.choice("optimizer", optimizer, OPTIMIZERS)
+    checks.choice("precision", precision, PRECISIONS)
     checks.fraction("warmup", warmup)
     checks.not_empty("train", train)
     if len(train) < batch_size:
@@ -211,7 +272,8 @@ def fit(
         "warmup": warmup,
     }
     settings |= {"seed": seed, "key": key, "examples": len(train), "loss": getattr(loss, "__name__", "")}
-    settings |= {"augment": getattr(augment, "__name__", "")}
+    settings |= {"augment": getattr(augment, "__name__", ""), "batching": getattr(batching, "__name__", "")}
+    settings |= {"precision": precision}
     fingerprint = _fingerprint(model, settings)
 
     where = device()
@@ -231,19 +293,18 @@ def fit(
             with torch.random.fork_rng():
                 torch.manual_seed(seed * 100_003 + epoch)
                 generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-                order = torch.randperm(len(train), generator=generator)
                 losses = []
                 new.train()
-                for batch in range(per_epoch):
+                for batch, chosen in enumerate((batching or _random_batches)(train, batch_size, generator)):
                     step = epoch * per_epoch + batch
                     for group in rule.param_groups:
                         group["lr"] = _learning_rate((step + 1) / total, peak=lr, warmup=warmup)
-                    chosen = order[batch * batch_size : (batch + 1) * batch_size]
                     inputs, labels = train.inputs[chosen], train.labels[chosen]
                     if augment is not None:
                         inputs = augment(inputs, generator)
                     rule.zero_grad()
-                    value = loss(new, inputs.to(where), labels.to(where))
+                    with _computing_in(PRECISIONS[precision], new):
+                        value = loss(new, inputs.to(where), labels.to(where))
                     value.backward()
                     rule.step()
                     if on_step is not None:
