@@ -1,18 +1,31 @@
 """The networks of the course, small enough to read in one sitting."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from helpers.vocabulary import PAD
 
 __all__ = [
     "CifarNet",
     "ConvBlock",
     "LeNet5",
     "LeNet300100",
+    "LSTM",
+    "RNN",
     "Residual",
+    "TextBag",
+    "TextCNN",
+    "TextNet",
     "cifar_base",
     "cifar_half",
     "cifar_small",
+    "cifar_thin",
+    "imdb_bag",
+    "imdb_cnn",
+    "imdb_lstm",
+    "imdb_rnn",
     "lenet5",
     "lenet_300_100",
 ]
@@ -123,6 +136,11 @@ def cifar_half() -> CifarNet:
     return CifarNet((12, 16, 32, 72))
 
 
+def cifar_thin() -> CifarNet:
+    """Return the cheap alternative to a pruned `cifar_base`: the same net, thinner, 2.1 times fewer MACs."""
+    return CifarNet((16, 48, 96, 160))
+
+
 def lenet5() -> LeNet5:
     """Return an untrained LeNet-5, initialised from PyTorch's global random state."""
     return LeNet5()
@@ -131,3 +149,138 @@ def lenet5() -> LeNet5:
 def lenet_300_100() -> LeNet300100:
     """Return an untrained LeNet-300-100, initialised from PyTorch's global random state."""
     return LeNet300100()
+
+
+# ---------------------------------------------------------------- text
+
+
+def _without_padding(tokens: Int64[Tensor, "batch padded"]) -> Int64[Tensor, "batch length"]:
+    """Cut the columns at the end in which every text is padding, but never the first."""
+    used = (tokens != PAD).any(0).nonzero()
+    return tokens[:, : int(used[-1]) + 1] if len(used) else tokens[:, :1]
+
+
+class TextBag(nn.Module):
+    """The mean of a text's word vectors, then one hidden layer: the order of the words plays no part.
+
+    With 10,002 words of 100 numbers it is the network of many a tutorial: 98 % of its 1,020,802 parameters are
+    the embedding (Joulin et al. 2017, "Bag of tricks for efficient text classification", without the hidden layer).
+    """
+
+    def __init__(self, words: int = 10_002, *, dimensions: int = 100, hidden: int = 200, classes: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(words, dimensions, mode="mean", padding_idx=PAD)
+        self.dropout = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(dimensions, hidden)
+        self.fc2 = nn.Linear(hidden, classes)
+
+    def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits; padding does not count in the mean."""
+        mean = self.embedding(_without_padding(tokens))
+        return self.fc2(F.relu(self.fc1(self.dropout(mean))))
+
+
+class RNN(nn.Module):
+    """A plain recurrent layer, h_t = tanh(W x_t + U h_(t-1) + b) (Elman 1990), run by PyTorch's own kernel.
+
+    Its two matrices are the weights of two linear layers, `input` (W) and `recurrent` (U), so that masks hold: from
+    the parameters of `nn.RNN` PyTorch makes a list of its own, which a mask on the module never reaches.
+    """
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, units)
+        self.recurrent = nn.Linear(units, units)
+        nn.init.orthogonal_(self.recurrent.weight)
+
+    def forward(self, x: Float[Tensor, "batch length inputs"]) -> Float[Tensor, "batch length units"]:
+        """Return the state after each step, from a state of zeros."""
+        start = x.new_zeros(1, len(x), self.recurrent.in_features)
+        states, _ = torch.rnn_tanh(x, start, _recurrent_weights(self), True, 1, 0.0, self.training, False, True)
+        return states
+
+
+class LSTM(nn.Module):
+    """A layer of long short-term memory (Hochreiter and Schmidhuber 1997), made of two linear layers as `RNN` is.
+
+    The rows of both are four blocks: input gate, forget gate, candidate, output gate, as in `nn.LSTM`.
+    """
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, 4 * units)
+        self.recurrent = nn.Linear(units, 4 * units)
+
+    def forward(self, x: Float[Tensor, "batch length inputs"]) -> Float[Tensor, "batch length units"]:
+        """Return the hidden state after each step, from states of zeros."""
+        start = x.new_zeros(1, len(x), self.recurrent.in_features)
+        weights = _recurrent_weights(self)
+        states, _, _ = torch.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)
+        return states
+
+
+def _recurrent_weights(layer: RNN | LSTM) -> list[Tensor]:
+    return [layer.input.weight, layer.recurrent.weight, layer.input.bias, layer.recurrent.bias]
+
+
+class TextCNN(nn.Module):
+    """Filters over three neighbouring words, then ReLU (Kim 2014, "Convolutional neural networks for sentence
+    classification", with one width)."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, units, kernel_size=3, padding=1)
+
+    def forward(self, x: Float[Tensor, "batch length inputs"]) -> Float[Tensor, "batch length units"]:
+        """Return what the filters see around each word."""
+        return F.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+
+
+class TextNet(nn.Module):
+    """Word vectors, an encoder that reads them in order, pooling over the words, and a linear classifier.
+
+    `encoder` maps (batch, length, dimensions) to (batch, length, units). Padding stands at the end, where no encoder
+    that reads forwards has seen it yet, and it is left out of the pooling.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, units: int, words: int = 10_002, *, dimensions: int = 100, classes: int = 2
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, dimensions, padding_idx=PAD)
+        self.dropout = nn.Dropout(0.5)
+        self.encoder = encoder
+        self.fc = nn.Linear(units, classes)
+
+    def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits."""
+        tokens = _without_padding(tokens)
+        states = self.encoder(self.dropout(self.embedding(tokens)))
+        return self.fc(self.dropout(self.pool(states, tokens != PAD)))
+
+    POOL = "max"
+    def pool(self, states, is_word):
+        if self.POOL == "max":
+            return states.masked_fill(~is_word[:, :, None], -torch.inf).amax(1)
+        m = is_word[:, :, None].float()
+        return (states * m).sum(1) / m.sum(1).clamp(min=1)
+
+
+def imdb_bag() -> TextBag:
+    """Return an untrained bag of embeddings: 20,400 weights beside its embedding."""
+    return TextBag()
+
+
+def imdb_cnn() -> TextNet:
+    """Return an untrained convolutional text classifier: 19,328 weights beside its embedding."""
+    return TextNet(TextCNN(100, 64), 64)
+
+
+def imdb_rnn() -> TextNet:
+    """Return an untrained recurrent text classifier: 20,200 weights beside its embedding."""
+    return TextNet(RNN(100, 100), 100)
+
+
+def imdb_lstm() -> TextNet:
+    """Return an untrained LSTM text classifier: 19,656 weights beside its embedding."""
+    return TextNet(LSTM(100, 36), 36)

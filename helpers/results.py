@@ -345,9 +345,10 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
 
     Of a notebook and profile, this machine's own results (build) go before the published ones (data); the
     two are never mixed. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
-    of the base / nonzero), file_bytes, macs, latency_ratio (median of the base / median; ONNX Runtime at
-    batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
-    accurate and at most as large, and better in one of the two), source, profile, notebook.
+    of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), latency_ratio (median of the
+    base / median; ONNX Runtime at batch 1 where it was measured), front (on the Pareto front of the task: no
+    other model is at least as accurate and at most as large, and better in one of the two), source, profile,
+    notebook.
     """
     import pandas as pd
 
@@ -359,7 +360,7 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
         for row in _rows(results, source=source)
     ]
     columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
-    columns += ["latency_ratio", "front", "source", "profile", "notebook"]
+    columns += ["macs_ratio", "latency_ratio", "front", "source", "profile", "notebook"]
     frame = pd.DataFrame(rows, columns=columns)
     if task is not None:
         frame = frame[frame["task"] == checks.choice("task", task, sorted(set(frame["task"])))]
@@ -633,7 +634,11 @@ def _duration(seconds: float) -> str:
 
 
 def _accuracy(mean: float, std: float, n: int) -> str:
-    return f"{100 * mean:.2f}" if n < 2 else f"{100 * mean:.2f} ± {100 * std:.2f} (n = {n})"
+    if n < 2:
+        return f"{100 * mean:.2f}"
+    if std < 1e-12:  # a committed checkpoint, evaluated in each run: no spread was measured
+        return f"{100 * mean:.2f} (one network)"
+    return f"{100 * mean:.2f} ± {100 * std:.2f} (n = {n})"
 
 
 # ---------------------------------------------------------------- private: the leaderboard's rows
@@ -652,6 +657,7 @@ def _chosen(folders: list[tuple[str, Path]], profile: str) -> Iterable[tuple[str
 def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
     """Yield one row per model name of a notebook's results over its seeds."""
     weights = {m["name"]: m["weights"] for r in results for m in r["models"]}
+    macs = {m["name"]: m["macs"] for r in results for m in r["models"]}
     models: dict[str, list[dict]] = {}
     for model in (m for r in results for m in r["models"]):
         models.setdefault(model["name"], []).append(model)
@@ -664,12 +670,13 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
             "task": seeds[0]["task"],
             "name": name,
             "method": seeds[0]["method"],
-            "accuracy": accuracy.mean,
+            "accuracy": round(accuracy.mean, 12),  # one network in 2 and in 3 runs: one row, whatever the rounding
             "std": accuracy.std,
             "n": accuracy.n,
             "weights_ratio": mean_std(ratios).mean if ratios else math.nan,
             "file_bytes": mean_std(sizes).mean if sizes else math.nan,
             "macs": mean_std([m["macs"] for m in seeds]).mean,
+            "macs_ratio": mean_std([macs.get(m["base"], m["macs"]) / m["macs"] for m in seeds]).mean,
             "latency_ratio": mean_std(speeds).mean if speeds else math.nan,
             "source": source,
             "profile": results[0]["profile"],
@@ -700,15 +707,16 @@ def _bases() -> set[str]:
 def _readme_task(task: str, rows: "pd.DataFrame") -> str:
     full = rows[rows["profile"] == "full"]
     shown = full if len(full) else rows
-    lines = [f"**{task}**", "", "| model | method | test accuracy % | fewer weights | file | source |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [f"**{task}**", "", "| model | method | test accuracy % | fewer weights | fewer MACs | file | source |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for row in shown.to_dict("records"):
         seeds = "" if row["n"] > 1 else " (n = 1)"
         size = "–" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,.0f} bytes"
         ratio = "–" if math.isnan(row["weights_ratio"]) else f"{row['weights_ratio']:.3g}×"
+        macs = f"{row['macs_ratio']:.3g}×"
         accuracy = _accuracy(row["accuracy"], row["std"], row["n"]) + seeds
         source = f"here, {row['profile']}"
-        lines.append(f"| {row['name']} | {row['method']} | {accuracy} | {ratio} | {size} | {source} |")
+        lines.append(f"| {row['name']} | {row['method']} | {accuracy} | {ratio} | {macs} | {size} | {source} |")
     return "\n".join(lines + _literature_lines(task))
 
 
@@ -722,7 +730,10 @@ def _literature_lines(task: str) -> list[str]:
         file = f"÷ {row['file_ratio']:g}" if row.get("file_ratio") else "–"
         source = row["source"] if row["seen"] else f"{row['source']} (not verified)"
         accuracy = "–" if row.get("accuracy") is None else f"{100 * row['accuracy']:.2f}"
-        lines.append(f"| {row['model']} | {row['method']} | {accuracy} | {weights} | {file} | {source} |")
+        if row.get("base_accuracy") and row.get("macs_ratio"):
+            accuracy = f"{100 * row['base_accuracy']:.2f} → {accuracy}"
+        macs = f"{row['macs_ratio']:.3g}×" if row.get("macs_ratio") else "–"
+        lines.append(f"| {row['model']} | {row['method']} | {accuracy} | {weights} | {macs} | {file} | {source} |")
     return lines
 
 

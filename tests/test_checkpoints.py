@@ -55,6 +55,32 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
         checkpoints.load("tiny")
 
 
+def test_early_weights_are_those_of_a_training_that_stopped_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(tmp_path / "build"))
+    split = data.Split(torch.randn(64, 1, 28, 28), torch.arange(64) % 10)
+    options = {"epochs": 3, "lr": 0.01, "batch_size": 32}
+    recipe = checkpoints.Recipe(models.lenet_300_100, lambda: data.Dataset(split, split, split), options, early_epoch=1)
+    monkeypatch.setitem(checkpoints.RECIPES, "tiny", recipe)
+    kept = []
+
+    def keep(model, at):
+        if at.step == 2:  # the end of the first epoch
+            kept.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    checkpoints.train("tiny", seed=3)
+    training.seed_everything(3)
+    training.fit(models.lenet_300_100(), split, seed=3, on_step=keep, **options)
+    early, last = checkpoints.load("tiny", early=True).state_dict(), checkpoints.load("tiny").state_dict()
+    assert all(torch.equal(early[name], tensor) for name, tensor in kept[0].items())
+    assert not torch.equal(early["fc1.weight"], last["fc1.weight"])
+
+
+def test_early_weights_that_were_not_kept_are_refused():
+    with pytest.raises(ValueError, match="name='lenet5' kept no early weights; allowed: "):
+        checkpoints.load("lenet5", early=True)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     checkpoints.write_weights(models.lenet_300_100(), path)

@@ -30,7 +30,7 @@ def places(tmp_path, monkeypatch):
     return tmp_path
 
 
-def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", nonzero=10, **more):
+def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", nonzero=10, macs=2_293_000, **more):
     """Record a small model; `size` makes a file of that many bytes."""
     if size is not None:
         file = run.scratch(f"{name}.pack")
@@ -43,7 +43,7 @@ def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", n
         base=base,
         weights=100,
         nonzero=nonzero,
-        macs=2_293_000,
+        macs=macs,
         file=file,
         **more,
     )
@@ -509,15 +509,26 @@ def test_readme_table_reads_data_only_and_says_how_many_seeds():
     finished(profile="quick", models=[{"accuracy": 0.9, "size": 20}])
     assert results.readme_table() == "No results are published yet."
     results.promote_quick(NB)
-    assert "| sparse | magnitude | 90.00 (n = 1) | 10× | 20 bytes | here, quick |" in results.readme_table()
+    assert "| sparse | magnitude | 90.00 (n = 1) | 10× | 1× | 20 bytes | here, quick |" in results.readme_table()
     for seed in range(3):
         finished(seed=seed, models=[{"accuracy": 0.99 + seed / 1000, "size": 20}])
     results.publish()
     table = results.readme_table()
-    assert "| sparse | magnitude | 99.10 ± 0.10 (n = 3) | 10× | 20 bytes | here, full |" in table
+    assert "| sparse | magnitude | 99.10 ± 0.10 (n = 3) | 10× | 1× | 20 bytes | here, full |" in table
     assert "here, quick" not in table
-    assert "| LeNet-5 | sparse variational dropout | 99.25 | 280× | – |" in table
+    assert "| LeNet-5 | sparse variational dropout | 99.25 | 280× | – | – |" in table
     assert torch.__version__ in table
+
+
+def test_readme_table_counts_macs_against_the_base_and_invents_no_spread():
+    for seed in range(3):
+        dense = {"name": "dense", "base": None, "accuracy": 0.9907, "macs": 2_000_000, "size": 50}
+        thin = {"name": "thin", "base": "dense", "accuracy": 0.98 + seed / 1000, "macs": 800_000, "size": 20}
+        finished(seed=seed, models=[dense, thin])
+    results.publish()
+    table = results.readme_table()
+    assert "| dense | magnitude | 99.07 (one network) | " in table and " | 1× | 50 bytes |" in table
+    assert " | 2.5× | 20 bytes |" in table
 
 
 def test_say_prints_outside_a_notebook(capsys):

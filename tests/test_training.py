@@ -193,3 +193,70 @@ def test_seed_everything_makes_equal_networks():
     first = nn.Linear(3, 3)
     training.seed_everything(7)
     assert same(first, nn.Linear(3, 3))
+
+
+def test_bfloat16_multiplies_coarsely_but_weights_and_loss_stay_float32(blobs):
+    seen = []
+
+    def loss(model, inputs, labels):
+        logits = model(inputs)
+        seen.append((logits.dtype, logits.detach()))
+        return F.cross_entropy(logits, labels)
+
+    options = {"epochs": 1, "lr": 0.05, "batch_size": 32, "warmup": 0.0, "loss": loss, "progress": False}
+    exact = training.fit(net(), blobs, **options).model
+    coarse = training.fit(net(), blobs, precision="bfloat16", **options).model
+    (_, expected), (dtype, logits) = seen[0], seen[2]  # the first of two steps each
+    assert dtype == torch.float32
+    assert not torch.equal(logits, expected) and torch.allclose(logits, expected, rtol=0.05, atol=0.1)
+    assert all(p.dtype == torch.float32 for p in coarse.parameters())
+    assert not same(coarse, exact)
+    assert not coarse._forward_hooks, "the hook that casts the logits stayed on the model"
+
+
+def test_precision_is_refused_or_named():
+    with pytest.raises(ValueError, match="precision='float16'"):
+        training.fit(net(), Split(torch.zeros(4, 16), torch.zeros(4).long()), epochs=1, lr=1.0, precision="float16")
+    assert training.fast_precision() in training.PRECISIONS
+
+
+def test_batching_decides_what_makes_a_batch(blobs):
+    """Halves in place of a random order: each step sees one class only, and a generator that the seed decides."""
+    seen, draws = [], []
+
+    def one_class_each(train, batch_size, generator):
+        draws.append(torch.rand(1, generator=generator).item())
+        return [torch.arange(0, 64, 2), torch.arange(1, 64, 2)]
+
+    def loss(model, inputs, labels):
+        seen.append(labels.tolist())
+        return F.cross_entropy(model(inputs), labels)
+
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 32, "batching": one_class_each, "loss": loss, "progress": False}
+    training.fit(net(), blobs, **options)
+    assert seen == [[0] * 32, [1] * 32] * 2
+    training.fit(net(), blobs, **options)
+    assert draws[:2] == draws[2:] and draws[0] != draws[1]
+
+
+def test_flip_and_shift_gives_each_image_or_its_mirror_moved_by_at_most_two_pixels():
+    images = torch.rand(40, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    found = training.flip_and_shift(images, generator)
+    mirrored = 0
+    for image, moved in zip(images, found, strict=True):
+        matches = []
+        for flipped in (False, True):
+            padded = F.pad((image.flip(2) if flipped else image)[None], (2, 2, 2, 2), mode="replicate")[0]
+            windows = (padded[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5))
+            matches.append(any(torch.equal(window, moved) for window in windows))
+        assert any(matches)
+        mirrored += matches[1]
+    assert 8 <= mirrored <= 32  # of 40, for a fair coin and this seed
+
+
+def test_smoothed_cross_entropy_is_its_closed_form():
+    logits, labels = torch.randn(6, 10, dtype=torch.float64), torch.arange(6)
+    smooth = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
+    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    assert training.smoothed_cross_entropy(nn.Identity(), logits, labels).item() == pytest.approx(expected.item())
