@@ -1,7 +1,8 @@
 """Trained weights: how each was made (`RECIPES`), `train` to make it again, `load` to use it.
 
 Weights are safetensors files in data/checkpoints; manifest.json beside them says how, when, by which code and with
-what accuracy each was trained.
+what accuracy each was trained. Beside those of networks that read texts lie the vocabularies: one word a line, in the
+order of the numbers.
 """
 
 import hashlib
@@ -16,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from helpers import checks, data, environment, models, notebooks, paths, pruning, training
+from helpers import checks, data, environment, models, notebooks, paths, pruning, text, training, vocabulary
 
-__all__ = ["RECIPES", "Recipe", "load", "manifest", "read_weights", "train", "write_weights"]
+__all__ = ["RECIPES", "Recipe", "load", "manifest", "read_weights", "train", "words", "write_weights"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Recipe:
     """How a checkpoint is trained: the network, its data, and the arguments of `training.fit`."""
 
     build: Callable[[], nn.Module]
-    dataset: Callable[[], data.Dataset]
+    dataset: Callable[[], data.Dataset | text.Encoded]
     options: Mapping[str, Any]
     early_epoch: int = 0  # keep the weights after this epoch too, as NAME.early: notebook 05 rewinds to them
 
@@ -38,6 +39,8 @@ _CIFAR = {
     "precision": "bfloat16",
     "augment": training.flip_and_shift,
 }
+
+_TEXT = {"optimizer": "adam", "batch_size": 64, "batching": text.by_length}
 
 RECIPES = {
     "lenet5": Recipe(
@@ -62,6 +65,11 @@ RECIPES = {
         {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
     ),
     "cifar_half": Recipe(models.cifar_half, data.cifar10, {"epochs": 20, **_CIFAR}),
+    "imdb_bag": Recipe(models.imdb_bag, text.imdb, {"epochs": 4, "lr": 3e-3, **_TEXT}),
+    "imdb_bigrams": Recipe(models.imdb_bigrams, text.imdb_bigrams, {"epochs": 3, "lr": 3e-3, **_TEXT}),
+    "imdb_cnn": Recipe(models.imdb_cnn, text.imdb, {"epochs": 4, "lr": 2e-3, **_TEXT}),
+    "imdb_lstm": Recipe(models.imdb_lstm, text.imdb, {"epochs": 6, "lr": 5e-3, **_TEXT}),
+    "imdb_rnn": Recipe(models.imdb_rnn, text.imdb, {"epochs": 6, "lr": 1e-3, **_TEXT}),
 }
 
 
@@ -123,6 +131,20 @@ def load(name: str, *, early: bool = False) -> nn.Module:
     return read_weights(RECIPES[name].build(), path)
 
 
+def words(name: str) -> list[str]:
+    """Return the vocabulary of the trained text classifier `name`: the words that its token numbers stand for.
+
+    Raises:
+        ValueError: there is no such checkpoint, it reads no text, or its file is not the one that the manifest names.
+    """
+    with_words = [name for name, entry in manifest().items() if "words" in entry]
+    entry = manifest()[checks.choice("name", name, with_words)]["words"]
+    path = paths.CHECKPOINTS / entry["file"]
+    if not path.exists() or _sha256(path) != entry["sha256"]:
+        raise ValueError(f"name={name!r}: {path.name} is missing or changed; restore it with git")
+    return vocabulary.read_words(path)
+
+
 def _keep_early(recipe: Recipe, path: Path) -> training.OnStep | None:
     """Return what writes the weights after `recipe.early_epoch` to `path`, at once: a resumed run will not see them."""
     if not recipe.early_epoch:
@@ -176,6 +198,10 @@ def train(name: str, *, seed: int = 0) -> Path:
         kept = paths.CHECKPOINTS / f"{name}.early.safetensors"
         paths.write_atomically(kept, early.read_bytes())
         entry["early"] = {"file": kept.name, "sha256": _sha256(kept), "epoch": recipe.early_epoch}
+    if isinstance(dataset, text.Encoded):
+        kept = paths.CHECKPOINTS / f"{recipe.dataset.__name__}.words.txt"
+        vocabulary.write_words(dataset.words, kept)
+        entry["words"] = {"file": kept.name, "sha256": _sha256(kept), "count": len(dataset.words)}
     whole = json.dumps(manifest() | {name: entry}, indent=1, sort_keys=True) + "\n"
     paths.write_atomically(paths.CHECKPOINTS / "manifest.json", whole.encode())
     return path

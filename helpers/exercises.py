@@ -337,3 +337,318 @@ def _reads_and_is_read(score: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
                 hint="Take magnitudes before you sum, or opposite signs cancel: multiply the sums, do not add.",
             )
     return "A neuron that reads much and is read by nobody scores zero, as it should."
+
+
+# ---------------------------------------------------------------- 03
+
+
+@exercise("03.1")
+def _first_order(estimate: Callable[..., torch.Tensor]) -> str:
+    for filters, inputs in ((4, 2), (3, 5)):
+        weight, slope = torch.randn(2, filters, inputs, 3, 3)
+        bias, bias_slope = torch.randn(2, filters)
+        found = estimate(weight.clone(), bias.clone(), slope.clone(), bias_slope.clone())
+        if not isinstance(found, torch.Tensor) or found.shape != (filters,):
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
+            raise Wrong(
+                f"There are {filters} filters and should be as many predictions; yours: {shape}.",
+                hint="Sum over everything that belongs to one filter: flatten(1), then sum(1). The bias is (filters,).",
+            )
+        of_weights = torch.tensor(
+            [
+                sum(w * g for w, g in zip(row.flatten().tolist(), slopes.flatten().tolist(), strict=True))
+                for row, slopes in zip(weight, slope, strict=True)
+            ]
+        )
+        expected = -(of_weights + bias * bias_slope)
+        if torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+            continue
+        if torch.allclose(found, -expected, rtol=1e-4, atol=1e-4):
+            raise Wrong(
+                "Every sign is the wrong way round.",
+                hint="Going from w to 0 is a step of -w. The slope times the step is the change.",
+            )
+        if torch.allclose(found.abs(), of_weights.abs(), rtol=1e-4, atol=1e-4):
+            raise Wrong(
+                "That is what the weights contribute, without the bias.",
+                hint="A filter that is gone adds no bias either: subtract its bias times the bias's gradient.",
+            )
+        raise Wrong(
+            "The predictions are not the slopes times the steps, summed over each filter.",
+            hint="Multiply first, sum then, and take no magnitudes: what helps and what harms may cancel.",
+        )
+    return "A sum over the whole filter, with its sign: the derivative with respect to its gate."
+
+
+@exercise("03.2")
+def _matter_more(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        max(measured, 1.0),
+        factor=1.4,
+        unit="% of the other filters",
+        too_low="Where two filters do the same work, either can go. Not both: the one that stays has become precious.",
+        too_high="Some filters only correct the one that is gone: without it they have less to do.",
+    )
+
+
+@exercise("03.3")
+def _smallest_eigenvalue(smallest: Callable[..., float]) -> str:
+    basis = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    for values in ([5.0, 3.0, 1.0, 0.5, -2.0], [9.0, 6.0, 5.0, 4.0, 3.0], [2.0, 1.0, 0.0, -1.0, -6.0]):
+        matrix = basis @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ basis.T
+        found = float(smallest(lambda v, matrix=matrix: matrix @ v, 5))
+        expected, strongest = min(values), max(values, key=abs)
+        if abs(found - expected) <= 0.01 * abs(expected):
+            continue
+        said = f"For the eigenvalues {', '.join(f'{v:g}' for v in values)} you get {found:.3g}."
+        if abs(found - (expected - strongest)) <= 0.05:
+            raise Wrong(
+                said, hint="You found the smallest eigenvalue of the shifted matrix: add back what you subtracted."
+            )
+        if strongest == expected:
+            raise Wrong(said, hint="Here the eigenvalue of largest magnitude is negative. What did you look for, then?")
+        raise Wrong(
+            said,
+            hint="Subtract the largest eigenvalue times v from the product: all eigenvalues move down by that much.",
+        )
+    return "One shift, and the far end of the spectrum becomes the near one."
+
+
+# ---------------------------------------------------------------- 04
+
+
+@exercise("04.1")
+def _pruned_speed(guess: Callable[[], float], *, measured: float, macs_ratio: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.25,
+        unit="times faster",
+        too_low="Fewer channels are smaller matrices for every runtime: with a full batch, much of the saving arrives.",
+        too_high=f"The MACs fell {macs_ratio:.2f} times. Pooling, ReLU and the calls did not fall as much.",
+    )
+
+
+@exercise("04.2")
+def _cut_before_linear(cut: Callable[..., Any]) -> str:
+    for filters, size in ((6, 8), (5, 4)):
+        conv, linear = torch.nn.Conv2d(3, filters, 3), torch.nn.Linear(filters * (size - 2) ** 2, 4)
+        keep = torch.arange(filters) % 3 != 1
+        before = [parameter.detach().clone() for layer in (conv, linear) for parameter in layer.parameters()]
+        images = torch.randn(2, 3, size, size)
+        channels = torch.relu(conv(images)) * keep[:, None, None]
+        expected = linear(channels.flatten(1)).detach()
+        _is_smaller(cut(conv, linear, keep.clone()), int(keep.sum()), (size - 2) ** 2, images, expected)
+        after = [parameter for layer in (conv, linear) for parameter in layer.parameters()]
+        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(after, before, strict=True)):
+            raise Wrong("The layers that came in were changed.", hint="Work on copies: begin with deepcopy of both.")
+    return "It answers like the network whose channels are zero, and is smaller."
+
+
+def _is_smaller(found: Any, filters: int, pixels: int, images: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise Wrong unless `found` is (conv, linear) of the right shapes with the `expected` answer for `images`."""
+    if not isinstance(found, tuple | list) or [type(layer).__name__ for layer in found] != ["Conv2d", "Linear"]:
+        raise Wrong("Your function should return a convolution and a linear layer.", hint="return conv, linear")
+    conv, linear = found
+    shapes = {
+        "conv.weight": (conv.weight, (filters, 3, 3, 3)),
+        "conv.bias": (conv.bias, (filters,)),
+        "linear.weight": (linear.weight, (4, filters * pixels)),
+        "linear.bias": (linear.bias, (4,)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor is None or tensor.shape != shape:
+            had = None if tensor is None else tuple(tensor.shape)
+            raise Wrong(
+                f"{filters} filters of {pixels} pixels are kept: {name} should be {shape}, and is {had}.",
+                hint={
+                    "conv.weight": "A filter set to zero is still there. Index the weight with keep: fewer rows.",
+                    "conv.bias": "Each filter has a bias, and that goes with it.",
+                    "linear.weight": f"Each channel owns {pixels} columns of the linear layer: cut dimension 1.",
+                    "linear.bias": "The linear layer has as many outputs as before, so its bias stays whole.",
+                }[name],
+            )
+    answer = linear(torch.relu(conv(images)).flatten(1))
+    if not torch.allclose(answer, expected, atol=1e-5):
+        raise Wrong(
+            "The shapes are right, but it does not answer like the network whose channels are zero.",
+            hint="The columns of one channel are neighbours: stretch keep with repeat_interleave, not with repeat.",
+        )
+
+
+@exercise("04.3")
+def _rounded_channels(rounded: Callable[[int, int, int], int]) -> str:
+    cases = [
+        (wanted, total, multiple)
+        for total, multiple in ((48, 8), (96, 16), (12, 4), (7, 1), (5, 8))
+        for wanted in range(total + 1)
+    ]
+    for wanted, total, multiple in sorted(cases, key=lambda case: 2 * case[0] % (2 * case[2]) == case[2]):  # ties last
+        found = rounded(wanted, total, multiple)
+        allowed = range(multiple, total + 1, multiple) or [total]
+        expected = min(allowed, key=lambda channels, wanted=wanted: (abs(channels - wanted), -channels))
+        if not isinstance(found, int) or isinstance(found, bool) or found != expected:
+            hint = "The nearest multiple can lie above: add half a multiple before you divide with //."
+            if not isinstance(found, int):
+                hint = "Return a whole number."
+            elif found == 0:
+                hint = "A layer without channels is a hole in the network: max() sees to it that one multiple stays."
+            elif found > total:
+                hint = "Nothing can be kept that was not there: min() with total."
+            elif 2 * wanted % (2 * multiple) == multiple:
+                hint = "Exactly between two, keep more. Python's round() goes to the *even* one: round(2.5) is 2."
+            raise Wrong(
+                f"wanted={wanted}, total={total}, multiple={multiple}: {expected} is right, not {found!r}.", hint=hint
+            )
+    return "Round numbers, and no layer is emptied."
+
+
+# ---------------------------------------------------------------- 05
+
+
+@exercise("05.1")
+def _smallest_difference(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.2,
+        unit="points",
+        too_low="Three seeds leave two degrees of freedom: the quantile of t is then 4.3, not 2.",
+        too_high="The mean of three seeds spreads less than a single one: divide s by the root of 3.",
+    )
+
+
+@exercise("05.2")
+def _keep_signs(keep_signs: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+    for shape in ((4, 6), (5, 3, 3, 3)):
+        early = torch.randn(shape)
+        mask = early.abs() > 0.8
+        given = early.clone()
+        found = keep_signs(given, mask.clone())
+        _is_like(found, early)
+        if not torch.equal(given, early):
+            raise Wrong(
+                "The early weights were changed.", hint="Return a new tensor: sign() makes one, sign_() does not."
+            )
+        if (found[~mask] != 0).any():
+            raise Wrong("Some pruned weights are not zero.", hint="Multiply by the mask: it is 0 where a weight goes.")
+        kept = [
+            abs(value) for value, stays in zip(early.flatten().tolist(), mask.flatten().tolist(), strict=True) if stays
+        ]
+        sizes, expected = found[mask].abs(), sum(kept) / len(kept)
+        if not torch.allclose(sizes, sizes[0].expand_as(sizes)):
+            raise Wrong(
+                "The kept weights have different magnitudes, so they know more than their signs.",
+                hint="Replace each kept weight by its sign, +1 or -1, times one number for the whole layer.",
+            )
+        if not torch.equal(found[mask].sign(), early[mask].sign()):
+            raise Wrong(
+                "Some kept weights have another sign than the early ones.",
+                hint="early.sign() gives +1 and -1; the one number that it is multiplied by must be positive.",
+            )
+        if abs(float(sizes[0]) / expected - 1) > 1e-4:
+            raise Wrong(
+                f"The magnitude should be {expected:.3f}, and is {float(sizes[0]):.3f}.",
+                hint="The mean magnitude of the weights that are kept: index with the mask, then abs(), then mean().",
+            )
+    return "A tensor of signs: one bit for each weight that is left."
+
+
+@exercise("05.3")
+def _scratch_budget(budget: Callable[[float, float, float, float, int], int]) -> str:
+    bills = {  # macs, small_macs, epochs, retraining, rounds: the answer, counted by hand
+        (100, 50, 10, 0, 1): 20,
+        (100, 50, 10, 4, 1): 24,
+        (100, 40, 3, 1, 1): 8,  # 7.5 of the dense training, 1 of retraining
+        (225, 100, 3, 1, 2): 9,  # 3 × 225, then 150 and 100
+        (675, 200, 2, 1, 3): 11,  # 2 × 675, then 450, 300 and 200
+    }
+    hints = {
+        (100, 50, 10, 0, 1): "An epoch of the small network costs small_macs: divide what was spent by that.",
+        (100, 50, 10, 4, 1): "The epochs after the cut are on the bill, at the price of the network that is cut.",
+        (100, 40, 3, 1, 1): "Round down, to a whole number (int): half an epoch too many is more than the budget.",
+    }
+    between = "The networks between the first cut and the last are larger than small_macs: each has its own price."
+    for given, expected in bills.items():
+        found = budget(*given)
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise Wrong(
+                f"Your function returned {found!r}.", hint="Return one whole number: int() cuts a fraction off."
+            )
+        if found != expected:
+            words = ("macs", "small_macs", "epochs", "retraining", "rounds")
+            said = ", ".join(f"{name}={value}" for name, value in zip(words, given, strict=True))
+            raise Wrong(f"{said}: {expected} epochs are right, not {found}.", hint=hints.get(given, between))
+    return "The whole bill: the large network, and every network on the way."
+
+
+# ---------------------------------------------------------------- 06
+
+
+@exercise("06.1")
+def _share_of_tokens(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.15,
+        unit="of the tokens",
+        too_low="Text is very uneven: the hundred most frequent words and marks are already more than half of it.",
+        too_high="The rest is long: names, plots and moods are rare words, and there are thousands of them.",
+    )
+
+
+@exercise("06.2")
+def _mean_of_words(mean: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+    vectors = torch.randn(4, 6, 3) + 1
+    lengths = [6, 4, 1, 0]
+    tokens = torch.tensor([[2 + place for place in range(length)] + [1] * (6 - length) for length in lengths])
+    given = vectors.clone()
+    found = mean(vectors, tokens)
+    expected = torch.stack([given[row, : max(1, n)].mean(0) * (n > 0) for row, n in enumerate(lengths)])
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise Wrong(
+            f"Four texts of three dimensions should give (4, 3), and yours gave {shape}.",
+            hint="Dimension 0 is the batch: a mean over it mixes the reviews. The words are dimension 1.",
+        )
+    if not torch.equal(vectors, given):
+        raise Wrong("The vectors were changed.", hint="Multiply into a new tensor, not in place.")
+    if not torch.allclose(found[0], expected[0], atol=1e-5):
+        raise Wrong("A text without padding has another mean.", hint="Add up its vectors, and divide by their number.")
+    if not torch.allclose(found[1:3], expected[1:3], atol=1e-5):
+        raise Wrong(
+            "A text with padding has another mean than its words.",
+            hint="Padding counts neither above nor below the line: set its vectors to zero, and divide by the words.",
+        )
+    if not torch.equal(found[3], expected[3]):
+        raise Wrong(
+            f"A review of padding only has the mean {found[3].tolist()}; it should be zeros.",
+            hint="Its number of words is 0: clamp(min=1) the divisor.",
+        )
+    return "Over the words, and over nothing else: a text has the same mean in whatever batch it comes."
+
+
+@exercise("06.3")
+def _factor(factor: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]) -> str:
+    for rows, columns, rank in ((30, 8, 2), (6, 10, 3), (12, 5, 5)):
+        weight = torch.randn(rows, columns) @ torch.diag(torch.linspace(2, 0.5, columns))
+        left, right = factor(weight.clone(), rank)
+        if left.shape != (rows, rank) or right.shape != (rank, columns):
+            raise Wrong(
+                f"The shapes are {tuple(left.shape)} and {tuple(right.shape)}, for rank {rank} of {rows} × {columns}.",
+                hint="The first rank columns of U, and the first rank rows of what linalg.svd calls Vh.",
+            )
+        best = torch.linalg.svdvals(weight)[rank:].square().sum().sqrt()  # Eckart and Young 1936
+        error = (weight - left @ right).norm()
+        if error > best + 1e-3 and torch.allclose(left.T @ left, torch.eye(rank), atol=1e-4):
+            raise Wrong(
+                "The columns of the first matrix all have length 1, so the product has the wrong size.",
+                hint="The singular values are missing: multiply the columns of one side by them.",
+            )
+        if error > best + 1e-3:
+            raise Wrong(
+                f"At rank {rank} the product is {float(error):.2f} from the matrix; {float(best):.2f} is possible.",
+                hint="torch.linalg.svd finds the directions that matter most, sorted: keep the first.",
+            )
+    return "No other two matrices of these shapes come closer."

@@ -1,7 +1,7 @@
 """The networks of the course, small enough to read in one sitting."""
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +23,7 @@ __all__ = [
     "cifar_small",
     "cifar_thin",
     "imdb_bag",
+    "imdb_bigrams",
     "imdb_cnn",
     "imdb_lstm",
     "imdb_rnn",
@@ -160,6 +161,17 @@ def _without_padding(tokens: Int64[Tensor, "batch padded"]) -> Int64[Tensor, "ba
     return tokens[:, : int(used[-1]) + 1] if len(used) else tokens[:, :1]
 
 
+@torch.no_grad()
+def _start_small(embedding: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Draw the word vectors from N(0, 0.1²), that of padding zero.
+
+    PyTorch draws them from N(0, 1): training moves a rare word little, so the noise that it began with would decide its
+    length, and be most of what a decomposition of the embedding finds.
+    """
+    embedding.weight.normal_(std=0.1)
+    embedding.weight[PAD] = 0
+
+
 class TextBag(nn.Module):
     """The mean of a text's word vectors, then one hidden layer: the order of the words plays no part.
 
@@ -170,6 +182,7 @@ class TextBag(nn.Module):
     def __init__(self, words: int = 10_002, *, dimensions: int = 100, hidden: int = 200, classes: int = 2) -> None:
         super().__init__()
         self.embedding = nn.EmbeddingBag(words, dimensions, mode="mean", padding_idx=PAD)
+        _start_small(self.embedding)
         self.dropout = nn.Dropout(0.5)
         self.fc1 = nn.Linear(dimensions, hidden)
         self.fc2 = nn.Linear(hidden, classes)
@@ -183,8 +196,8 @@ class TextBag(nn.Module):
 class RNN(nn.Module):
     """A plain recurrent layer, h_t = tanh(W x_t + U h_(t-1) + b) (Elman 1990), run by PyTorch's own kernel.
 
-    Its two matrices are the weights of two linear layers, `input` (W) and `recurrent` (U), so that masks hold: from
-    the parameters of `nn.RNN` PyTorch makes a list of its own, which a mask on the module never reaches.
+    Its two matrices are the weights of two linear layers, `input` (W) and `recurrent` (U), which can be masked like any
+    other: `nn.RNN` keeps a list of its own of its parameters, and with masks it can no longer be copied once used.
     """
 
     def __init__(self, inputs: int, units: int) -> None:
@@ -224,8 +237,10 @@ def _recurrent_weights(layer: RNN | LSTM) -> list[Tensor]:
 
 
 class TextCNN(nn.Module):
-    """Filters over three neighbouring words, then ReLU (Kim 2014, "Convolutional neural networks for sentence
-    classification", with one width)."""
+    """Filters over three neighbouring words, then ReLU (Kim 2014, with one width only).
+
+    "Convolutional neural networks for sentence classification", section 2.
+    """
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
@@ -237,38 +252,47 @@ class TextCNN(nn.Module):
 
 
 class TextNet(nn.Module):
-    """Word vectors, an encoder that reads them in order, pooling over the words, and a linear classifier.
+    """Word vectors, an encoder that reads them in order, the maximum over the words, and a linear classifier.
 
-    `encoder` maps (batch, length, dimensions) to (batch, length, units). Padding stands at the end, where no encoder
-    that reads forwards has seen it yet, and it is left out of the pooling.
+    `encoder` maps (batch, length, dimensions) to (batch, length, units). Only the first `max_tokens` tokens are read.
+    Padding stands at the end, where an encoder that reads forwards has not seen it yet, and it is left out of the
+    maximum; so it changes nothing.
     """
 
     def __init__(
-        self, encoder: nn.Module, units: int, words: int = 10_002, *, dimensions: int = 100, classes: int = 2
+        self,
+        encoder: nn.Module,
+        units: int,
+        words: int = 10_002,
+        *,
+        dimensions: int = 100,
+        max_tokens: int = 250,
+        classes: int = 2,
     ) -> None:
         super().__init__()
+        self.max_tokens = max_tokens
         self.embedding = nn.Embedding(words, dimensions, padding_idx=PAD)
-        self.dropout = nn.Dropout(0.5)
+        _start_small(self.embedding)
+        self.dropout = nn.Dropout(0.3)
         self.encoder = encoder
         self.fc = nn.Linear(units, classes)
 
     def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
-        tokens = _without_padding(tokens)
+        tokens = _without_padding(tokens[:, : self.max_tokens])
         states = self.encoder(self.dropout(self.embedding(tokens)))
-        return self.fc(self.dropout(self.pool(states, tokens != PAD)))
-
-    POOL = "max"
-    def pool(self, states, is_word):
-        if self.POOL == "max":
-            return states.masked_fill(~is_word[:, :, None], -torch.inf).amax(1)
-        m = is_word[:, :, None].float()
-        return (states * m).sum(1) / m.sum(1).clamp(min=1)
+        strongest = states.masked_fill((tokens == PAD)[:, :, None], -1e9).amax(1)
+        return self.fc(self.dropout(strongest))
 
 
 def imdb_bag() -> TextBag:
     """Return an untrained bag of embeddings: 20,400 weights beside its embedding."""
     return TextBag()
+
+
+def imdb_bigrams() -> TextBag:
+    """Return an untrained bag of 62,500 words and pairs with 16 numbers each: as many parameters as `imdb_bag`."""
+    return TextBag(62_502, dimensions=16)
 
 
 def imdb_cnn() -> TextNet:

@@ -26,31 +26,40 @@ one with a zero *value*; here it costs `bits` bits.) With one bit per symbol thi
 that is skipped, 0 for a value. `write_sparse` takes the width from 1 to 16 that makes the array smallest, and
 *dense* if none makes it smaller.
 
+A text classifier also needs its words, in the order of their numbers. Their entry is the first:
+
+    {"name": "", "coding": "words", "count": 10002, "bytes": 35620}
+
+and the payload is the words, each ended by a line feed, in UTF-8, compressed by LZMA (plain, without a container).
+
 Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy and the
 standard library only; PyTorch is imported where a model is involved.
 """
 
 import hashlib
 import json
+import lzma
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from helpers import vocabulary
 from helpers.paths import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Packed", "PackingError", "load_into", "read", "verify", "write_dense", "write_sparse"]
+__all__ = ["Packed", "PackingError", "load_into", "read", "read_words", "verify", "write_dense", "write_sparse"]
 
 MAGIC = b"MCPACK"
 VERSION = 1
 PREFIX = struct.Struct("<6sHI8s")
 MAXIMUM_BITS = 16
+LZMA: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "pb": 0}]}
 
 Arrays = dict[str, np.ndarray]
 
@@ -70,21 +79,27 @@ class Packed(NamedTuple):
 # ---------------------------------------------------------------- writing
 
 
-def write_dense(tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path) -> Packed:
-    """Write all arrays in full. A model's masks are applied first (see `write_sparse`)."""
-    return _write(_arrays(tensors), path, sparse=False)
+def write_dense(
+    tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path, *, words: Sequence[str] = ()
+) -> Packed:
+    """Write all arrays in full, and the vocabulary if given. A model's masks are applied first (see `write_sparse`)."""
+    return _write(_arrays(tensors), path, words, sparse=False)
 
 
-def write_sparse(tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path) -> Packed:
+def write_sparse(
+    tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path, *, words: Sequence[str] = ()
+) -> Packed:
     """Write of each array only the values that are not zero, and where they stand, if that is smaller.
 
     From a model the `state_dict` is written, with masks applied (`pruning.bake`) and -0.0, which is what a
-    mask makes of a negative weight, as 0.0. Arrays that are given by name come back bit for bit.
+    mask makes of a negative weight, as 0.0. Arrays that are given by name come back bit for bit. `words` is
+    the vocabulary of a text classifier, which `read_words` gives back.
 
     The file appears only after its content was decoded again and compared. Raises PackingError if they
-    differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number.
+    differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number, and for a
+    word with a line feed.
     """
-    return _write(_arrays(tensors), path, sparse=True)
+    return _write(_arrays(tensors), path, words, sparse=True)
 
 
 def _arrays(tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module") -> Arrays:
@@ -110,9 +125,11 @@ def _array(name: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _write(arrays: Arrays, path: Path, *, sparse: bool) -> Packed:
-    content = _encode(arrays, sparse=sparse)
+def _write(arrays: Arrays, path: Path, words: Sequence[str], *, sparse: bool) -> Packed:
+    content = _encode(arrays, words, sparse=sparse)
     _require_identical(arrays, _decode(content))
+    if _decode_words(content) != list(words):
+        raise PackingError("the words would not come back; nothing was written")
     write_atomically(Path(path), content)
     return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
 
@@ -124,8 +141,12 @@ def _require_identical(arrays: Arrays, again: Arrays) -> None:
             raise PackingError(f"{name!r} would not come back bit for bit; nothing was written")
 
 
-def _encode(arrays: Arrays, *, sparse: bool) -> bytes:
-    entries, payload = [], []
+def _encode(arrays: Arrays, words: Sequence[str], *, sparse: bool) -> bytes:
+    entries: list[dict[str, Any]] = []
+    payload = []
+    if words:
+        payload.append(lzma.compress(vocabulary.lines(words), **LZMA))
+        entries.append({"name": "", "coding": "words", "count": len(words), "bytes": len(payload[0])})
     for name, array in arrays.items():
         coding, data = _encode_sparse(array) if sparse else ({"coding": "dense"}, array.tobytes())
         entries.append({"name": name, "dtype": array.dtype.str, "shape": array.shape} | coding)
@@ -191,7 +212,19 @@ def read(path: Path) -> Arrays:
         raise PackingError(f"{path}: {error}") from None
 
 
-def _decode(content: bytes) -> Arrays:
+def read_words(path: Path) -> list[str]:
+    """Return the vocabulary of a file, in the order of the numbers; an empty list if the file holds none.
+
+    Needs the standard library only, and raises what `read` raises.
+    """
+    try:
+        return _decode_words(Path(path).read_bytes())
+    except PackingError as error:
+        raise PackingError(f"{path}: {error}") from None
+
+
+def _parts(content: bytes) -> tuple[list[dict[str, Any]], bytes]:
+    """Return the entries of the header and the payload, after checking that nothing is cut off or changed."""
     if not content.startswith(MAGIC):
         raise PackingError("this is not a packed model: it does not begin with MCPACK")
     if len(content) < PREFIX.size:
@@ -202,10 +235,23 @@ def _decode(content: bytes) -> Arrays:
     body = content[PREFIX.size :]
     if _checksum(magic, version, header_length, body) != checksum:
         raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
-    entries, offset, arrays = json.loads(zlib.decompress(body[:header_length])), header_length, {}
+    return json.loads(zlib.decompress(body[:header_length])), body[header_length:]
+
+
+def _decode(content: bytes) -> Arrays:
+    entries, payload = _parts(content)
+    offset, arrays = sum(entry["bytes"] for entry in entries if entry["coding"] == "words"), {}
     for entry in entries:
-        arrays[entry["name"]], offset = _decode_array(entry, body, offset)
+        if entry["coding"] != "words":
+            arrays[entry["name"]], offset = _decode_array(entry, payload, offset)
     return arrays
+
+
+def _decode_words(content: bytes) -> list[str]:
+    entries, payload = _parts(content)
+    if entries and entries[0]["coding"] == "words":
+        return vocabulary.from_lines(lzma.decompress(payload[: entries[0]["bytes"]], **LZMA))
+    return []
 
 
 def _decode_array(entry: Mapping[str, Any], body: bytes, offset: int) -> tuple[np.ndarray, int]:

@@ -25,6 +25,7 @@ __all__ = [
     "Masks",
     "Scores",
     "bake",
+    "factor_embedding",
     "fisher_scores",
     "geometric_amounts",
     "geometric_sparsity",
@@ -38,6 +39,7 @@ __all__ = [
     "prune_gradually",
     "random_scores",
     "remove_neurons",
+    "remove_words",
     "sparsity",
     "weights_of",
 ]
@@ -45,7 +47,9 @@ __all__ = [
 Masks = Mapping[str, Tensor]  # boolean; `mask` says so in a sentence where a type checker would in ten lines
 Scores = Mapping[str, Float[Tensor, "..."]]
 
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WITH_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+PRUNABLE = (*WITH_NEURONS, *EMBEDDINGS)
 
 
 class Mask(nn.Module):
@@ -68,17 +72,35 @@ def _owner(model: nn.Module, name: str) -> tuple[Any, str]:
     return model.get_submodule(layer), attribute
 
 
-def _layer(model: nn.Module, argument: str, name: str) -> Any:
-    prunable = [name for name, layer in model.named_modules() if isinstance(layer, PRUNABLE)]
-    checks.choice(argument, name, prunable)
+def _layer(model: nn.Module, argument: str, name: str, kinds: tuple[type, ...] = WITH_NEURONS) -> Any:
+    allowed = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    checks.choice(argument, name, allowed)
     return model.get_submodule(name)
 
 
+def _refuse_flat_weights(name: str, layer: nn.Module) -> None:
+    """Raise ValueError for nn.RNN, nn.LSTM or nn.GRU.
+
+    They keep what they compute with in a list of their own. A mask gets there, and makes the layer impossible to copy
+    once it has been used: deepcopy refuses tensors that were computed. `fit` and `bake` need copies.
+    """
+    if isinstance(layer, nn.RNNBase):
+        raise ValueError(
+            f"layer {name!r} is torch's {type(layer).__name__}, which cannot be copied once it was used with a mask; "
+            "allowed: helpers.models.RNN and LSTM, which compute the same"
+        )
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weight that each linear or convolutional layer computes with, masked if it is masked.
+    """Return the weight that each linear, convolutional or embedding layer computes with, masked if it is masked.
 
     Frozen layers are included: `requires_grad` says what is trained, not what is stored.
+
+    Raises:
+        ValueError: the model has one of torch's own recurrent layers: left out, most of it would go unnoticed.
     """
+    for name, layer in model.named_modules():
+        _refuse_flat_weights(name, layer)
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, PRUNABLE))
     return {f"{name}.weight".lstrip("."): layer.weight.detach() for name, layer in layers}
 
@@ -127,7 +149,7 @@ def layer_masks(
     if not isinstance(amount, Mapping):
         return {name: keep_largest(values, amount) for name, values in scores.items()}
     for name in amount:
-        _layer(model, "layer in amount", name)
+        _layer(model, "layer in amount", name, PRUNABLE)
     return {f"{name}.weight": keep_largest(scores[f"{name}.weight"], part) for name, part in amount.items()}
 
 
@@ -176,7 +198,8 @@ def mask(model: nn.Module, masks: Masks) -> nn.Module:
     """Return a copy of `model` whose named parameters are masked; a mask that is there already stays in force.
 
     Raises:
-        ValueError: a name is no parameter of the model, or a mask has another shape or is not boolean.
+        ValueError: a name is no parameter of the model, or one of torch's own recurrent layers, or a mask has another
+            shape or is not boolean.
     """
     old = masks_of(model)
     new = bake(model)
@@ -194,6 +217,7 @@ def mask(model: nn.Module, masks: Masks) -> nn.Module:
                 )
             kept &= part.to(kept.device)
         layer, attribute = _owner(new, name)
+        _refuse_flat_weights(name, layer)
         parametrize.register_parametrization(layer, attribute, Mask(kept))
     return new
 
@@ -260,6 +284,81 @@ def _shrink(layer: Any, rows: Any, columns: Any) -> None:
         layer.out_features, layer.in_features = outputs, inputs
     else:
         layer.out_channels, layer.in_channels = outputs, inputs
+
+
+def remove_words(model: nn.Module, keep: Bool[Tensor, " words"], counts: Tensor) -> nn.Module:
+    """Return a smaller copy of a text classifier that knows only the words of `keep`; masks are folded in.
+
+    Token numbers change with it: cut the list of words the same way (`[w for w, kept in zip(words, keep) if kept]`) and
+    encode the texts again. The words that are gone become "<unk>", whose vector becomes the mean of all that it now
+    stands for, weighted by `counts`: so the mean of a text stays about where it was.
+
+    Args:
+        model: has exactly one embedding.
+        keep: True for each word that stays; "<unk>" and "<pad>", numbers 0 and 1, must.
+        counts: how often each word occurs in the training texts, shape (words,); that of "<pad>" plays no part.
+
+    Raises:
+        ValueError: there is not one embedding, or `keep` or `counts` does not fit it.
+    """
+    new = bake(model)
+    embedding = _embedding(new)
+    if keep.shape != embedding.weight.shape[:1] or not keep[:2].all():
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)} and begins with {keep[:2].tolist()}; "
+            f"allowed: shape {tuple(embedding.weight.shape[:1])}, beginning with [True, True]"
+        )
+    if counts.shape != keep.shape:
+        raise ValueError(f"counts has shape {tuple(counts.shape)}; allowed: {tuple(keep.shape)}")
+    table = embedding.weight.detach().clone()
+    unknown = counts * ~keep
+    unknown[0] = counts[0]
+    if unknown.any():
+        table[0] = (unknown / unknown.sum()).to(table.dtype) @ table
+    _replace_table(embedding, table[keep])
+    return new
+
+
+def factor_embedding(model: nn.Module, reader: str, rank: int) -> nn.Module:
+    """Return a copy whose word vectors have `rank` numbers, by the singular value decomposition E ≈ U S V^T.
+
+    U S becomes the new embedding, and V^T is multiplied into `reader`, the linear or convolutional layer that reads the
+    word vectors (or their mean): the smaller network computes what the old one would with the closest matrix of that
+    rank (Eckart and Young 1936). Masks are folded in.
+
+    Raises:
+        ValueError: there is not one embedding, `reader` does not read it, or `rank` is not from 1 to its dimensions.
+    """
+    new = bake(model)
+    embedding, following = _embedding(new), _layer(new, "reader", reader)
+    words, dimensions = embedding.weight.shape
+    if following.weight.shape[1] != dimensions:
+        raise ValueError(
+            f"reader={reader!r} takes {following.weight.shape[1]} inputs, but a word has {dimensions} numbers; "
+            "allowed: the layer that reads the embedding"
+        )
+    checks.choice("rank", rank, range(1, min(words, dimensions) + 1))
+    table = embedding.weight.detach()
+    # V holds the eigenvectors of E^T E, which is small; in double precision, since forming it squares the condition.
+    right = torch.linalg.eigh(table.double().T @ table.double()).eigenvectors.flip(1)[:, :rank].T.to(table.dtype)
+    _replace_table(embedding, table @ right.T)  # U S, but with the exact zeros of padding
+    weight = torch.einsum("oi...,ri->or...", following.weight.detach(), right)
+    following.weight = nn.Parameter(weight.contiguous(), following.weight.requires_grad)
+    attribute = "in_features" if isinstance(following, nn.Linear) else "in_channels"
+    setattr(following, attribute, rank)
+    return new
+
+
+def _embedding(model: nn.Module) -> Any:
+    found = [layer for layer in model.modules() if isinstance(layer, EMBEDDINGS)]
+    if len(found) != 1:
+        raise ValueError(f"model has {len(found)} embeddings; allowed: exactly one")
+    return found[0]
+
+
+def _replace_table(embedding: Any, table: Float[Tensor, "words dimensions"]) -> None:
+    embedding.weight = nn.Parameter(table.clone(), embedding.weight.requires_grad)
+    embedding.num_embeddings, embedding.embedding_dim = table.shape
 
 
 def geometric_sparsity(progress: float, *, final: float) -> float:

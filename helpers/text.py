@@ -5,10 +5,7 @@ ones are compiled against the torch of their own month.
 """
 
 import random
-import re
-import sys
-from collections.abc import Iterator
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,12 +16,25 @@ from torchtext.data import Dataset as Examples
 from torchtext.data.utils import RandomShuffler
 from torchtext.vocab import Vocab
 
-from helpers import checks
+from helpers import checks, data
 from helpers.data import Split
+from helpers.vocabulary import PAD, encode, tokenize, with_bigrams
 
-__all__ = ["Batch", "batches", "build_vocabulary", "examples", "fields", "tokenize"]
+__all__ = [
+    "Batch",
+    "Encoded",
+    "as_split",
+    "batches",
+    "build_vocabulary",
+    "by_length",
+    "examples",
+    "fields",
+    "imdb",
+    "imdb_bigrams",
+    "tokenize",
+]
 
-_TOKEN = re.compile(r"\w+(?:'\w+)?|[.,!?()]")
+MAX_TOKENS = 1_000  # 99 of 100 reviews are shorter
 
 
 class Batch(NamedTuple):
@@ -35,20 +45,28 @@ class Batch(NamedTuple):
     labels: Int64[Tensor, " batch"]
 
 
-def tokenize(text: str) -> list[str]:
-    """Return the words in lower case ("don't" is one) and the marks . , ! ? ( ), without HTML line breaks."""
-    tokens = _TOKEN.findall(text.lower().replace("<br />", " "))
-    # One string object per distinct word: a corpus has millions of tokens and a hundred thousand words.
-    return [sys.intern(token) for token in tokens]
+class Encoded(NamedTuple):
+    """Texts as numbers, in train, validation and test, and the words that the numbers stand for."""
+
+    train: Split[Tensor, Tensor]
+    validation: Split[Tensor, Tensor]
+    test: Split[Tensor, Tensor]
+    words: list[str]
 
 
-def fields(*, max_tokens: int | None = None) -> tuple[Field, LabelField]:
-    """Return the fields of a text and of its label; texts are cut after `max_tokens` tokens, if given.
+def fields(*, max_tokens: int | None = None, bigrams: bool = False) -> tuple[Field, LabelField]:
+    """Return the fields of a text and of its label.
 
-    Raises ValueError unless `max_tokens` is a whole number of at least 1.
+    Texts are cut after `max_tokens` tokens, if given; with `bigrams` the pairs of neighbours follow
+    (`vocabulary.with_bigrams`). Raises ValueError unless `max_tokens` is a whole number of at least 1.
     """
-    cut = None if max_tokens is None else itemgetter(slice(checks.positive("max_tokens", max_tokens)))
-    text = Field(tokenize=tokenize, preprocessing=cut, batch_first=True, include_lengths=True)
+    if max_tokens is not None:
+        checks.positive("max_tokens", max_tokens)
+
+    def prepare(tokens: list[str]) -> list[str]:
+        return with_bigrams(tokens[:max_tokens]) if bigrams else tokens[:max_tokens]
+
+    text = Field(tokenize=tokenize, preprocessing=prepare, batch_first=True, include_lengths=True)
     return text, LabelField(use_vocab=False)
 
 
@@ -80,6 +98,12 @@ def build_vocabulary(text: Field, train: Examples, *, max_size: int | None = Non
     return text.vocab
 
 
+def _vocabulary(dataset: Examples) -> Vocab:
+    if not hasattr(dataset.fields["text"], "vocab"):
+        raise ValueError("dataset has a text field without a vocabulary; call build_vocabulary first")
+    return dataset.fields["text"].vocab
+
+
 def batches(
     dataset: Examples, *, batch_size: int = 64, seed: int | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
@@ -89,8 +113,7 @@ def batches(
     evaluation, by rising length. Raises ValueError for a batch size below 1 or a field without a vocabulary.
     """
     checks.positive("batch_size", batch_size)
-    if not hasattr(dataset.fields["text"], "vocab"):
-        raise ValueError("dataset has a text field without a vocabulary; call build_vocabulary first")
+    _vocabulary(dataset)
     iterator = BucketIterator(
         dataset,
         batch_size,
@@ -105,3 +128,50 @@ def batches(
     for batch in iterator:
         tokens, lengths = batch.text
         yield Batch(tokens, lengths, batch.label)
+
+
+def as_split(dataset: Examples, words: Sequence[str]) -> Split[Int64[Tensor, "n length"], Int64[Tensor, " n"]]:
+    """Return all examples in their order as two tensors, padded at the end to the longest: what `fit` takes.
+
+    `words` is the vocabulary (`build_vocabulary(...).itos`). Raises what `vocabulary.encode` raises.
+    """
+    tokens = encode([example.text for example in dataset.examples], words)
+    return Split(torch.from_numpy(tokens), torch.tensor([example.label for example in dataset.examples]))
+
+
+def by_length(train: Split[Tensor, Tensor], batch_size: int, generator: torch.Generator) -> Sequence[Tensor]:
+    """Return an epoch's batches of texts of similar length, for `fit`'s `batching`.
+
+    As `BucketIterator` does it: a random order, cut into pools of a hundred batches; each pool is sorted by length
+    and cut into batches, and these come in random order. What is left over at the end is dropped.
+    """
+    lengths = (train.inputs != PAD).sum(1)
+    order = torch.randperm(len(train), generator=generator)
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(100 * batch_size)]
+    slices = [part for pool in pools for part in pool.split(batch_size) if len(part) == batch_size]
+    return [slices[i] for i in torch.randperm(len(slices), generator=generator)]
+
+
+def imdb() -> Encoded:
+    """Return `data.imdb()` as numbers: the first MAX_TOKENS tokens of each review, its 10,000 most frequent words.
+
+    The vocabulary is that of the training split, with "<unk>" and "<pad>" before the words. Raises what `data.imdb`
+    raises.
+    """
+    return _imdb(10_000, bigrams=False)
+
+
+def imdb_bigrams() -> Encoded:
+    """Return the same reviews with pairs of neighbours as words too, and the 62,500 most frequent of both.
+
+    With 16 numbers each they fill as large an embedding as the 10,002 words of `imdb` with 100. Raises what `data.imdb`
+    raises.
+    """
+    return _imdb(62_500, bigrams=True)
+
+
+def _imdb(max_words: int, *, bigrams: bool) -> Encoded:
+    text, label = fields(max_tokens=MAX_TOKENS, bigrams=bigrams)
+    train, validation, test = (examples(split, text, label) for split in data.imdb())
+    words = build_vocabulary(text, train, max_size=max_words).itos
+    return Encoded(as_split(train, words), as_split(validation, words), as_split(test, words), words)

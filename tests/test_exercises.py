@@ -4,6 +4,7 @@ To add an exercise, add its case to `CASES` below. The right answer is taken fro
 """
 
 import ast
+import copy
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -149,6 +150,231 @@ CASES["02.3"] = Case(
         (lambda weight, following: weight.abs().sum(0), "Row i of weight"),
     ]
 )
+
+
+# ---------------------------------------------------------------- 03
+
+
+def _first_order_forwards(weight, bias, weight_gradient, bias_gradient):
+    return (weight * weight_gradient).flatten(1).sum(1) + bias * bias_gradient
+
+
+def _first_order_without_bias(weight, bias, weight_gradient, bias_gradient):
+    return -(weight * weight_gradient).flatten(1).sum(1)
+
+
+def _first_order_of_magnitudes(weight, bias, weight_gradient, bias_gradient):
+    return (weight * weight_gradient).abs().flatten(1).sum(1) + (bias * bias_gradient).abs()
+
+
+def _strongest(product, size):
+    v = torch.randn(size, dtype=torch.float64)
+    for _ in range(500):
+        v = product(v / v.norm())
+    v = v / v.norm()
+    return float(v @ product(v))
+
+
+def _shifted(product, size):
+    top = _strongest(product, size)
+    return _strongest(lambda v: product(v) - top * v, size)
+
+
+CASES |= {
+    "03.1": Case(
+        [
+            (_first_order_forwards, "a step of -w"),
+            (_first_order_without_bias, "adds no bias"),
+            (_first_order_of_magnitudes, "take no magnitudes"),
+            (lambda weight, bias, *_: -(weight * weight), "flatten(1)"),
+        ]
+    ),
+    "03.2": Case([(lambda: 5, "do the same work"), (lambda: 100, "only correct")], {"measured": 62}),
+    "03.3": Case(
+        [
+            (_strongest, "all eigenvalues move down"),
+            (_shifted, "add back"),
+            (lambda product, size: _shifted(product, size) + _strongest(product, size), "magnitude is negative"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 04
+
+
+def _interleaved_wrongly(conv, linear, keep):
+    small = torch.nn.Conv2d(conv.in_channels, int(keep.sum()), conv.kernel_size)
+    small.weight.data, small.bias.data = conv.weight.detach()[keep], conv.bias.detach()[keep]
+    columns = keep.repeat(linear.in_features // len(keep))
+    reader = torch.nn.Linear(int(columns.sum()), linear.out_features)
+    reader.weight.data, reader.bias.data = linear.weight.detach()[:, columns], linear.bias.detach()
+    return small, reader
+
+
+def _one_column_a_channel(conv, linear, keep):
+    small, _ = _interleaved_wrongly(conv, linear, keep)
+    reader = torch.nn.Linear(int(keep.sum()), linear.out_features)
+    return small, reader
+
+
+def _zeroed_not_removed(conv, linear, keep):
+    conv = copy.deepcopy(conv)
+    conv.weight.data[~keep] = 0
+    return conv, linear
+
+
+def _all_biases_kept(conv, linear, keep):
+    conv = copy.deepcopy(conv)
+    conv.weight.data = conv.weight.detach()[keep]
+    return conv, linear
+
+
+def _cut_in_place(conv, linear, keep):
+    columns = keep.repeat_interleave(linear.in_features // len(keep))
+    conv.weight.data, conv.bias.data = conv.weight.detach()[keep], conv.bias.detach()[keep]
+    linear.weight.data = linear.weight.detach()[:, columns]
+    return conv, linear
+
+
+CASES |= {
+    "04.1": Case(
+        [(lambda: 1.0, "smaller matrices"), (lambda: 2.2, "did not fall as much")],
+        given={"measured": 1.6, "macs_ratio": 2.1},
+    ),
+    "04.2": Case(
+        [
+            (_interleaved_wrongly, "repeat_interleave"),
+            (_one_column_a_channel, "columns of the linear layer"),
+            (_zeroed_not_removed, "still there"),
+            (_all_biases_kept, "has a bias"),
+            (_cut_in_place, "Work on copies"),
+        ]
+    ),
+    "04.3": Case(
+        [
+            (lambda wanted, total, multiple: min(total, max(multiple, wanted // multiple * multiple)), "lie above"),
+            (lambda wanted, total, multiple: min(total, max(multiple, round(wanted / multiple) * multiple)), "even"),
+            (lambda wanted, total, multiple: min(total, (wanted + multiple // 2) // multiple * multiple), "a hole"),
+            (
+                lambda wanted, total, multiple: max(multiple, (wanted + multiple // 2) // multiple * multiple),
+                "with total",
+            ),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 05
+
+
+def _signs_of_all(early, mask):
+    return early.sign() * early.abs().mean() * mask
+
+
+def _price(macs, small_macs, epochs, retraining, rounds):
+    return [macs * (small_macs / macs) ** (done / rounds) for done in range(1, rounds + 1)]
+
+
+def _bill_of_the_last(macs, small_macs, epochs, retraining, rounds):
+    return int((epochs * macs + rounds * retraining * small_macs) // small_macs)
+
+
+def _bill_of_the_dense(macs, small_macs, epochs, retraining, rounds):
+    return int(epochs * macs // small_macs)
+
+
+def _bill_in_epochs(macs, small_macs, epochs, retraining, rounds):
+    return epochs + rounds * retraining
+
+
+def _bill_rounded_up(*given):
+    macs, small_macs, epochs, retraining, _ = given
+    return -int(-(epochs * macs + retraining * sum(_price(*given))) // small_macs)
+
+
+CASES |= {
+    "05.1": Case(
+        [(lambda: 1.96 * 0.3 / 3**0.5, "4.3, not 2"), (lambda: 4.303 * 0.3, "root of 3")], {"measured": 0.7452}
+    ),
+    "05.2": Case(
+        [
+            (lambda early, mask: early * mask, "+1 or -1"),
+            (_signs_of_all, "index with the mask"),
+            (lambda early, mask: early.sign() * early[mask].abs().mean(), "Multiply by the mask"),
+            (lambda early, mask: mask * early[mask].abs().mean(), "must be positive"),
+            (lambda early, mask: early.sign_() * mask, "new tensor"),
+        ]
+    ),
+    "05.3": Case(
+        [
+            (_bill_in_epochs, "divide what was spent"),
+            (_bill_of_the_dense, "after the cut"),
+            (_bill_rounded_up, "Round down"),
+            (_bill_of_the_last, "its own price"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 06
+
+
+def _mean_over_the_batch(vectors, tokens):
+    return vectors.mean(dim=0)
+
+
+def _mean_with_padding(vectors, tokens):
+    return vectors.mean(dim=1)
+
+
+def _mean_without_a_floor(vectors, tokens):
+    is_word = (tokens != 1).unsqueeze(2)
+    return (vectors * is_word).sum(dim=1) / is_word.sum(dim=1)
+
+
+def _sum_not_mean(vectors, tokens):
+    return (vectors * (tokens != 1).unsqueeze(2)).sum(dim=1)
+
+
+def _mean_in_place(vectors, tokens):
+    is_word = (tokens != 1).unsqueeze(2)
+    return vectors.mul_(is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)
+
+
+def _first_columns(weight, rank):
+    return weight[:, :rank], torch.eye(weight.shape[1])[:rank]
+
+
+def _without_singular_values(weight, rank):
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    return left[:, :rank], right[:rank]
+
+
+def _right_not_transposed(weight, rank):
+    left, scale, right = torch.linalg.svd(weight, full_matrices=False)
+    return left[:, :rank] * scale[:rank], right[:, :rank]
+
+
+CASES |= {
+    "06.1": Case([(lambda: 0.3, "more than half"), (lambda: 0.98, "rest is long")], {"measured": 0.73}),
+    "06.2": Case(
+        [
+            (_mean_over_the_batch, "mixes the reviews"),
+            (_mean_with_padding, "neither above nor below"),
+            (_mean_without_a_floor, "clamp"),
+            (_sum_not_mean, "divide by their number"),
+            (_mean_in_place, "not in place"),
+        ]
+    ),
+    "06.3": Case(
+        [
+            (_first_columns, "directions that matter most"),
+            (_without_singular_values, "values are missing"),
+            (_right_not_transposed, "first rank rows"),
+        ]
+    ),
+}
 
 
 # ---------------------------------------------------------------- every exercise

@@ -60,3 +60,96 @@ def test_the_residual_adds_its_input():
     nn.init.zeros_(block.block2.bn.weight)
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x), x)
+
+
+# --- text ---
+
+TEXT_NETS = [models.imdb_bag, models.imdb_bigrams, models.imdb_cnn, models.imdb_rnn, models.imdb_lstm]
+
+
+@pytest.mark.parametrize(
+    ("build", "beside"),
+    [
+        (models.imdb_bag, 100 * 200 + 200 * 2),
+        (models.imdb_cnn, 3 * 100 * 64 + 64 * 2),
+        (models.imdb_rnn, 100 * 100 + 100 * 100 + 100 * 2),
+        (models.imdb_lstm, 4 * 36 * (100 + 36) + 36 * 2),
+    ],
+)
+def test_text_nets_are_of_comparable_size(build, beside):
+    assert measure.count_weights(build()) == 10_002 * 100 + beside
+    assert 19_000 < beside < 21_000
+
+
+@pytest.mark.parametrize("build", TEXT_NETS)
+def test_padding_changes_nothing(build):
+    torch.manual_seed(0)
+    model = build().eval()
+    tokens = torch.randint(2, 10_000, (3, 12))
+    tokens[1, 5:] = tokens[2, 1:] = 1
+    logits = model(tokens)
+    assert logits.shape == (3, 2)
+    for row, length in enumerate((12, 5, 1)):
+        assert torch.allclose(logits[row], model(tokens[row : row + 1, :length])[0], atol=1e-6)
+    wider = torch.cat([tokens, torch.ones(3, 7, dtype=torch.int64)], dim=1)
+    assert torch.equal(model(wider), logits)
+    assert model(torch.ones(2, 4, dtype=torch.int64)).isfinite().all()  # nothing but padding
+
+
+@pytest.mark.parametrize("build", TEXT_NETS)
+def test_word_vectors_start_short_and_padding_is_zero(build):
+    torch.manual_seed(0)
+    weight = build().embedding.weight
+    assert weight[2:].std().item() == pytest.approx(0.1, rel=0.01)
+    assert not weight[1].any()
+
+
+def test_a_bag_knows_no_order_and_the_others_do():
+    torch.manual_seed(0)
+    tokens = torch.randint(2, 10_000, (1, 20))
+    for build in TEXT_NETS:
+        model = build().eval()
+        same = torch.allclose(model(tokens), model(tokens.flip(1)), atol=1e-6)
+        assert same == isinstance(model, models.TextBag)
+
+
+def test_the_bag_by_hand():
+    torch.manual_seed(0)
+    model = models.TextBag(6, dimensions=3, hidden=4).eval()
+    mean = (model.embedding.weight[2] + 2 * model.embedding.weight[5]) / 3
+    expected = model.fc2.weight @ (model.fc1.weight @ mean + model.fc1.bias).clamp(min=0) + model.fc2.bias
+    assert torch.allclose(model(torch.tensor([[5, 2, 5, 1, 1]]))[0], expected, atol=1e-6)
+
+
+def test_only_the_first_tokens_are_read():
+    torch.manual_seed(0)
+    model = models.TextNet(models.TextCNN(100, 8), 8, words=50, max_tokens=6).eval()
+    tokens = torch.randint(2, 50, (2, 9))
+    assert torch.equal(model(tokens), model(tokens[:, :6]))
+    assert not torch.equal(model(tokens), model(tokens[:, :5]))
+
+
+@pytest.mark.parametrize(("ours", "torchs"), [(models.RNN, nn.RNN), (models.LSTM, nn.LSTM)])
+def test_recurrent_layers_are_torchs(ours, torchs):
+    """Same weights: same states, same gradients."""
+    torch.manual_seed(0)
+    mine, library = ours(5, 7), torchs(5, 7, batch_first=True)
+    names = {
+        "weight_ih_l0": "input.weight",
+        "weight_hh_l0": "recurrent.weight",
+        "bias_ih_l0": "input.bias",
+        "bias_hh_l0": "recurrent.bias",
+    }
+    mine.load_state_dict({names[name]: tensor for name, tensor in library.state_dict().items()})
+    x = torch.randn(3, 11, 5)
+    states, expected = mine(x), library(x)[0]
+    assert torch.allclose(states, expected, atol=1e-6)
+    states.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in library.named_parameters():
+        assert torch.allclose(mine.get_parameter(names[name]).grad, parameter.grad, atol=1e-4)
+
+
+def test_a_plain_recurrent_layer_starts_as_a_rotation():
+    weight = models.RNN(5, 7).recurrent.weight
+    assert torch.allclose(weight @ weight.T, torch.eye(7), atol=1e-5)

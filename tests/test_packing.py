@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from torch import nn
 
-from helpers import models, packing, paths, pruning
+from helpers import models, packing, paths, pruning, vocabulary
 
 LENET_PARAMETERS = 431_080
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -390,3 +390,51 @@ def test_verify_notices_one_changed_weight(lenet, folder):
         lenet.fc2.bias[3] += 1e-4
     with pytest.raises(packing.PackingError, match="the logits differ from the model's, by up to"):
         packing.verify(packed.path, lenet, IMAGES)
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@settings(deadline=None, max_examples=20)
+@given(words=st.lists(st.text(alphabet=st.characters(blacklist_characters="\n", blacklist_categories=["Cs"]))))
+def test_words_come_back_beside_the_arrays(tmp_path_factory, write, words):
+    path = tmp_path_factory.mktemp("words") / "x.pack"
+    arrays = {"x": np.float32([[0, 2.5], [0, -1]]), "y": np.arange(3)}
+    write(arrays, path, words=words)
+    assert packing.read_words(path) == words
+    found = packing.read(path)
+    assert set(found) == {"x", "y"}
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
+def test_a_file_without_words_is_as_before(tmp_path):
+    first = packing.write_sparse({"x": np.zeros(9, np.float32)}, tmp_path / "a.pack")
+    second = packing.write_sparse({"x": np.zeros(9, np.float32)}, tmp_path / "b.pack", words=[])
+    assert first.sha256 == second.sha256 and packing.read_words(first.path) == []
+
+
+def test_words_are_compressed_and_guarded(tmp_path):
+    words = [f"word{i}" for i in range(2_000)]
+    packed = packing.write_dense({}, tmp_path / "words.pack", words=words)
+    assert packed.bytes < len("\n".join(words)) / 2
+    content = bytearray(packed.path.read_bytes())
+    content[-5] ^= 1
+    packed.path.write_bytes(content)
+    with pytest.raises(packing.PackingError, match="checksum does not match"):
+        packing.read_words(packed.path)
+    with pytest.raises(ValueError, match="allowed: words without line feeds"):
+        packing.write_dense({}, tmp_path / "words.pack", words=["a\nb"])
+
+
+def test_a_text_classifier_and_its_words_come_back(tmp_path):
+    """From the file alone: the same token numbers, and the same logits, bit for bit."""
+    torch.manual_seed(0)
+    words = ["<unk>", "<pad>", "good", "bad", "film", "not good"]
+    model = models.TextBag(len(words), dimensions=2, hidden=3).eval()
+    masked = pruning.mask(model, pruning.global_masks(model, 0.5))
+    texts = [["good", "film"], ["bad", "zebra", "film"], ["film", "not good"]]
+    packed = packing.write_sparse(masked, tmp_path / "bag.pack", words=words)
+    again = vocabulary.encode(texts, packing.read_words(packed.path))
+    assert np.array_equal(again, vocabulary.encode(texts, words))
+    packing.verify(packed.path, masked, torch.from_numpy(again))

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -336,3 +337,167 @@ def test_a_layer_cannot_lose_all_its_neurons(net):
     gone = {"fc2.weight": torch.zeros(10, 500, dtype=torch.bool)}
     with pytest.raises(ValueError, match="would lose all of its 500 neurons"):
         pruning.remove_neurons(pruning.mask(net, gone), "fc1", "fc2")
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.fixture
+def bag():
+    torch.manual_seed(0)
+    return models.TextBag(40, dimensions=6, hidden=5).eval()
+
+
+def reading(encoder, units):
+    torch.manual_seed(0)
+    return models.TextNet(encoder, units, words=40, dimensions=6).eval()
+
+
+TOKENS = torch.randint(2, 40, (8, 10), generator=torch.Generator().manual_seed(0))
+
+
+def test_embeddings_are_weights(bag):
+    weights = pruning.weights_of(bag)
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == {
+        "embedding.weight": (40, 6),
+        "fc1.weight": (5, 6),
+        "fc2.weight": (2, 5),
+    }
+    total = 40 * 6 + 5 * 6 + 2 * 5
+    assert pruning.sparsity(bag) == 6 / total  # the vector of padding
+    masked = pruning.mask(bag, pruning.global_masks(bag, 0.5))
+    assert pruning.sparsity(masked) == 0.5
+    only = pruning.layer_masks(bag, {"embedding": 0.5})
+    assert set(only) == {"embedding.weight"} and int(only["embedding.weight"].sum()) == 120
+    assert "embedding.weight" in pruning.weights_of(reading(models.TextCNN(6, 4), 4))  # nn.Embedding as well
+
+
+def test_a_masked_embedding_stays_masked_in_training(bag):
+    masks = pruning.layer_masks(bag, {"embedding": 0.5})
+    split = Split(TOKENS, torch.arange(8) % 2)
+    options = {"epochs": 3, "lr": 0.1, "optimizer": "adam", "batch_size": 4, "progress": False}
+    trained = pruning.bake(training.fit(pruning.mask(bag, masks), split, **options).model)
+    assert not trained.embedding.weight[~masks["embedding.weight"]].any()
+    assert not torch.equal(trained.embedding.weight, bag.embedding.weight * masks["embedding.weight"])
+
+
+@pytest.mark.parametrize("build", [nn.RNN, nn.LSTM, nn.GRU])
+def test_torchs_recurrent_layers_are_refused(build):
+    """With a mask they could not be copied after use, and leaving them out would miss most of a model."""
+    model = nn.Sequential(build(4, 3))
+    masks = {"0.weight_ih_l0": torch.zeros_like(model[0].weight_ih_l0, dtype=torch.bool)}
+    message = f"layer '0.*' is torch's {build.__name__}, which cannot be copied once it was used with a mask"
+    for call in (
+        lambda: pruning.mask(model, masks),
+        lambda: pruning.weights_of(model),
+        lambda: pruning.sparsity(model),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    pruning.parametrize.register_parametrization(model[0], "weight_ih_l0", pruning.Mask(masks["0.weight_ih_l0"]))
+    model(torch.ones(1, 1, 4))
+    with pytest.raises(RuntimeError, match="deepcopy"):  # should torch mend this, the refusal can go
+        deepcopy(model)
+
+
+@pytest.mark.parametrize(("ours", "torchs"), [(models.RNN, nn.RNN), (models.LSTM, nn.LSTM)])
+def test_masks_on_our_recurrent_layers_hold(ours, torchs):
+    torch.manual_seed(0)
+    layer, x = ours(5, 7), torch.randn(3, 4, 5)
+    masked = pruning.mask(layer, pruning.layer_masks(layer, 0.6))
+    zeroed, baked = torchs(5, 7, batch_first=True), pruning.bake(masked)
+    zeroed.load_state_dict(
+        {
+            "weight_ih_l0": baked.input.weight,
+            "weight_hh_l0": baked.recurrent.weight,
+            "bias_ih_l0": layer.input.bias,
+            "bias_hh_l0": layer.recurrent.bias,
+        }
+    )
+    assert (baked.recurrent.weight == 0).float().mean() > 0.5
+    assert torch.allclose(masked(x), zeroed(x)[0], atol=1e-6)
+    assert torch.equal(masked(x), baked(x))
+    assert not torch.allclose(masked(x), layer(x))
+
+
+def test_removed_words_are_gone_and_the_others_answer_as_before(bag):
+    keep = torch.ones(40, dtype=torch.bool)
+    keep[[5, 17, 30]] = False
+    before = {name: tensor.clone() for name, tensor in bag.state_dict().items()}
+    counts = torch.randint(0, 9, (40,))
+    smaller = pruning.remove_words(bag, keep, counts)
+    assert smaller.embedding.weight.shape == (37, 6) and smaller.embedding.num_embeddings == 37
+    places = keep.nonzero().flatten()
+    tokens = torch.randint(1, 37, (8, 10))
+    assert torch.equal(smaller(tokens), bag(places[tokens]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bag.state_dict().items())
+    masks = pruning.layer_masks(bag, {"embedding": 0.5})
+    masked = pruning.remove_words(pruning.mask(bag, masks), keep, counts)
+    assert torch.equal(masked.embedding.weight[1:], (bag.embedding.weight * masks["embedding.weight"])[keep][1:])
+
+
+def test_unk_becomes_the_mean_of_what_it_stands_for(bag):
+    """By hand; and a text that is the training set itself keeps its mean."""
+    counts = torch.randint(1, 9, (40,))
+    counts[1] = 99  # padding plays no part
+    keep = torch.ones(40, dtype=torch.bool)
+    keep[[5, 30]] = False
+    smaller, table = pruning.remove_words(bag, keep, counts), bag.embedding.weight
+    total = counts[0] + counts[5] + counts[30]
+    by_hand = (counts[0] * table[0] + counts[5] * table[5] + counts[30] * table[30]) / total
+    assert torch.allclose(smaller.embedding.weight[0], by_hand, atol=1e-6)
+    everything = torch.arange(40).repeat_interleave(counts)[None]
+    numbers = torch.zeros(40, dtype=torch.int64)
+    numbers[keep] = torch.arange(38)
+    assert torch.allclose(smaller(numbers[everything]), bag(everything), atol=1e-5)
+    assert torch.equal(pruning.remove_words(bag, keep, torch.zeros(40)).embedding.weight[0], table[0])
+
+
+def test_words_that_cannot_be_removed(bag, net):
+    keep = torch.ones(40, dtype=torch.bool)
+    for wrong in (keep[:-1], keep.index_fill(0, torch.tensor([1]), False)):
+        with pytest.raises(
+            ValueError, match=r"keep has shape .* allowed: shape \(40,\), beginning with \[True, True\]"
+        ):
+            pruning.remove_words(bag, wrong, torch.ones(40))
+    with pytest.raises(ValueError, match=r"counts has shape \(39,\); allowed: \(40,\)"):
+        pruning.remove_words(bag, keep, torch.ones(39))
+    with pytest.raises(ValueError, match="model has 0 embeddings; allowed: exactly one"):
+        pruning.remove_words(net, keep, torch.ones(40))
+
+
+@pytest.mark.parametrize(
+    ("build", "reader"),
+    [
+        (lambda: models.TextBag(40, dimensions=6, hidden=5).eval(), "fc1"),
+        (lambda: reading(models.TextCNN(6, 4), 4), "encoder.conv"),
+        (lambda: reading(models.RNN(6, 4), 4), "encoder.input"),
+        (lambda: reading(models.LSTM(6, 4), 4), "encoder.input"),
+    ],
+)
+def test_a_factored_embedding_is_the_closest_one(build, reader):
+    """The smaller net answers as the large one does with its embedding replaced by numpy's best of that rank."""
+    model = build()
+    before = model.embedding.weight.detach().clone()
+    for rank in (1, 3, 6):
+        left, scale, right = np.linalg.svd(before.numpy().astype(np.float64), full_matrices=False)
+        model.embedding.weight.data = torch.from_numpy((left[:, :rank] * scale[:rank]) @ right[:rank]).float()
+        expected = model(TOKENS)
+        model.embedding.weight.data = before.clone()
+        factored = pruning.factor_embedding(model, reader, rank)
+        assert factored.embedding.weight.shape == (40, rank) and factored.embedding.embedding_dim == rank
+        assert not factored.embedding.weight[1].any()
+        assert torch.allclose(factored(TOKENS), expected, atol=1e-5)
+    assert torch.equal(model.embedding.weight, before) and model.get_submodule(reader).weight.shape[1] == 6
+
+
+def test_what_cannot_be_factored(bag, net):
+    with pytest.raises(ValueError, match="reader='fc2' takes 5 inputs, but a word has 6 numbers"):
+        pruning.factor_embedding(bag, "fc2", 2)
+    with pytest.raises(ValueError, match="reader='fc9' is unknown"):
+        pruning.factor_embedding(bag, "fc9", 2)
+    for rank in (0, 7):
+        with pytest.raises(ValueError, match=f"rank={rank} is unknown"):
+            pruning.factor_embedding(bag, "fc1", rank)
+    with pytest.raises(ValueError, match="layer='embedding' is unknown"):
+        pruning.neuron_masks(bag, "embedding", "fc1", 0.5)

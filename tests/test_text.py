@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import data, text
+from helpers import checkpoints, data, models, text, training
 from helpers.data import Split
 from helpers.paths import ROOT
 
@@ -159,6 +159,65 @@ def test_batches_suit_recurrent_networks(corpus):
     embedded = nn.Embedding(len(vocabulary), 4)(batch.tokens)
     packed = nn.utils.rnn.pack_padded_sequence(embedded, batch.lengths, batch_first=True)  # needs falling lengths
     assert len(packed.data) == batch.lengths.sum()
+
+
+# --- as tensors ---
+
+
+def pairs_of(split, words):
+    """Return (text, label) of each row, without its padding."""
+    rows = zip(split.inputs.tolist(), split.labels.tolist(), strict=True)
+    return [(" ".join(words[t] for t in tokens if t != 1), label) for tokens, label in rows]
+
+
+def test_a_split_holds_the_tokens_of_the_batches():
+    split, examples, vocabulary = many()
+    tensors = text.as_split(examples, vocabulary.itos)
+    assert tensors.inputs.dtype == tensors.labels.dtype == torch.int64
+    assert pairs_of(tensors, vocabulary.itos) == list(zip(split.inputs, split.labels, strict=True))
+    from_batches = [pair for batch in text.batches(examples, seed=0) for pair in decode(batch, vocabulary)]
+    assert sorted(pairs_of(tensors, vocabulary.itos)) == sorted(from_batches)
+
+
+def test_batches_by_length():
+    _, examples, vocabulary = many(2_050)
+    split = text.as_split(examples, vocabulary.itos)
+    first, again, other = (text.by_length(split, 20, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert len(first) == len(split) // 20 and all(len(batch) == 20 for batch in first)
+    assert len(set(torch.cat(list(first)).tolist())) == 2_040  # none twice
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    lengths = [(split.inputs[batch] != 1).sum(1) for batch in first]
+    padding = sum(int((batch.max() - batch).sum()) for batch in lengths)
+    assert padding / sum(int(20 * batch.max()) for batch in lengths) < 0.1
+    means = torch.tensor([float(batch.float().mean()) for batch in lengths])
+    assert not torch.equal(means, means.sort().values)  # long and short batches alternate
+
+
+def test_a_training_takes_them():
+    _, examples, vocabulary = many(64)
+    split = text.as_split(examples, vocabulary.itos)
+    model = models.TextBag(len(vocabulary), dimensions=4, hidden=4)
+    options = {"epochs": 2, "lr": 0.01, "optimizer": "adam", "batch_size": 16, "progress": False}
+    fitted = training.fit(model, split, batching=text.by_length, validation=split, **options)
+    assert len(fitted.history) == 2
+    assert torch.equal(fitted.model.embedding.weight[1], torch.zeros(4))  # padding stays nothing
+
+
+def test_bigrams_follow_the_words(split):
+    words, label = text.fields(max_tokens=3, bigrams=True)
+    examples = text.examples(split, words, label)
+    assert examples[1].text == ["a", "bad", "film", "a bad", "bad film"]
+    assert examples[2].text == ["good"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_committed_vocabulary_is_what_the_training_reviews_give():
+    encoded = text.imdb()
+    assert encoded.words == checkpoints.words("imdb_bag") and len(encoded.words) == 10_002
+    assert (len(encoded.train), len(encoded.validation), len(encoded.test)) == (20_000, 2_500, 2_500)
+    assert encoded.train.inputs.shape[1] == text.MAX_TOKENS
 
 
 # --- bad arguments ---

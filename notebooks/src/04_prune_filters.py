@@ -1,0 +1,894 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Prune filters: why is a masked network not faster, and what does real removal buy?
+#
+# A convolution does its work filter by filter. Take out half of the filters of two neighbours, and the second has a quarter
+# of its work left. That sounds like a speed-up of four. Here you cut filters out of a network that reads photographs, first
+# by hand, then through residual connections, and let the clock say how much of the promise arrives.
+#
+# **You will be able to**
+# - show that a masked network is not faster, and say why;
+# - cut filters out of a network by hand, and name every tensor that has to be cut with them;
+# - explain why residual connections couple channels, and let a dependency graph find out which;
+# - bring a cut network back: refresh its BatchNorm, make a new optimizer, fine-tune;
+# - read a speed-up critically: which share of the MACs saved was saved on the clock, in which runtime, at which batch size,
+#   and what would a small network have done?
+#
+# **Before this**: notebook 01 (MACs, latency with its null control), notebook 02 (masks), notebook 03 (scores).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+from copy import deepcopy
+from functools import partial
+
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from helpers import (
+    checkpoints,
+    data,
+    deploy,
+    exercises,
+    importance,
+    measure,
+    packing,
+    plots,
+    removal,
+    results,
+    training,
+)
+from helpers.results import say
+
+# %%
+run = results.start("04_prune_filters", profile=PROFILE, seed=SEED)
+say(results.timetable("04_prune_filters"))
+
+# %% [markdown]
+# The settings of the three profiles. `ratios` says how many times fewer MACs the pruned networks have, `round_to` to which
+# multiple their channels are rounded, `train` and `epochs` how long they are fine-tuned, and `teacher` whether the uncut
+# network teaches them. `thin` is the competitor: a dense network of about half the MACs, trained from scratch.
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=100,
+               trial=256, train=512, epochs=1, lr=0.01, batch=64, teacher=True, validation=200, tested=500, timings=20, batches=(1, 8)),
+    quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 16, 1), scored=1_000, probe=500,
+               trial=3_000, train=45_000, epochs=1, lr=0.01, batch=64, teacher=True, validation=2_000, tested=10_000,
+               timings=20, batches=(1, 64)),
+    full=dict(net="cifar_base", thin="cifar_thin", ratios=(2.1, 2.57), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
+              trial=15_000, train=45_000, epochs=7, lr=0.05, batch=128, teacher=True, validation=5_000, tested=10_000,
+              timings=40, batches=(1, 64)),
+)  # fmt: skip
+
+# %%
+plots.style()
+training.seed_everything(SEED)
+cifar = data.cifar10()
+train, validation = cifar.train.take(S.train), cifar.validation.take(S.validation)
+dense = checkpoints.load(S.net)
+ONE, TWO = validation.inputs[:1], validation.inputs[:2]
+
+
+def accuracy(model, count=None):
+    """Fraction of the validation photographs, or of the first `count`, that `model` gets right."""
+    return training.evaluate(model, validation.take(count) if count else validation).accuracy
+
+
+base = accuracy(dense)
+dense_macs = measure.count_macs(dense, ONE)
+say(
+    f"`{S.net}` tells {base:.1%} of {len(validation):,} validation photographs right (ten classes), "
+    f"at {dense_macs:,} MACs each."
+)
+
+# %% [markdown]
+# The network is small enough to read: plain blocks of convolution, BatchNorm and ReLU, and two **residual** ones, which
+# add their input to what their two convolutions make of it. Here is where its MACs are.
+
+# %%
+layers = measure.layer_table(dense, ONE)
+layers = layers[layers["kind"].isin(["Conv2d", "Linear"])].set_index("layer")
+shape = layers[["output", "weights", "macs"]].assign(share=layers["share_macs"].map("{:.0%}".format))
+shape.rename(columns={"macs": "MACs", "share": "share of the MACs"})
+
+# %% [markdown]
+# ## 1. A mask, and the clock
+#
+# A **filter** makes one output channel. To silence it, set its weights to zero, and the scale and shift that BatchNorm applies
+# to it as well: then the channel is zero whatever the picture. We silence half of the filters in every block, those with the
+# smallest **L1 norm** (the sum of the magnitudes of their weights).
+
+
+# %%
+def silence(model, keep):
+    """Return a copy of `model` in which the filters that are not kept give zero; `keep` goes by block."""
+    new = deepcopy(model)
+    for name, kept in keep.items():
+        block = new.get_submodule(name)
+        for parameter in (block.conv.weight, block.bn.weight, block.bn.bias):
+            parameter.data[~kept] = 0
+    return new
+
+
+def larger_half(filters):
+    """Return which filters have an L1 norm above the median; shape of `filters`: (filters, inputs, 3, 3)."""
+    norms = filters.detach().abs().sum(dim=(1, 2, 3))
+    return norms > norms.median()
+
+
+blocks = [name.removesuffix(".conv") for name in layers.index if name.endswith(".conv")]
+masked = silence(dense, {name: larger_half(dense.get_submodule(name).conv.weight) for name in blocks})
+
+# %% [markdown]
+# **Predict.** Half of the filters are zero, so three quarters of the multiplications are of no use. How many times faster is
+# the masked network in eager PyTorch? And in ONNX Runtime, which optimises the graph before it runs it?
+#
+# An ONNX file is a graph and its weights. Writing one takes some seconds, and nearly all networks below have the graph of the
+# dense one, in other sizes. So each graph is exported once, with BatchNorm **folded** into the convolutions (what every
+# runtime does anyway), and then gets one network's weights after the other. That the logits are PyTorch's is checked each time.
+
+
+# %%
+def fold(model):
+    """Return a copy of `model` in which each BatchNorm has become part of the convolution before it."""
+    new = deepcopy(model).eval()
+    for block in new.modules():
+        if hasattr(block, "bn"):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    return new
+
+
+def in_onnx(model, file):
+    """Open `model` in ONNX Runtime: its weights, in the graph of `file`."""
+    proto, weights = onnx.load(file), fold(model).state_dict()
+    for tensor in proto.graph.initializer:
+        old = onnx.numpy_helper.to_array(tensor)
+        same = np.where(old == dense.fc.in_features, model.fc.in_features, old)  # `flatten` knows the last width
+        new = weights[tensor.name].numpy() if tensor.name in weights else same
+        tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+    del proto.graph.value_info[:]  # the shapes in between, as they were in the other network
+    onnx.save(proto, own := run.scratch("own.onnx"))
+    session = deploy.session(own, threads=1)
+    logits, expected = deploy.run(session, TWO.numpy()), training.predict(model, TWO).numpy()
+    assert np.allclose(logits, expected, atol=1e-4 * max(1, abs(expected).max()))
+    return session
+
+
+plain = deploy.export_onnx(fold(dense), TWO, run.scratch("plain.onnx"))
+
+# %% [markdown]
+# The clock is that of notebook 01: networks take turns, and the first one is entered twice, so that we see what "no difference"
+# looks like. One thread.
+
+
+# %%
+def clock(models, sessions):
+    """Time all networks in both runtimes; return {(runtime, batch): verdicts}. The first is the baseline."""
+    found = {}
+    for batch in S.batches:
+        images = validation.inputs[:batch]
+        eager = {name: partial(model, images) for name, model in models.items()}
+        runtime = {name: partial(deploy.run, session, images.numpy()) for name, session in sessions.items()}
+        for kind, calls in {"eager": eager, "onnxruntime": runtime}.items():
+            with torch.inference_mode():
+                timings = measure.time_interleaved(calls, rounds=S.timings, threads=1)
+            found[kind, batch] = measure.compare(timings)
+    return found
+
+
+# %%
+models = {"dense": dense, "masked": masked}
+sessions = {name: in_onnx(model, plain) for name, model in models.items()}
+first_look = clock(models, sessions)
+pd.concat({f"{kind}, batch {batch}": measure.verdict_table(v) for (kind, batch), v in first_look.items()})
+
+# %%
+fastest = max(verdicts["masked"].ratio for verdicts in first_look.values())
+run.claim(
+    "masked-is-not-faster",
+    "Best speed-up of the masked network, two runtimes and two batch sizes",
+    fastest,
+    at_most=1.3,
+    timing=True,
+)
+zeros = 1 - measure.count_nonzero(masked) / measure.count_weights(masked)
+say(
+    f"{zeros:.0%} of the weights are zero, and the masked network does {measure.count_macs(masked, ONE):,} MACs, "
+    f"like the dense one. The verdicts: {', '.join(v['masked'].verdict for v in first_look.values())}."
+)
+
+# %% [markdown]
+# A convolution is a dense matrix product, and multiplies by zero as carefully as by anything else. No runtime looks at the
+# values. To save time, the matrices must be *smaller*.
+#
+# ## 2. Surgery on two plain layers
+#
+# `conv2` hands its channels to `conv3` and to nobody else. Remove filter 7 of `conv2`, and four things have to go:
+# - the filter itself, `conv2.conv.weight[7]`;
+# - the scale and the shift that BatchNorm gives to channel 7, `conv2.bn.weight[7]` and `conv2.bn.bias[7]`;
+# - the statistics that BatchNorm keeps of it, `running_mean[7]` and `running_var[7]`;
+# - what `conv3` makes of channel 7: `conv3.conv.weight[:, 7]`, one slice of *each* of its filters.
+
+
+# %%
+def fewer_outputs(block, keep):
+    """Return a copy of a conv-BatchNorm-ReLU block that has only the filters in `keep` (boolean)."""
+    new = deepcopy(block)
+    new.conv.weight = nn.Parameter(block.conv.weight.detach()[keep])
+    new.bn.weight = nn.Parameter(block.bn.weight.detach()[keep])
+    new.bn.bias = nn.Parameter(block.bn.bias.detach()[keep])
+    new.bn.running_mean, new.bn.running_var = block.bn.running_mean[keep], block.bn.running_var[keep]
+    new.conv.out_channels = new.bn.num_features = int(keep.sum())
+    return new
+
+
+def fewer_inputs(block, keep):
+    """Return a copy of the block that reads only the channels in `keep`."""
+    new = deepcopy(block)
+    new.conv.weight = nn.Parameter(block.conv.weight.detach()[:, keep])
+    new.conv.in_channels = int(keep.sum())
+    return new
+
+
+# %%
+keep = larger_half(dense.conv2.conv.weight)
+small = deepcopy(dense)
+small.conv2, small.conv3 = fewer_outputs(dense.conv2, keep), fewer_inputs(dense.conv3, keep)
+
+# %% [markdown]
+# The test of surgery: a removed filter and a silenced one are the same to the rest of the network. So the cut network must give
+# the logits of the *masked* one. In double precision nothing but the order of the sums can differ. And
+# `helpers.removal.remove_filters`, which does this for any network, must leave the very same tensors.
+
+
+# %%
+def differing(a, b):
+    """Return how many tensors of network `a` network `b` does not have, or has with another shape or value."""
+    theirs = b.state_dict()
+    return sum(
+        name not in theirs or tensor.shape != theirs[name].shape or not torch.equal(tensor, theirs[name])
+        for name, tensor in a.state_dict().items()
+    )
+
+
+images = validation.inputs[:64].double()
+silenced = silence(dense, {"conv2": keep})
+gap = training.predict(deepcopy(small).double(), images) - training.predict(silenced.double(), images)
+run.claim(
+    "surgery",
+    "Largest difference between the cut and the silenced network's logits, float64",
+    gap.abs().max(),
+    at_most=1e-8,
+)
+by_helper = removal.remove_filters(dense, {"conv2.conv": keep}, TWO)
+run.claim(
+    "same-as-helper", "Tensors in which the cell's cut and the helper's differ", differing(small, by_helper), at_most=0
+)
+
+# %% [markdown]
+# ### A trap: the optimizer that was there before
+#
+# An optimizer holds the *tensors* it was made with, not the layers. Surgery makes new tensors. If you cut in the middle of a
+# training and go on with the old optimizer, it goes on training what was removed. No error, no warning; the layers that you
+# cut simply stop learning.
+
+
+# %%
+def trained_by(optimizer, model):
+    """Take one step, and return the names of the parameters of `model` that moved."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    F.cross_entropy(model.train()(train.inputs[:32]), train.labels[:32]).backward()
+    optimizer.step()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+patient = deepcopy(dense)
+old = torch.optim.SGD(patient.parameters(), lr=0.1)
+patient.conv2, patient.conv3 = deepcopy(small.conv2), deepcopy(small.conv3)
+everything = {name for name, _ in patient.named_parameters()}
+stuck = everything - trained_by(old, patient)
+stuck_now = everything - trained_by(torch.optim.SGD(patient.parameters(), lr=0.1), patient)
+say(f"With the old optimizer these never move: {', '.join(f'`{name}`' for name in sorted(stuck))}.")
+run.claim("all-trained", "Parameters that an optimizer made after the cut leaves untrained", len(stuck_now), at_most=0)
+
+# %% [markdown]
+# The rule is short: **cut first, then make the optimizer**. `training.fit` makes its own at the start of each training, so
+# nothing that was removed can linger.
+#
+# ## 3. Why the residual part refuses
+#
+# Try the same on `res1.block2`, and tell its reader to read less. Its output is *added* to the block's input, channel by
+# channel:
+
+# %%
+naive = deepcopy(dense)
+keep_narrow = larger_half(dense.res1.block2.conv.weight)
+naive.res1.block2 = fewer_outputs(dense.res1.block2, keep_narrow)
+naive.conv2 = fewer_inputs(dense.conv2, keep_narrow)
+try:
+    naive(TWO)
+except RuntimeError as error:
+    print(f"RuntimeError: {error}")
+
+# %% [markdown]
+# A sum needs two tensors of one shape. So channel 7 of `res1.block2` and channel 7 of what enters the block, which `conv1` made,
+# are one and the same thing: they stay together or they go together. All that *read* the channel lose a slice, too.
+# `torch-pruning` finds such **groups** by itself. It runs the network once, records which operation feeds which, and
+# follows the channels from layer to layer: a **dependency graph** (Fang et al. 2023).
+
+# %%
+graph = tp.DependencyGraph().build_dependency(deepcopy(dense), example_inputs=TWO)
+group = graph.get_pruning_group(graph.model.conv1.conv, tp.prune_conv_out_channels, idxs=[7])
+kinds = {"prune_out_channels": "what makes channel 7", "prune_in_channels": "what reads channel 7"}
+steps = [(step.target.name.split()[0], kinds[step.handler.__name__]) for step, _ in group]
+coupled = pd.DataFrame([step for step in steps if not step[0].startswith("_")], columns=["layer", "loses"])
+coupled.set_index("layer")
+
+# %% [markdown]
+# You asked for one filter of `conv1`. The graph says what has to go with it. `removal.groups` collects, for the
+# whole network, the layers whose *output* channels are coupled:
+
+# %%
+groups = removal.groups(dense, TWO)
+names = [group.layers[0] for group in groups]
+pd.DataFrame(
+    {"channels": [group.channels for group in groups], "together": [", ".join(group.layers) for group in groups]},
+    index=pd.Index(names, name="group"),
+)
+
+# %% [markdown]
+# The last layer is not among them: its outputs are the ten classes. Now let the library cut the coupled group for
+# real, and compare with the helper, which is a thin layer over the library that leaves the original alone.
+
+# %%
+keep = {"conv1.conv": larger_half(dense.conv1.conv.weight)}
+gone = (~keep["conv1.conv"]).nonzero().flatten().tolist()
+graph.get_pruning_group(graph.model.conv1.conv, tp.prune_conv_out_channels, idxs=gone).prune()
+
+small = removal.remove_filters(dense, keep, TWO)
+run.claim(
+    "same-as-library",
+    "Tensors in which torch-pruning's cut and the helper's differ",
+    differing(small, graph.model),
+    at_most=0,
+)
+silenced = silence(dense, dict.fromkeys(["conv1", "res1.block2"], keep["conv1.conv"]))
+gap = training.predict(deepcopy(small).double(), images) - training.predict(silenced.double(), images)
+run.claim(
+    "residual-surgery",
+    "Largest difference, cut against silenced, across the sum, float64",
+    gap.abs().max(),
+    at_most=1e-8,
+)
+
+# %% [markdown]
+# ## 4. Which group can lose filters?
+#
+# A group needs one score for each of its channels. We add up those of its members; here by hand with L1 norms, then with
+# the helper:
+
+# %%
+norms = importance.filter_norms(dense, norm=1)
+by_norm = removal.group_scores(norms, groups)
+by_hand = norms["conv1.conv"] + norms["res1.block2.conv"]
+assert torch.allclose(by_norm["conv1.conv"], by_hand)
+
+# %% [markdown]
+# Now silence the channels with the smallest scores, in one group at a time, and leave all others whole. Nothing is
+# retrained. Which group would you spare?
+#
+# **Predict** the most sensitive group of the table above, and the least sensitive.
+
+
+# %%
+def without(scores, share):
+    """Return which channels stay if the fraction `share` with the smallest scores goes."""
+    keep = torch.ones(len(scores), dtype=torch.bool)
+    keep[scores.argsort()[: round(share * len(scores))]] = False
+    return keep
+
+
+def silenced_by(name, keep):
+    """Return the dense network with the channels of one group silenced."""
+    return removal.zero_filters(dense, {name: keep}, TWO)
+
+
+SHARES = [0.25, 0.5, 0.75]
+whole = accuracy(dense, S.probe)
+sensitivity = {
+    name: [whole] + [accuracy(silenced_by(name, without(by_norm[name], share)), S.probe) for share in SHARES]
+    for name in names
+}
+
+# %%
+table = pd.DataFrame(sensitivity, index=pd.Index([0.0, *SHARES], name="removed"))
+order = table.mean().sort_values()
+fig = plots.line_with_band(
+    [100 * share for share in table.index],
+    {name: [100 * a for a in row] for name, row in sensitivity.items()},
+    title=f"{order.index[0]} can lose least, {order.index[-1]} most",
+    xlabel="channels removed from this group alone (%)",
+    ylabel="validation accuracy (%)",
+)
+plots.show(fig, alt=f"Accuracy (%) against channels removed. {plots.in_words(100 * table)}", table=table)
+run.record("sensitivity", table.reset_index())
+
+# %%
+say(
+    f"With half of its channels gone, `{order.index[0]}` leaves {table.loc[0.5, order.index[0]]:.1%} of the photographs "
+    f"right, `{order.index[-1]}` {table.loc[0.5, order.index[-1]]:.1%}; the whole network {whole:.1%}."
+)
+
+# %% [markdown]
+# Such curves tell where to be careful, but not what happens when all groups are cut at once. For that there are two ways.
+#
+# ## 5. The same share everywhere, or the least important anywhere?
+#
+# **Uniform** takes the same fraction from each group, as far as rounding allows. **Global** compares the scores of all groups (each divided by its
+# group's mean, because the scales differ) and takes the smallest, wherever they are. `removal.choose_filters` does
+# either, and searches for the cut that saves the MACs we ask for, so that the comparison is fair. Channels are rounded to
+# multiples; section 8 shows why.
+#
+# And two scores: the L1 norm, and the first-order **Taylor** score of notebook 03, which looks at a few training pictures.
+#
+# **Predict**: which of the four leaves the most accurate network, before any repair?
+
+# %%
+scores = {"L1": by_norm, "Taylor": removal.group_scores(importance.taylor_scores(dense, train.take(S.scored)), groups)}
+arms = [(score, scope) for score in scores for scope in ("uniform", "global")]
+
+
+def cut(score, scope, ratio, round_to):
+    """Return the dense network with so many filters removed that it has `ratio` times fewer MACs."""
+    keep = removal.choose_filters(dense, scores[score], TWO, macs_ratio=ratio, scope=scope, round_to=round_to)
+    return removal.remove_filters(dense, keep, TWO)
+
+
+candidates = {arm: cut(*arm, S.ratios[0], S.round_to) for arm in arms}
+
+# %%
+widths = {"dense": dense} | {f"{score}, {scope}": net for (score, scope), net in candidates.items()}
+pd.DataFrame(
+    {name: [group.channels for group in removal.groups(net, TWO)] for name, net in widths.items()}, index=names
+)
+
+# %% [markdown]
+# ### BatchNorm remembers the old network
+#
+# Before you judge them, look at BatchNorm. In evaluation it subtracts a **running mean** and divides by the root of a
+# **running variance**, both recorded while the *dense* network trained. After the cut every layer gets other sums, and the
+# record is wrong. Nothing has to be trained to mend that: show the network some training pictures and record again.
+
+
+# %%
+def refresh(model, inputs):
+    """Return a copy of `model` whose BatchNorm statistics are averages over `inputs`."""
+    new = deepcopy(model)
+    norms = [layer for layer in new.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average over the batches, not an exponential one
+    with torch.no_grad():
+        for batch in inputs.split(500):
+            new.train()(batch)
+    for layer in norms:
+        layer.momentum = 0.1
+    return new.eval()
+
+
+# %%
+pictures = train.inputs[: S.scored]
+example = candidates[arms[0]]
+mine, theirs = refresh(example, pictures).state_dict(), removal.refresh_batchnorm(example, pictures).state_dict()
+assert all(torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-5) for name in mine)
+
+# %%
+refreshed = {arm: removal.refresh_batchnorm(net, pictures) for arm, net in candidates.items()}
+comparison = pd.DataFrame(
+    {
+        "MACs left": {arm: measure.count_macs(net, ONE) / dense_macs for arm, net in candidates.items()},
+        "after the cut": {arm: accuracy(net) for arm, net in candidates.items()},
+        "BatchNorm refreshed": {arm: accuracy(net) for arm, net in refreshed.items()},
+    }
+)
+run.record("cuts", comparison.reset_index(names=["score", "scope"]))
+comparison.rename_axis(["score", "scope"]).map("{:.1%}".format)
+
+# %%
+gain = (comparison["BatchNorm refreshed"] - comparison["after the cut"]).mean()
+best = comparison["BatchNorm refreshed"].idxmax()
+say(
+    f"Without a single gradient step, fresh statistics are worth **{100 * gain:+.1f} points** on average. Best before "
+    f"training: **{', '.join(best)}**, with {comparison.loc[best, 'BatchNorm refreshed']:.1%} of {base:.1%}."
+)
+run.claim("refresh", "Accuracy that fresh BatchNorm statistics give back, mean of the four cuts", gain, at_least=0.0)
+
+# %% [markdown]
+# ## 6. Whole blocks
+#
+# The coarsest cut of all: a residual block *is* `x` plus a correction. Leave the correction out, and `x` goes straight
+# through. No shape changes anywhere, so there is no surgery to do; the block becomes the identity.
+#
+# **Predict**: which of the two can be spared, if one can?
+
+# %%
+without_blocks = {
+    "res1 out": removal.remove_block(dense, "res1"),
+    "res2 out": removal.remove_block(dense, "res2"),
+    "both out": removal.remove_block(removal.remove_block(dense, "res1"), "res2"),
+}
+blocks_table = pd.DataFrame(
+    {
+        name: [
+            measure.count_macs(net, ONE) / dense_macs,
+            accuracy(net),
+            accuracy(removal.refresh_batchnorm(net, pictures)),
+        ]
+        for name, net in without_blocks.items()
+    },
+    index=["MACs left", "after the cut", "BatchNorm refreshed"],
+).T
+run.record("blocks", blocks_table.reset_index(names="network"))
+blocks_table.map("{:.1%}".format)
+
+# %% [markdown]
+# A block is one decision about a fifth of the work, where filters are hundreds of small decisions. Both go into the race, and
+# so does the loss of notebook 02: the **teacher**. The uncut network's answers, softened by a temperature of 4, say more
+# about a photograph than its label alone. Notebook 11 explains it.
+#
+# ## 7. Fine-tune
+#
+# The cut networks get a short trial first, all of them the same: one epoch on some of the training pictures, mirrored and
+# shifted. The winner, on *validation* pictures, gets the long training.
+
+# %%
+teacher = deepcopy(dense).to(memory_format=torch.channels_last)  # the layout that `fit` trains in, and faster
+
+
+def taught(model, inputs, labels, temperature=4.0, share=0.9):
+    """Mean loss of a batch: mostly the distance to the dense network's softened answers, partly the labels'."""
+    logits = model(inputs)
+    with torch.no_grad():
+        softened = F.softmax(teacher(inputs) / temperature, dim=1)
+    distance = F.kl_div(F.log_softmax(logits / temperature, dim=1), softened, reduction="batchmean")
+    return share * temperature**2 * distance + (1 - share) * F.cross_entropy(logits, labels)
+
+
+def fine_tune(model, examples, loss, *, epochs=1, file=None):
+    """Train a copy of the cut network on the first `examples` training pictures; return it and the seconds it took."""
+    fitted = training.fit(
+        removal.refresh_batchnorm(model, pictures),
+        train.take(examples),
+        epochs=epochs,
+        lr=S.lr,
+        batch_size=S.batch,
+        precision=training.fast_precision(),
+        augment=training.flip_and_shift,
+        loss=loss,
+        seed=SEED,
+        checkpoint=run.scratch(file) if file and PROFILE == "full" else None,
+    )
+    return fitted.model, sum(row["seconds"] for row in fitted.history)
+
+
+# %%
+losses = {"taught": taught, "labels only": training.cross_entropy}
+chosen, other = losses if S.teacher else reversed(losses)
+score = best[0]
+trials = {scope: fine_tune(candidates[score, scope], S.trial, losses[chosen])[0] for scope in ("uniform", "global")}
+scope = max(trials, key=lambda name: accuracy(trials[name]))
+trials[f"{scope}, {other}"] = fine_tune(candidates[score, scope], S.trial, losses[other])[0]
+trials["both blocks out"] = fine_tune(without_blocks["both out"], S.trial, losses[chosen])[0]
+
+# %%
+trial_table = pd.DataFrame(
+    {
+        "MACs left": {name: measure.count_macs(net, ONE) / dense_macs for name, net in trials.items()},
+        "validation accuracy": {name: accuracy(net) for name, net in trials.items()},
+    }
+)
+run.record("trials", trial_table.reset_index(names="network"))
+trial_table.map("{:.2%}".format)
+
+# %%
+tried, before = trial_table["validation accuracy"], comparison.loc[score, "BatchNorm refreshed"]
+apart = [100 * abs(table["uniform"] - table["global"]) for table in (before, tried)]
+say(
+    f"By the {score} score, uniform and global were {apart[0]:.1f} points apart before training and are {apart[1]:.1f} apart after "
+    f"it; the training itself was worth {100 * (tried[scope] - before[scope]):.1f}. Of the two losses, `{chosen}` ends "
+    f"{100 * (tried[scope] - tried[f'{scope}, {other}']):+.1f} points from `{other}`. We go on with **{scope}, {chosen}**: the scope by "
+    "this trial, the loss by the settings. One short trial on one seed is thin ground; it is what this budget buys."
+)
+
+# %% [markdown]
+# Compare the two distances whenever a paper compares scores *before* fine-tuning. What counts is what is left of the difference
+# when the training is done.
+
+# %%
+filters, seconds = {}, {}
+for ratio in S.ratios:
+    name = f"filters {ratio:g}x"
+    net = cut(score, scope, ratio, S.round_to)
+    filters[name], seconds[name] = fine_tune(net, S.train, losses[chosen], epochs=S.epochs, file=f"{ratio:g}x.pt")
+    say(f"**{name}**: {accuracy(filters[name]):.2%} on validation, the dense network {base:.2%}.")
+pruned_name = next(iter(filters))
+pruned = filters[pruned_name]
+run.record("fine_tuning_seconds", seconds, timing=True)
+
+# %% [markdown]
+# ## 8. Channels in round numbers
+#
+# A vector unit multiplies 4, 8 or 16 numbers at once, whether you need all of them or not, and a runtime lays out its channels
+# in blocks of that size. A layer with 17 channels then costs as much as one with 24 or 32. That is why `choose_filters`
+# rounds. The next cell makes the same cut, at the same MACs or fewer, with other multiples; these networks are only timed.
+
+# %%
+roundings = {S.round_to: pruned} | {r: cut(score, scope, S.ratios[0], r) for r in S.roundings if r != S.round_to}
+label = {r: pruned_name if r == S.round_to else (f"rounded to {r}" if r > 1 else "not rounded") for r in S.roundings}
+pd.DataFrame({label[r]: [g.channels for g in removal.groups(net, TWO)] for r, net in roundings.items()}, index=names).T
+
+# %% [markdown]
+# ## 9. The table that matters
+#
+# All networks at once, in two runtimes and at two batch sizes. With them runs the **cheap alternative**, which every
+# compressed network has to face: a *smaller dense network*, thinner in every layer, trained from scratch with the recipe of
+# the large one.
+#
+# ### Exercise 04.1 — predict
+#
+# How many times faster than the dense network is the pruned one, in ONNX Runtime with a full batch? You know how many MACs it
+# saves. Put your guess into the function before you run the cells below it; within a quarter is fine.
+
+
+# %%
+def predicted_speedup():
+    """Return your prediction: the dense network's time divided by the pruned network's."""
+    ### BEGIN SOLUTION
+    return 1.6
+    ### END SOLUTION
+
+
+# %%
+models |= filters | {"both blocks out": trials["both blocks out"]}
+models |= {label[r]: net for r, net in roundings.items() if r != S.round_to}
+if S.thin in checkpoints.manifest():
+    models["a thin dense net"] = checkpoints.load(S.thin)
+no_blocks = deploy.export_onnx(fold(without_blocks["both out"]), TWO, run.scratch("no-blocks.onnx"))
+graphs = dict.fromkeys(models, plain) | {"both blocks out": no_blocks}
+sessions = {name: in_onnx(model, graphs[name]) for name, model in models.items()}
+verdicts = clock(models, sessions)
+
+# %%
+short = {"eager": "eager", "onnxruntime": "ORT"}
+left = pd.Series({name: measure.count_macs(net, ONE) / dense_macs for name, net in models.items()})
+time_left = pd.DataFrame(
+    {f"{short[kind]} {batch}": {name: 1 / v[name].ratio for name in models} for (kind, batch), v in verdicts.items()}
+)
+arrived = (1 - time_left).div(1 - left.where(left < 1), axis=0)
+run.record("time_left", time_left.reset_index(names="network"), timing=True)
+run.record("macs_left", left.to_dict())
+table = pd.concat({"left, of the dense net's": time_left, "of the MACs saved, arrived": arrived}, axis=1)
+table.insert(0, ("left, of the dense net's", "MACs"), left)
+table.drop(index="dense").map(lambda value: "–" if pd.isna(value) else f"{value:.0%}")
+
+# %%
+last = verdicts["onnxruntime", S.batches[1]]
+speed = last[pruned_name].ratio
+exercises.check("04.1", predicted_speedup, measured=speed, macs_ratio=1 / left[pruned_name])
+
+# %% [markdown]
+# How to read the table: each column is a runtime (ORT is ONNX Runtime) and a batch size. On the left stands what is left of the
+# dense network's MACs and milliseconds. On the right, the share that arrived: the saving in time divided by the saving in MACs.
+# All of it would be 100 %; a negative number means slower than before.
+
+# %%
+share = arrived.loc[pruned_name, f"ORT {S.batches[1]}"]
+shown = [name for name in models if name in (*filters, "both blocks out", "a thin dense net")]
+percent = 100 * time_left.assign(MACs=left).loc[shown, ["MACs", *time_left.columns]]
+fig = plots.bars(
+    percent,
+    title=f"MACs fell to {left[pruned_name]:.0%}, time in ONNX Runtime to {1 / speed:.0%}",
+    xlabel="% of the dense net's (time: runtime and batch size)",
+    label="{:.0f} %",
+)
+plots.show(fig, alt=f"Bars in percent of the dense network. {plots.in_words(percent)}", table=percent)
+
+# %%
+low, high = last[pruned_name].interval
+say(
+    f"In ONNX Runtime, {S.batches[1]} photographs at a time: **{last[pruned_name].verdict}**, {speed:.2f} times "
+    f"(99 %: {low:.2f} to {high:.2f}). The MACs fell to {left[pruned_name]:.0%} and the time to {1 / speed:.0%}, so "
+    f"**{share:.0%} of the saving arrived**. "
+    + " ".join(
+        f"The same cut {label[r]}: MACs {left[label[r]]:.0%}, time {1 / last[label[r]].ratio:.0%}."
+        for r in S.roundings
+        if r != S.round_to
+    )
+)
+if PROFILE == "full":
+    run.claim("faster", "Speed-up in ONNX Runtime, batch of 64", speed, at_least=1.4, timing=True)
+
+# %% [markdown]
+# Where does the rest stay? Pooling, ReLU and the sums of the residual blocks shrink with the channels, not with their square.
+# Each call has its price, whatever the layer's size, and with a single photograph that price weighs most. And narrow layers keep
+# the vector units less busy.
+#
+# Now the accuracy. The test photographs are used here, once for each network.
+
+# %%
+finalists = {"dense": dense} | filters
+if "a thin dense net" in models:
+    finalists["a thin dense net"] = models["a thin dense net"]
+tests = {name: run.test(name, net, cifar.test.take(S.tested)) for name, net in finalists.items()}
+lost = {name: tests["dense"].accuracy - test.accuracy for name, test in tests.items()}
+pruned_ratio = 1 / left[pruned_name]
+
+# %%
+run.claim("fewer-macs", "Times fewer MACs than the dense network", pruned_ratio, at_least=S.ratios[0])
+if PROFILE == "full":
+    run.claim(
+        "accuracy-kept", "Test accuracy lost, mean over the seeds", lost[pruned_name], at_most=0.008, over_seeds=True
+    )
+else:
+    run.claim("accuracy-kept-quick", "Test accuracy lost (fraction)", lost[pruned_name], at_most=0.03)
+trained_on = {name: f"{S.epochs} × {S.train:,}" for name in filters} | {"both blocks out": f"1 × {S.trial:,}"}
+final = pd.DataFrame(
+    {
+        "MACs": {name: f"{measure.count_macs(models[name], ONE):,}" for name in ["dense", *shown]},
+        "weights": {name: f"{measure.count_weights(models[name]):,}" for name in ["dense", *shown]},
+        "fine-tuned on": pd.Series(trained_on),
+        "validation": {name: f"{accuracy(models[name]):.2%}" for name in ["dense", *shown]},
+        "test": {name: f"{test.accuracy:.2%}" for name, test in tests.items()},
+        f"ONNX Runtime, batch {S.batches[1]}": {name: f"{last[name].ratio:.2f}×" for name in ["dense", *shown]},
+    }
+).loc[["dense", *shown]].fillna("–")  # fmt: skip
+final
+
+# %%
+cost = {name: checkpoints.manifest()[name]["seconds"] for name in (S.net, S.thin) if name in checkpoints.manifest()}
+text = "".join(
+    f"**{1 / left[n]:.2f} times fewer MACs** cost {100 * lost[n]:.2f} points of test accuracy. " for n in filters
+)
+if S.thin in cost:
+    ahead = tests[pruned_name].accuracy - tests["a thin dense net"].accuracy
+    text += (
+        f"The thin dense network of {left['a thin dense net']:.0%} of the MACs, trained from scratch, is "
+        f"{100 * abs(ahead):.2f} points {'behind' if ahead >= 0 else 'ahead of'} the (first) pruned one and runs at "
+        f"{last['a thin dense net'].ratio:.2f} times the dense speed. It cost {cost[S.thin]:,.0f} s of training; the pruned one "
+        f"cost the {cost[S.net]:,.0f} s of the dense network, and {seconds[pruned_name]:,.0f} s of fine-tuning here."
+    )
+say(text)
+
+# %% [markdown]
+# That bill is the honest comparison. If the large network exists already, pruning it is cheap. If it has to be trained first, its
+# training belongs to the price of the small one. Notebook 05 gives all competitors the same budget, and several seeds.
+
+# %%
+literature = results.literature("cifar10").dropna(subset="macs_ratio")
+literature["change"] = (100 * (literature["accuracy"] - literature["base_accuracy"])).map("{:+.2f}".format)
+marks = literature[["model", "method", "year", "macs_ratio", "change"]].round(2)
+marks.columns = ["model", "method", "year", "times fewer MACs", "change of accuracy (points)"]
+marks.set_index("model")
+
+# %% [markdown]
+# These are the marks of the literature: other networks, hundreds of epochs of fine-tuning, and often the best *test* epoch.
+# Ours is the last epoch.
+#
+# ## 10. Exercises
+#
+# **04.2 · Surgery before a linear layer.** LeNet-5 flattens what its last convolution puts out, and hands it to a linear layer.
+# `flatten` writes channel after channel, each with all of its pixels. Return a smaller copy of both layers: `keep` is
+# boolean, one entry for each filter of `conv`; the two that came in stay as they are. Both have a bias.
+
+
+# %%
+def cut_before_linear(conv, linear, keep):
+    """Return new (conv, linear) with only the filters in `keep`, for conv → ReLU → flatten → linear."""
+    ### BEGIN SOLUTION
+    conv, linear = deepcopy(conv), deepcopy(linear)
+    columns = keep.repeat_interleave(linear.in_features // len(keep))
+    conv.weight = nn.Parameter(conv.weight.detach()[keep])
+    conv.bias = nn.Parameter(conv.bias.detach()[keep])
+    linear.weight = nn.Parameter(linear.weight.detach()[:, columns])
+    conv.out_channels, linear.in_features = int(keep.sum()), int(columns.sum())
+    return conv, linear
+    ### END SOLUTION
+
+
+exercises.check("04.2", cut_before_linear)
+
+# %% [markdown]
+# **04.3 · Round, but never to nothing.** A score says that `wanted` of a layer's `total` channels are worth keeping. Return the
+# nearest number that is a multiple of `multiple`: at least one multiple, so that no layer is emptied, and never more than
+# `total`. A layer with fewer channels than one multiple keeps them all. Exactly between two multiples, keep more.
+
+
+# %%
+def rounded_channels(wanted, total, multiple):
+    """Return how many channels to keep."""
+    ### BEGIN SOLUTION
+    nearest = (wanted + multiple // 2) // multiple * multiple
+    return min(total, max(multiple, nearest))
+    ### END SOLUTION
+
+
+exercises.check("04.3", rounded_channels)
+
+# %% [markdown]
+# ## What was measured
+
+# %%
+where = ", ".join(f"{arrived.loc[pruned_name, column]:.0%} ({column})" for column in arrived)
+say(
+    f"- **Masked**: {zeros:.0%} of the weights zero, at best {fastest:.2f} times the dense speed.\n"
+    f"- **Removed**: {1 / left[pruned_name]:.2f} times fewer MACs, test accuracy {tests[pruned_name].accuracy:.2%} "
+    f"(dense {tests['dense'].accuracy:.2%}).\n"
+    f"- **Of that saving, arrived on the clock**: {where}.\n"
+    f"- **Fresh BatchNorm statistics**: {100 * gain:+.1f} points before any training."
+)
+
+
+# %%
+def latency(name):
+    """Return the timings of one network for the results file."""
+    records = [
+        record
+        for (runtime, batch), found in verdicts.items()
+        for record in measure.latency_records(found, runtime=runtime, batch=batch)
+    ]
+    return [record for record in records if record["variant"] == name]
+
+
+recorded = {"dense": f"{S.net}-dense", "a thin dense net": f"{S.thin}-dense"}
+recorded |= {name: f"{S.net}-{name.replace(' ', '-')}" for name in filters}
+for name, test in tests.items():
+    packed = packing.write_dense(finalists[name], run.scratch(f"{recorded[name]}.pack"))
+    packing.verify(packed.path, finalists[name], validation.inputs[:256])
+    run.model(
+        recorded[name],
+        task="cifar10",
+        method=f"filters by {score}, {scope}, {chosen}" if name in filters else "dense",
+        base=None if name == "dense" else recorded["dense"],
+        accuracy=test.accuracy,
+        weights=measure.count_weights(finalists[name]),
+        nonzero=measure.count_nonzero(finalists[name]),
+        macs=measure.count_macs(finalists[name], ONE),
+        file=packed.path,
+        latency=latency(name),
+    )
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - A mask saves nothing on the clock. Only smaller matrices do.
+# - A filter does not go alone: BatchNorm's entries, the slices that read it, and every layer coupled to it by a sum go too.
+# - After the cut: fresh BatchNorm statistics, a new optimizer, and some training. Compare scores after it, not before.
+# - MACs are a promise. Ask which share of it arrived, in which runtime, at which batch size, and keep channels round.
+# - The competitor of a pruned network is a small dense one, with the training bill of both on the table.
+#
+# **Read**
+# - Li, Kadav, Durdanovic, Samet and Graf 2017, *Pruning Filters for Efficient ConvNets*: L1 norms, and sensitivity layer by layer.
+# - Molchanov, Mallya, Tyree, Frosio and Kautz 2019, *Importance Estimation for Neural Network Pruning*: the Taylor score.
+# - Fang, Ma, Song, Mi and Wang 2023, *DepGraph: Towards Any Structural Pruning*: groups, found automatically.
+# - Liu, Sun, Zhou, Huang and Darrell 2019, *Rethinking the Value of Network Pruning*: the case for the small dense network.
+#
+# **Next**: notebook 05 asks what to do after the cut: fine-tune, rewind, or start again?
