@@ -53,12 +53,14 @@ say(results.timetable("03_which_weights_matter"))
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(net="cifar_small", train=64, curved=8, samples=2, judged=8, counted=32, test=64,
-               digits=200, single=50, tiny_epochs=1, draws=50, eigenvalues=2, iterations=2),
+    smoke=dict(net="cifar_small", train=64, curved=8, samples=2, judged=4, counted=32, test=64,
+               digits=200, single=50, tiny_epochs=1, draws=50, eigenvalues=2, iterations=2, shares=[0.1, 0.4]),
     quick=dict(net="cifar_small", train=2_000, curved=128, samples=20, judged=500, counted=600, test=10_000,
-               digits=2_000, single=1_000, tiny_epochs=5, draws=500, eigenvalues=3, iterations=15),
+               digits=2_000, single=1_000, tiny_epochs=5, draws=500, eigenvalues=3, iterations=15,
+               shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
     full=dict(net="cifar_base", train=10_000, curved=512, samples=64, judged=1_000, counted=2_000, test=10_000,
-              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=20),
+              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=20,
+              shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
 )  # fmt: skip
 
 # %%
@@ -683,17 +685,15 @@ say(
 # any training, and count what is left: the same share of each layer, or, globally, wherever the scores are lowest.
 # "Ideal" removes them in the order of the true damage.
 
+
 # %%
-SHARES = [0.05, 0.1, 0.2, 0.3, 0.4]
-
-
 def curve(scores, within):
-    """Accuracy on the counted images with each of SHARES of the filters gone, in each layer or over all of them."""
+    """Accuracy on the counted images with each of the shares of the filters gone, in each layer or over all of them."""
     masks = [
         {name: pruning.keep_largest(score, share) for name, score in scores.items()}
         if within
         else pruning.global_masks(folded, share, scores=scores)
-        for share in SHARES
+        for share in S.shares
     ]
     return [training.evaluate(cut(folded, keep), counted).accuracy for keep in masks]
 
@@ -706,12 +706,12 @@ for question, within in [("Layer by layer", True), ("Globally", False)]:
     curves[question]["random"].append(curve(again, within))
 
 # %%
-percent = [100 * share for share in SHARES]
+percent = [100 * share for share in S.shares]
 fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
 tables = {}
 for ax, (question, rows) in zip(axes, curves.items(), strict=True):
     means = {name: [sum(a) / len(a) for a in zip(*values, strict=True)] for name, values in rows.items()}
-    tables[question] = pd.DataFrame(means, index=pd.Index(SHARES, name="share removed"))
+    tables[question] = pd.DataFrame(means, index=pd.Index(S.shares, name="share removed"))
     ax.plot(percent, [100 * a for a in rows["ideal"][0]], color="0.5", linewidth=4, alpha=0.6, label="ideal")
     lines = {name: [[100 * a for a in row] for row in values] for name, values in rows.items() if name != "ideal"}
     plots.line_with_band(

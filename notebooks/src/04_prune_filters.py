@@ -69,14 +69,15 @@ say(results.timetable("04_prune_filters"))
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=100,
-               trial=256, train=512, epochs=1, lr=0.01, batch=64, teacher=True, validation=200, tested=500, timings=20, batches=(1, 8)),
+    smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=50,
+               shares=[0.5], trial=128, train=256, epochs=1, lr=0.01, batch=64, teacher=True, validation=100, tested=200,
+               timings=20, batches=(1, 2)),
     quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 16, 1), scored=1_000, probe=500,
-               trial=3_000, train=45_000, epochs=1, lr=0.01, batch=64, teacher=True, validation=2_000, tested=10_000,
-               timings=20, batches=(1, 64)),
+               shares=[0.25, 0.5, 0.75], trial=3_000, train=45_000, epochs=1, lr=0.01, batch=64, teacher=True,
+               validation=2_000, tested=10_000, timings=20, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_thin", ratios=(2.1, 2.57), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
-              trial=15_000, train=45_000, epochs=7, lr=0.05, batch=128, teacher=True, validation=5_000, tested=10_000,
-              timings=40, batches=(1, 64)),
+              shares=[0.25, 0.5, 0.75], trial=15_000, train=45_000, epochs=7, lr=0.05, batch=128, teacher=True,
+              validation=5_000, tested=10_000, timings=40, batches=(1, 64)),
 )  # fmt: skip
 
 # %%
@@ -412,15 +413,14 @@ def silenced_by(name, keep):
     return removal.zero_filters(dense, {name: keep}, TWO)
 
 
-SHARES = [0.25, 0.5, 0.75]
 whole = accuracy(dense, S.probe)
 sensitivity = {
-    name: [whole] + [accuracy(silenced_by(name, without(by_norm[name], share)), S.probe) for share in SHARES]
+    name: [whole] + [accuracy(silenced_by(name, without(by_norm[name], share)), S.probe) for share in S.shares]
     for name in names
 }
 
 # %%
-table = pd.DataFrame(sensitivity, index=pd.Index([0.0, *SHARES], name="removed"))
+table = pd.DataFrame(sensitivity, index=pd.Index([0.0, *S.shares], name="removed"))
 order = table.mean().sort_values()
 fig = plots.line_with_band(
     [100 * share for share in table.index],
@@ -448,7 +448,7 @@ say(
 # either, and searches for the cut that saves the MACs we ask for, so that the comparison is fair. Channels are rounded to
 # multiples; section 8 shows why.
 #
-# And two scores: the L1 norm, and the first-order **Taylor** score of notebook 03, which looks at a few training pictures.
+# And two scores: the L1 norm, and the squared **Taylor** score of notebook 03, which looks at a few training pictures.
 #
 # **Predict**: which of the four leaves the most accurate network, before any repair?
 
