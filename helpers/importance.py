@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from helpers import checks
 from helpers.data import Split
 from helpers.pruning import bake
-from helpers.training import Loss, cross_entropy
+from helpers.training import Loss, channels_last, cross_entropy
 
 __all__ = [
     "Correlation",
@@ -444,7 +444,7 @@ def _batches(model: nn.Module, split: Split, batch_size: int) -> Iterator[tuple[
     where = next(model.parameters()).device
     for start in range(0, len(split), checks.positive("batch_size", batch_size)):
         part = slice(start, start + batch_size)
-        yield split.inputs[part].to(where), split.labels[part].to(where)
+        yield channels_last(split.inputs[part].to(where)), split.labels[part].to(where)
 
 
 def _sites(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, tuple[nn.Module, int]]:

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from helpers import checks, measure, models, pruning
+from helpers import checks, measure, models, pruning, training
 
 __all__ = [
     "Group",
@@ -522,7 +522,7 @@ def refresh_batchnorm(model: nn.Module, inputs: Shaped[Tensor, "count ..."], *, 
             seen += len(batch)
             for norm in norms:
                 norm.momentum = len(batch) / seen
-            new(batch.to(where))
+            new(training.channels_last(batch.to(where)))
     return new
 
 

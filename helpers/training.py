@@ -27,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "Evaluation",
     "Fitted",
+    "channels_last",
     "cross_entropy",
     "device",
     "evaluate",
@@ -326,21 +327,29 @@ def fit(
     return Fitted(new.to("cpu").to(memory_format=torch.contiguous_format).eval(), history)
 
 
+def channels_last(batch: Tensor) -> Tensor:
+    """Return a batch of images laid out channel by channel for each pixel: convolutions take about half the time.
+
+    Values and shape stay; what is no batch of images comes back as it is.
+    """
+    return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
+
+
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Float[Tensor, "count classes"]:
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 250) -> Float[Tensor, "count classes"]:
     """Return the logits of all `inputs` on the CPU, computed in evaluation mode; each layer's own mode is restored."""
     checks.not_empty("inputs", inputs)
     were_training = [module for module in model.modules() if module.training]  # a frozen layer may stand in evaluation
     where = next(model.parameters()).device
     model.eval()
     try:
-        return torch.cat([model(batch.to(where)).cpu() for batch in inputs.split(batch_size)])
+        return torch.cat([model(channels_last(batch.to(where))).cpu() for batch in inputs.split(batch_size)])
     finally:
         for module in were_training:
             module.training = True
 
 
-def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evaluation:
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 250) -> Evaluation:
     """Return loss, accuracy and the number of correct answers on a split."""
     checks.not_empty("split", split)
     logits = predict(model, split.inputs, batch_size=batch_size)

@@ -260,3 +260,10 @@ def test_smoothed_cross_entropy_is_its_closed_form():
     smooth = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
     expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
     assert training.smoothed_cross_entropy(nn.Identity(), logits, labels).item() == pytest.approx(expected.item())
+
+
+def test_channels_last_moves_bytes_and_no_values():
+    images, tokens = torch.randn(2, 3, 4, 5), torch.arange(6).view(2, 3)
+    moved = training.channels_last(images)
+    assert torch.equal(moved, images) and moved.is_contiguous(memory_format=torch.channels_last)
+    assert training.channels_last(tokens) is tokens
