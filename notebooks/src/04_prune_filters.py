@@ -73,7 +73,7 @@ S = results.settings(
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.01, batch=64, teacher=True, validation=100, tested=200,
                timings=20, batches=(1, 2)),
     quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=1_000, probe=500,
-               shares=[0.25, 0.5, 0.75], trial=2_000, train=45_000, epochs=1, lr=0.01, batch=64, teacher=True,
+               shares=[0.25, 0.5, 0.75], trial=2_000, train=30_000, epochs=2, lr=0.01, batch=64, teacher=True,
                validation=2_000, tested=10_000, timings=20, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_thin", ratios=(2.1, 2.57), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
               shares=[0.25, 0.5, 0.75], trial=15_000, train=45_000, epochs=7, lr=0.05, batch=128, teacher=True,
@@ -562,7 +562,7 @@ blocks_table.map("{:.1%}".format)
 # training.
 
 # %%
-teacher = deepcopy(dense).to(memory_format=torch.channels_last)  # the layout that `fit` trains in, and faster
+teacher = fold(dense).to(memory_format=torch.channels_last)  # BatchNorm folded, in the layout that `fit` trains in: faster
 
 
 def taught(model, inputs, labels, temperature=4.0, share=0.9):
