@@ -562,7 +562,7 @@ blocks_table.map("{:.1%}".format)
 # training.
 
 # %%
-teacher = fold(dense).to(memory_format=torch.channels_last)  # BatchNorm folded, in the layout that `fit` trains in: faster
+teacher = fold(dense).to(memory_format=torch.channels_last)  # folded, and in the layout of `fit`: faster
 
 
 def taught(model, inputs, labels, temperature=4.0, share=0.9):

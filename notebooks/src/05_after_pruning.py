@@ -57,9 +57,8 @@ from helpers.data import Split
 from helpers.results import say
 
 # %%
-NOTEBOOK = "05_after_pruning"
-run = results.start(NOTEBOOK, profile=PROFILE, seed=SEED)
-say(results.timetable(NOTEBOOK))
+run = results.start("05_after_pruning", profile=PROFILE, seed=SEED)
+say(results.timetable("05_after_pruning"))
 
 # %% [markdown]
 # The settings. Sections 3 and 6 use a small network on digits, cheap enough for several `seeds` in every profile.
@@ -662,7 +661,7 @@ say(
 # %%
 def over_seeds(key, current):
     """Return the accuracy of each way (columns) in each full run (rows): those on file, and this one if it is full."""
-    files = {seed: results.load(NOTEBOOK, profile="full", seed=seed) for seed in range(10)}
+    files = {seed: results.load("05_after_pruning", profile="full", seed=seed) for seed in range(10)}
     found = {seed: file["measurements"][key] for seed, file in files.items() if file and key in file["measurements"]}
     scores = {seed: {row["way"]: row["accuracy"] for row in rows} for seed, rows in found.items()}
     return pd.DataFrame(scores | ({SEED: current} if PROFILE == "full" else {})).T
