@@ -1,6 +1,7 @@
 """Importance against finite differences, exact Hessians and brute force."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -89,6 +90,10 @@ def exact_hessian(model: nn.Module, split: Split, names: list[str]) -> torch.Ten
     return torch.autograd.functional.hessian(loss, flat)
 
 
+def _without(keep: torch.Tensor, module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output * keep.view([1, -1] + [1] * (output.dim() - 2))
+
+
 def damage_by_hooks(model: nn.Module, split: Split, site: nn.Module) -> torch.Tensor:
     """Brute force: zero one channel of the output of `site` after the other, in full forward passes."""
     losses = []
@@ -96,9 +101,7 @@ def damage_by_hooks(model: nn.Module, split: Split, site: nn.Module) -> torch.Te
         before = F.cross_entropy(model(split.inputs), split.labels)
         channels = (site.bias if site.bias is not None else site.weight).shape[0]
         for channel in range(channels):
-            keep = torch.arange(channels) != channel
-            shaped = lambda m, i, o, keep=keep: o * keep.view([1, -1] + [1] * (o.dim() - 2))  # noqa: E731
-            hook = site.register_forward_hook(shaped)
+            hook = site.register_forward_hook(partial(_without, torch.arange(channels) != channel))
             losses.append(F.cross_entropy(model(split.inputs), split.labels) - before)
             hook.remove()
     return torch.stack(losses)
