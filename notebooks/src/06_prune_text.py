@@ -407,7 +407,7 @@ narrow.load_state_dict(
 by_helper = pruning.factor_embedding(bag, "fc1", rank)
 difference = (training.predict(narrow, sample) - training.predict(by_helper, sample)).abs().max().item()
 run.claim(
-    "same-factors", "Largest difference of the cell's low-rank logits from the helper's", difference, at_most=1e-4
+    "same-factors", "Largest difference of the cell's low-rank logits from the helper's", difference, at_most=1e-3
 )
 
 # %% [markdown]
@@ -783,7 +783,7 @@ ratio, points_lost = dense_file.bytes / packed.bytes, base_test.accuracy - small
 pairs_test = run.test("imdb-bigrams", bigrams, with_pairs(test_texts))
 run.claim("accurate", "Test accuracy of the bag with pairs of words", pairs_test.accuracy, at_least=0.86)
 run.claim("smaller-file", "Times smaller than the dense file, words included, read back", ratio, at_least=20)
-run.claim("accuracy-kept", "Test accuracy lost by the small file (fraction)", points_lost, at_most=0.015)
+run.claim("accuracy-kept", "Test accuracy lost by the small file (fraction)", points_lost, at_most=0.005)
 if PROFILE == "full":
     run.claim("accurate-mean", "Test accuracy of the bag with pairs, mean over the seeds", pairs_test.accuracy,
               at_least=0.87, over_seeds=True)  # fmt: skip
