@@ -58,8 +58,8 @@ S = results.settings(
     quick=dict(net="cifar_small", train=2_000, curved=128, samples=20, judged=400, counted=400, test=10_000,
                digits=2_000, single=1_000, tiny_epochs=5, draws=500, eigenvalues=3, iterations=10,
                shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
-    full=dict(net="cifar_base", train=10_000, curved=512, samples=64, judged=1_000, counted=2_000, test=10_000,
-              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=20,
+    full=dict(net="cifar_base", train=4_000, curved=256, samples=24, judged=400, counted=1_000, test=10_000,
+              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=12,
               shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
 )  # fmt: skip
 

@@ -73,7 +73,7 @@ S = results.settings(
     quick=dict(digits=3_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=2_000,
                images=5_000, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[500], scarce_epochs=25, test=10_000),
     full=dict(digits=10_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=5_000,
-              images=40_000, epochs=3, dense_epochs=5, batch=256, lr=0.2, scarce=[200, 500], scarce_epochs=25,
+              images=15_000, epochs=4, dense_epochs=8, batch=256, lr=0.2, scarce=[200, 500], scarce_epochs=25,
               test=10_000),
 )  # fmt: skip
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
