@@ -59,11 +59,6 @@ RECIPES = {
         {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
     ),
     "cifar_small": Recipe(models.cifar_small, data.cifar10, {"epochs": 20, **_CIFAR}, early_epoch=2),
-    "cifar_thin": Recipe(
-        models.cifar_thin,
-        data.cifar10,
-        {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
-    ),
     "cifar_half": Recipe(models.cifar_half, data.cifar10, {"epochs": 20, **_CIFAR}),
     "imdb_bag": Recipe(models.imdb_bag, text.imdb, {"epochs": 4, "lr": 3e-3, **_TEXT}),
     "imdb_bigrams": Recipe(models.imdb_bigrams, text.imdb_bigrams, {"epochs": 3, "lr": 3e-3, **_TEXT}),

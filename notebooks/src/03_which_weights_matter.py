@@ -284,7 +284,7 @@ for ax, name in zip(axes, ["first order |gw|", "both terms, signed"], strict=Tru
     ax.plot(guess, single, ".", color=plots.COLOURS[0])
     ax.axline((0, 0), slope=1, color=plots.COLOURS[1], linestyle="--")
     found = importance.rank_correlation({"tiny": guess}, {"tiny": single}).value
-    part = "The first term alone" if guess is first else "Both terms"
+    part = "First term" if guess is first else "Both terms"
     ax.set(xlabel="predicted damage (nats)", title=f"{part}: correlation {found:.2f}")
 axes[0].set_ylabel("true damage (nats)")
 best = tiny_table.index[0]
