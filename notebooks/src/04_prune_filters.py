@@ -73,12 +73,12 @@ S = results.settings(
     smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=50,
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.01, batch=64, teacher=True, validation=100, tested=200,
                timings=20, batches=(1, 2)),
-    quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=1_000, probe=500,
-               shares=[0.25, 0.5, 0.75], trial=2_000, train=30_000, epochs=2, lr=0.01, batch=64, teacher=True,
-               validation=2_000, tested=10_000, timings=20, batches=(1, 64)),
+    quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=1_000, probe=400,
+               shares=[0.25, 0.5, 0.75], trial=2_000, train=30_000, epochs=2, lr=0.02, batch=128, teacher=True,
+               validation=1_000, tested=10_000, timings=12, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_small", ratios=(2.1,), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
-              shares=[0.25, 0.5, 0.75], trial=10_000, train=45_000, epochs=7, lr=0.05, batch=128, teacher=True,
-              validation=5_000, tested=10_000, timings=40, batches=(1, 64)),
+              shares=[0.25, 0.5, 0.75], trial=10_000, train=45_000, epochs=5, lr=0.05, batch=128, teacher=True,
+              validation=3_000, tested=10_000, timings=25, batches=(1, 64)),
 )  # fmt: skip
 
 # %%
