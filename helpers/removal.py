@@ -226,7 +226,11 @@ def zero_filters(model: nn.Module, keep: Keep, example: Shaped[Tensor, "batch ..
 
 def _removed_and_zeroed(model: nn.Module, keep: Keep, example: Tensor) -> tuple[nn.Module, nn.Module]:
     whole = _copy(model)
-    survey = _survey(whole, example)
+    return _compared(whole, keep, _survey(whole, example), example)
+
+
+def _compared(whole: nn.Module, keep: Keep, survey: list[_Coupled], example: Tensor) -> tuple[nn.Module, nn.Module]:
+    """Return the cut model and the zeroed one; ValueError if `keep` is wrong or their answers differ."""
     masks = _checked(keep, survey)
     new, zeroed = _both(whole, masks, survey)
     if reason := _difference(new, zeroed, example):
@@ -397,23 +401,57 @@ def choose_filters(
     summed = checks.not_empty("scores of groups that can be cut", group_scores(scores, found))
     scored = [group for group in found if group.name in summed]
     ranking = _Ranking(scored, summed, scope=scope, round_to=round_to, at_least=at_least)
-    before = measure.count_macs(whole, example[:1])
+    one = example[:1]
+    predict = _predictor(whole, survey, one)
+    before = predict({})
+    fewest = ranking.masks(ranking.counts(ranking.total))
+    smallest = measure.count_macs(_compared(whole, fewest, survey, example)[0], one)  # raises if it cannot be cut
+    if not 1 <= macs_ratio <= before / smallest:
+        raise ValueError(
+            f"macs_ratio={macs_ratio!r}; allowed: 1 to {before / smallest:.3g}, with these groups and roundings"
+        )
+    predictable = predict(fewest) == smallest
 
     def ratio(counts: list[int]) -> float:
-        cut = _fill(_cut_numbers(whole, ranking.masks(counts), survey), whole)
-        return before / measure.count_macs(cut, example[:1])
+        masks = ranking.masks(counts)
+        if predictable:
+            return before / predict(masks)
+        return before / measure.count_macs(_fill(_cut_numbers(whole, masks, survey), whole), one)
 
-    fewest = ranking.counts(ranking.total)
-    remove_filters(whole, ranking.masks(fewest), example)  # raises if a group cannot be cut
-    largest = ratio(fewest)
-    if not 1 <= macs_ratio <= largest:
-        raise ValueError(f"macs_ratio={macs_ratio!r}; allowed: 1 to {largest:.3g}, with these groups and roundings")
     dropped = bisect_left(range(ranking.total), macs_ratio, key=lambda dropped: ratio(ranking.counts(dropped)))
     counts = ranking.counts(dropped)
     for index in ranking.best_dropped_first(counts):  # rounding several groups down has often dropped too many
         while (more := ranking.one_step_more(counts, index)) != counts and ratio(more) >= macs_ratio:
             counts = more
     return ranking.masks(counts)
+
+
+def _predictor(whole: nn.Module, survey: list[_Coupled], example: Tensor) -> Callable[[Keep], int]:
+    """Return a function of the masks that gives the MACs of the cut model for one example, without cutting it.
+
+    A convolution's or linear layer's MACs are proportional to the size of its weight. What else multiplies, or cannot
+    be attributed to a layer, is taken to stay as it is: compare once before you trust it.
+    """
+    table = measure.layer_table(whole, example)
+    layers = {name: whole.get_submodule(name) for name in table["layer"]}
+    costs = {name: macs for name, macs in zip(table["layer"], table["macs"], strict=True) if macs}
+    elsewhere = measure.count_macs(whole, example) - sum(costs.values())
+
+    def predict(masks: Keep) -> int:
+        left = dict(costs)
+        for (name, cut), positions in _positions(masks, survey).items():
+            if name in left and isinstance(layers[name], CUTTABLE):
+                left[name] *= 1 - len(positions) / _extent(layers[name], cut)
+        return round(elsewhere + sum(left.values()))
+
+    return predict
+
+
+def _extent(layer: Any, cut: Any) -> int:
+    """Return how many positions there are for torch-pruning's function `cut` to remove."""
+    if cut.__name__ == "prune_out_channels":  # a depthwise convolution's only one
+        return _channels(layer)
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 class _Ranking:

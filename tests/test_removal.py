@@ -213,6 +213,28 @@ def test_frozen_layers_are_cut_and_stay_frozen(net, keep, frozen):
         assert step(new, IMAGES) == part
 
 
+def test_the_frozen_body_of_a_resnet_is_cut_like_a_trained_one():
+    """Trap: transfer freezes the body, and then torch-pruning's own graph has none of its layers."""
+    import torch_pruning
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None, num_classes=2)
+    images = torch.randn(2, 3, 64, 64)
+    frozen = deepcopy(model).requires_grad_(False)
+    frozen.fc.requires_grad_(True)
+    seen = torch_pruning.DependencyGraph().build_dependency(deepcopy(frozen), images).module2node
+    assert [module for module in seen if isinstance(module, nn.Conv2d)] == []
+    groups = removal.groups(frozen, images)
+    assert len(groups) == 12 and groups == removal.groups(model, images)
+    keep = random_keep(groups)
+    new, expected = (removal.remove_filters(net, keep, images) for net in (frozen, model))
+    assert all(torch.equal(a, b) for a, b in zip(new.parameters(), expected.parameters(), strict=True))
+    assert [name for name, p in new.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
+    body = [name for name, _ in new.named_parameters() if not name.startswith("fc")]
+    assert step(removal.refresh_batchnorm(new, images), images) == body
+
+
 def test_masks_are_baked_first(net, keep):
     masked = pruning.mask(net, pruning.layer_masks(net, 0.5))
     new = removal.remove_filters(masked, keep, IMAGES)
@@ -294,6 +316,10 @@ def test_random_nets(kinds, widths, seed):
     removed = {index: ~keep[group.name] for index, group in zip(makers, groups, strict=True)}
     with torch.no_grad():
         expected = model(inputs, removed)
+    predict = removal._predictor(model, removal._survey(model, inputs), inputs)
+    assert predict({}) == measure.count_macs(model, inputs)
+    if "dense" not in kinds:  # of a Sequential that is sliced, the counter does not know whose MACs they are
+        assert predict(keep) == measure.count_macs(removal.remove_filters(model, keep, inputs), inputs)
     assert_close(answers(removal.remove_filters(model, keep, inputs), inputs), expected)
     assert_close(answers(removal.zero_filters(model, keep, inputs), inputs), expected)
 
@@ -613,6 +639,19 @@ def test_global_compares_scores_relative_to_their_groups_mean():
         new = removal.remove_filters(model, keep, torch.randn(2, 6))
         best = 12 if smaller == 9 else smaller  # from (1, 1), fc2 may take its second best neuron back
         assert measure.count_macs(new, torch.randn(2, 6)) == best, "the next one from above"
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+def test_a_model_whose_macs_cannot_be_predicted_is_cut_to_count_them(net, monkeypatch, scope):
+    options = {"macs_ratio": 2.3, "round_to": 1, "scope": scope}
+    whole_macs = measure.count_macs(net, IMAGES)
+    found = removal.choose_filters(net, filter_norms(net), IMAGES, **options)
+    monkeypatch.setattr(
+        removal, "_predictor", lambda whole, survey, example: lambda masks: 10**7 if masks else whole_macs
+    )
+    expected = removal.choose_filters(net, filter_norms(net), IMAGES, **options)
+    assert found.keys() == expected.keys()
+    assert all(mask.equal(expected[name]) for name, mask in found.items())
 
 
 def test_groups_without_scores_stay_whole(net):
