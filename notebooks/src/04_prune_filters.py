@@ -31,7 +31,7 @@ SEED = 0
 
 # %%
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -91,6 +91,7 @@ dense = checkpoints.load(S.net)
 ONE, TWO = validation.inputs[:1], validation.inputs[:2]
 
 
+@cache  # by network: none of them is changed after it is made
 def accuracy(model, count=None):
     """Fraction of the validation photographs, or of the first `count`, that `model` gets right."""
     return training.evaluate(model, validation.take(count) if count else validation).accuracy
