@@ -74,7 +74,7 @@ S = results.settings(
     smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=50,
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.02, batch=64, moved=True, teacher=True, validation=100,
                tested=200, timings=20, batches=(1, 2)),
-    quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=500, probe=300,
+    quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=500, probe=200,
                shares=[0.25, 0.5, 0.75], trial=1_000, train=22_000, epochs=2, lr=0.02, batch=128, moved=False, teacher=True,
                validation=1_000, tested=10_000, timings=20, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_small", ratios=(2.1,), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
@@ -194,7 +194,7 @@ def clock(models, sessions):
         runtime = {name: partial(deploy.run, session, images.numpy()) for name, session in sessions.items()}
         for kind, calls in {"eager": eager, "onnxruntime": runtime}.items():
             with torch.inference_mode():
-                timings = measure.time_interleaved(calls, rounds=S.timings, threads=1)
+                timings = measure.time_interleaved(calls, rounds=S.timings, warmup=2, threads=1)
             found[kind, batch] = measure.compare(timings)
     return found
 
