@@ -24,6 +24,7 @@ profiles: smoke (a rehearsal, seconds), quick (real results, minutes), full (pub
 variables: PROFILE; COURSE_DATA_DIR (where fetched data lies); COURSE_BUILD_DIR (where runs write)
 """
 BAR = "      {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,13 +185,14 @@ def _test(args: argparse.Namespace) -> int:
     failures = [line for source in notebooks.sources() for line in _execute(source, profile="quick", seed=0)]
     parts["notebooks, quick"] = Counter(failed=len(failures), passed=len(notebooks.sources()) - len(failures))
     built = [str(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-    smoke = {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": str(folder / "smoke")}
+    single = {"OMP_NUM_THREADS": "1"}  # the tests run side by side
+    smoke = {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": str(folder / "smoke"), **single}
     if built:
-        options = ["--nbval-lax", "--nbval-current-env", *built]
+        options = ["--nbval-lax", "--nbval-current-env", "--dist=loadfile", *built]  # the cells of one in one kernel
         parts["notebooks, nbval smoke"] = _pytest(folder / "nbval.xml", options, **smoke)
     first = {"COURSE_SMOKE_DIR": str(folder / "smoke")} if built else {}
     options = ["-m", "notebook", "tests"]
-    parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first)
+    parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first, **single)
     _report(failures)
     return _closing(parts, time.monotonic() - began)
 
@@ -210,12 +212,12 @@ def _counts(counts: Counter[str]) -> str:
 
 
 def _pytest(report: Path, options: list[str], **variables: str) -> Counter[str]:
-    """Run pytest and return how many tests passed, failed and were skipped, as its report says."""
+    """Run pytest on all cores; return how many tests passed, failed and were skipped, as its report says."""
     from helpers.notebooks import kernel_environment
 
     report.parent.mkdir(parents=True, exist_ok=True)
     with kernel_environment(**variables):
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options]
+        command = [sys.executable, "-m", "pytest", "-q", *PARALLEL, f"--junitxml={report}", *options]
         code = subprocess.run(command, cwd=ROOT).returncode
     suite = ElementTree.parse(report).find(".//testsuite") if report.exists() else None
     seen = {name: int(value) for name, value in suite.items() if value.isdigit()} if suite is not None else {}
@@ -229,7 +231,7 @@ def _check(args: argparse.Namespace) -> int:
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mypy"],
-        ["pytest", "-q", "-m", "not notebook and not slow and not data", "tests"],
+        ["pytest", "-q", *PARALLEL, "-m", "not notebook and not slow and not data", "tests"],
     ]
     codes = [subprocess.run([sys.executable, "-m", *tool], cwd=ROOT).returncode for tool in tools]
     failed = [tool[0] for tool, code in zip(tools, codes, strict=True) if code]

@@ -60,11 +60,6 @@ RECIPES = {
         {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
     ),
     "cifar_small": Recipe(models.cifar_small, data.cifar10, {"epochs": 20, **_CIFAR}, early_epoch=2),
-    "cifar_thin": Recipe(
-        models.cifar_thin,
-        data.cifar10,
-        {"epochs": 30, "loss": training.smoothed_cross_entropy, **_CIFAR},
-    ),
     "cifar_half": Recipe(models.cifar_half, data.cifar10, {"epochs": 20, **_CIFAR}),
     "resnet18": Recipe(
         models.resnet18,

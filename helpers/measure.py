@@ -253,7 +253,6 @@ def _quiet_process(threads: int | None) -> Iterator[None]:
     threads_before, collecting = torch.get_num_threads(), gc.isenabled()
     if threads is not None:
         torch.set_num_threads(checks.positive("threads", threads))
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -28,7 +28,6 @@ __all__ = [
     "cifar_base",
     "cifar_half",
     "cifar_small",
-    "cifar_thin",
     "imdb_bag",
     "imdb_bigrams",
     "imdb_cnn",
@@ -165,11 +164,6 @@ def cifar_small() -> CifarNet:
 def cifar_half() -> CifarNet:
     """Return the cheap alternative to a pruned `cifar_small`: the same net, thinner, with half the MACs."""
     return CifarNet((12, 16, 32, 72))
-
-
-def cifar_thin() -> CifarNet:
-    """Return the cheap alternative to a pruned `cifar_base`: the same net, thinner, 2.1 times fewer MACs."""
-    return CifarNet((16, 48, 96, 160))
 
 
 def lenet5() -> LeNet5:

@@ -501,7 +501,7 @@ def _publish_one(notebook: str, new: list[dict]) -> list[str]:
     for result in new:
         write_atomically(_data_file(notebook, "full", result["seed"]), _dump(_published(result, files)))
     sources = {r["provenance"]["source_sha256"] for r in results}
-    said = [f"{notebook}: seeds {', '.join(map(str, sorted(seeds)))} are published (n = {len(seeds)})."]
+    said = [f"{notebook}: published for n = {len(seeds)}, seeds: {', '.join(map(str, sorted(seeds)))}."]
     if len(sources) > 1:
         said.append(f"  Its seeds ran from {len(sources)} versions of the source; run the older ones again.")
     return said + [f"  {line}" for line, _ in outcomes]
@@ -789,4 +789,6 @@ def _readme_provenance() -> str:
 
 
 def _machine(machine: Any) -> str:
-    return f"{machine['cpu']} ({machine['cores']} cores)" if isinstance(machine, Mapping) else str(machine)
+    if not isinstance(machine, Mapping):
+        return str(machine)
+    return f"{machine['cpu']} ({machine['cores']} core{'s' if machine['cores'] != 1 else ''})"

@@ -288,7 +288,8 @@ def fit(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument is out of range, or `train` has fewer examples than one batch.
+        ValueError: an argument is out of range, `train` has fewer examples than one batch, or `batching` returns
+            another number of batches than the learning rate was planned for.
     """
     checks.positive("epochs", epochs)
     checks.positive("batch_size", batch_size)
@@ -337,7 +338,10 @@ def fit(
                 generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
                 losses = []
                 _to_training_mode(new)
-                for batch, chosen in enumerate((batching or _random_batches)(train, batch_size, generator)):
+                batches = (batching or _random_batches)(train, batch_size, generator)
+                if len(batches) != per_epoch:
+                    raise ValueError(f"batching returned {len(batches)} batches; allowed: {per_epoch}")
+                for batch, chosen in enumerate(batches):
                     step = epoch * per_epoch + batch
                     for group, factor in zip(rule.param_groups, factors, strict=True):
                         group["lr"] = factor * _learning_rate((step + 1) / total, peak=lr, warmup=warmup)

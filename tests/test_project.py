@@ -2,12 +2,15 @@
 
 import ast
 import re
+import socket
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
 
 import pytest
 import yaml
+from jupyter_client.provisioning.local_provisioner import LocalPortCache
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -188,3 +191,21 @@ def test_licences_and_citation():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == helpers.__version__
     assert set(citation["license"]) == set(PROJECT["license"].split(" AND "))
+
+
+def test_kernels_of_two_test_processes_never_share_a_port():
+    pick = "import conftest, sys; from jupyter_client.provisioning.local_provisioner import LocalPortCache as cache; \
+conftest.pytest_configure(); print(*(cache.instance().find_available_port('127.0.0.1') for _ in range(10)))"
+    running = [
+        subprocess.Popen([sys.executable, "-c", pick], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    one, two = ([int(port) for port in process.communicate()[0].split()] for process in running)
+    assert len({*one, *two}) == 20 and all(20_000 <= port < 32_000 for port in [*one, *two])
+
+
+def test_a_kernel_gets_no_port_that_is_taken():
+    cache = LocalPortCache.instance()
+    following = cache.find_available_port("127.0.0.1") + 1
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", following))
+        assert cache.find_available_port("127.0.0.1") != following

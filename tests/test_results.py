@@ -472,7 +472,7 @@ def test_publish_promotes_each_finished_seed_and_states_n(tmp_path):
     for seed in (0, 2):
         finished(seed=seed, claims=[("error", 0.5, 1, True)], models=[{"size": 20}])
     said = "\n".join(results.publish())
-    assert "seeds 0, 2 are published (n = 2)" in said
+    assert "published for n = 2, seeds: 0, 2." in said
     assert "error: not yet decided" in said
     published = json.loads(results._data_file(NB, "full", 0).read_text())["models"][0]
     assert (tmp_path / "data" / published["file"]).read_bytes().startswith(b"sparse")

@@ -312,6 +312,15 @@ def test_batching_decides_what_makes_a_batch(blobs):
     assert draws[:2] == draws[2:] and draws[0] != draws[1]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_batching_that_the_schedule_did_not_plan_for_is_refused(blobs, count):
+    def batching(train, batch_size, generator):
+        return [torch.arange(32)] * count
+
+    with pytest.raises(ValueError, match=f"batching returned {count} batches; allowed: 2"):
+        training.fit(net(), blobs, epochs=1, lr=0.05, batch_size=32, batching=batching, progress=False)
+
+
 def test_flip_and_shift_gives_each_image_or_its_mirror_moved_by_at_most_two_pixels():
     images = torch.rand(40, 3, 8, 8)
     generator = torch.Generator().manual_seed(0)

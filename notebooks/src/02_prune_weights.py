@@ -36,7 +36,19 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from helpers import checkpoints, data, exercises, measure, models, packing, plots, pruning, results, training
+from helpers import (
+    checkpoints,
+    data,
+    distillation,
+    exercises,
+    measure,
+    models,
+    packing,
+    plots,
+    pruning,
+    results,
+    training,
+)
 from helpers.results import say
 
 # %%
@@ -417,6 +429,11 @@ def taught(model, images, labels, temperature=4.0, share=0.9):
     distance = F.kl_div(F.log_softmax(logits / temperature, dim=1), softened, reduction="batchmean")
     return share * temperature**2 * distance + (1 - share) * F.cross_entropy(logits, labels)
 
+
+# %%
+few, untrained = train.take(64), models.lenet5()
+mine, helper = (loss(untrained, few.inputs, few.labels) for loss in (taught, distillation.taught_by(dense)))
+assert torch.isclose(mine, helper, rtol=1e-5)
 
 # %% [markdown]
 # In quick the pruning starts from the trained network; in full from an untrained one, so that each seed is a network of

@@ -55,11 +55,11 @@ S = results.settings(
     PROFILE,
     smoke=dict(net="cifar_small", train=64, curved=8, samples=2, judged=4, counted=32, test=64,
                digits=200, single=50, tiny_epochs=1, draws=50, eigenvalues=2, iterations=2, shares=[0.1, 0.4]),
-    quick=dict(net="cifar_small", train=2_000, curved=128, samples=20, judged=400, counted=400, test=10_000,
-               digits=2_000, single=1_000, tiny_epochs=5, draws=500, eigenvalues=3, iterations=10,
+    quick=dict(net="cifar_small", train=2_000, curved=128, samples=14, judged=300, counted=300, test=5_000,
+               digits=2_000, single=1_000, tiny_epochs=5, draws=500, eigenvalues=3, iterations=8,
                shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
-    full=dict(net="cifar_base", train=10_000, curved=512, samples=64, judged=1_000, counted=2_000, test=10_000,
-              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=20,
+    full=dict(net="cifar_base", train=4_000, curved=256, samples=24, judged=400, counted=1_000, test=10_000,
+              digits=10_000, single=4_000, tiny_epochs=5, draws=2_000, eigenvalues=5, iterations=12,
               shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
 )  # fmt: skip
 
@@ -284,7 +284,7 @@ for ax, name in zip(axes, ["first order |gw|", "both terms, signed"], strict=Tru
     ax.plot(guess, single, ".", color=plots.COLOURS[0])
     ax.axline((0, 0), slope=1, color=plots.COLOURS[1], linestyle="--")
     found = importance.rank_correlation({"tiny": guess}, {"tiny": single}).value
-    part = "The first term alone" if guess is first else "Both terms"
+    part = "First term" if guess is first else "Both terms"
     ax.set(xlabel="predicted damage (nats)", title=f"{part}: correlation {found:.2f}")
 axes[0].set_ylabel("true damage (nats)")
 best = tiny_table.index[0]
@@ -615,7 +615,7 @@ assert torch.allclose(taylor, by_parts[0].detach().abs(), rtol=1e-2, atol=1e-5)
 # %%
 inside_found, inside = agreement(scores, damage, within=True)
 across_found, across = agreement(scores, damage)
-fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
 for ax, (question, table, agreed) in zip(
     axes, [("Inside the layers", inside, consistency[1]), ("Across the network", across, consistency[0])], strict=True
 ):
@@ -624,7 +624,7 @@ for ax, (question, table, agreed) in zip(
     ax.errorbar(table["correlation"], range(len(table)), xerr=error, fmt="o", color=plots.COLOURS[0], capsize=3)
     ax.axvline(0, color="0.6", linewidth=1)
     ax.axvline(agreed, color=plots.COLOURS[1], linestyle="--", label="the judge's halves with each other")
-    ax.set(title=f"{question}, {table['correlation'].idxmax()} leads", xlabel="rank correlation with the true damage")
+    ax.set(title=f"{question},\n{table['correlation'].idxmax()} leads", xlabel="rank correlation with the true damage")
 axes[0].set_yticks(range(len(scores)), list(scores))
 axes[0].invert_yaxis()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")

@@ -70,10 +70,10 @@ S = results.settings(
     PROFILE,
     smoke=dict(digits=500, digit_epochs=1, digit_retrain=1, seeds=2, sparsities=[0.9, 0.98], validation=200,
                images=256, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[100], scarce_epochs=5, test=200),
-    quick=dict(digits=3_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=2_000,
-               images=5_000, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[500], scarce_epochs=25, test=10_000),
+    quick=dict(digits=2_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=2_000,
+               images=3_000, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[500], scarce_epochs=20, test=5_000),
     full=dict(digits=10_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=5_000,
-              images=40_000, epochs=3, dense_epochs=5, batch=256, lr=0.2, scarce=[200, 500], scarce_epochs=25,
+              images=15_000, epochs=4, dense_epochs=8, batch=256, lr=0.2, scarce=[200, 500], scarce_epochs=25,
               test=10_000),
 )  # fmt: skip
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
@@ -620,7 +620,7 @@ for ax, wrong in zip(axes, WRONG, strict=True):
 axes[0].set_yticks(range(len(names) - 1), rows.index)
 axes[0].invert_yaxis()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(S.scarce))
-clean, noisy = (gains[S.scarce[-1], wrong].loc["95% removed", "gain"] for wrong in WRONG)
+clean, noisy = (round(gains[S.scarce[-1], wrong].loc["95% removed", "gain"], 1) + 0.0 for wrong in WRONG)
 axes[0].set_title(f"95 % removed: {clean:+.1f} points, with wrong labels {noisy:+.1f}")
 table = pd.concat(gains, names=["digits", "wrong", "network"])
 words = [f"{count} digits, {wrong:.0%} wrong, {network}" for count, wrong, network in table.index]

@@ -714,9 +714,10 @@ for where in WHERE:
     )
 
 # %% [markdown]
-# The interval is over reviews, for these four networks and this seed. The published full results repeat it with three
-# seeds, each with networks of its own. And mind what the first reading measures: which weights a global cut takes depends on
-# how large the embedding's numbers are beside the others, which the initial values decide as much as the training.
+# The interval is over reviews, for these four networks and this seed: other networks of the same kind may differ by more.
+# The full profile trains networks of its own for each seed. And mind what the first reading measures: which weights a global
+# cut takes depends on how large the embedding's numbers are beside the others, which the initial values decide as much as the
+# training.
 #
 # ## 10. Exercises
 #
