@@ -1,8 +1,7 @@
 """From PyTorch to a runtime: export to ONNX, checked logit for logit, and sessions that compare fairly."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from torch import Tensor, nn
 
-__all__ = ["DeployError", "export_like", "export_onnx", "fold_batchnorm", "run", "session"]
+__all__ = ["DeployError", "export_like", "export_onnx", "run", "session"]
 
 TOLERANCE = 1e-4
 
@@ -41,64 +40,12 @@ def export_onnx(model: "nn.Module", example: "Tensor", path: Path, *, check_inpu
     return Path(path)
 
 
-def fold_batchnorm(model: "nn.Module", example: "Tensor") -> "nn.Module":
-    """Return a copy in which each BatchNorm that reads a convolution has become part of it (every runtime does so).
-
-    It computes what `model` computes in evaluation mode; an identity stands where the BatchNorm was. `example` is a
-    batch that the model takes: it shows which layer reads which.
-
-    Raises DeployError if the answers to `example` differ, as they do where something else reads the convolution too.
-    """
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    from helpers.pruning import bake
-    from helpers.training import predict
-
-    new = bake(model).eval()
-    expected = predict(new, example).numpy()
-    modules: dict[str, Any] = dict(new.named_modules())
-    for convolution, norm in _conv_batchnorm_pairs(new, example):
-        new.set_submodule(convolution, fuse_conv_bn_eval(modules[convolution], modules[norm]))
-        new.set_submodule(norm, nn.Identity())
-    _require_close(predict(new, example).numpy(), expected, what="the folded network's")
-    return new
-
-
-def _conv_batchnorm_pairs(model: "nn.Module", example: "Tensor") -> list[tuple[str, str]]:
-    """Return the names of each convolution and the BatchNorm whose input is that convolution's output."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from helpers.training import predict
-
-    made: list[tuple[object, str]] = []
-    pairs: list[tuple[str, str]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                made.append((output, name))
-            elif isinstance(module, _BatchNorm):
-                pairs.extend((convolution, name) for tensor, convolution in made if tensor is inputs[0])
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
-    try:
-        predict(model, example[:1])
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return pairs
-
-
 def export_like(model: "nn.Module", graph: Path, example: "Tensor", path: Path) -> Path:
     """Write `model` as ONNX by putting its weights into the `graph` of a network with the same layers; return `path`.
 
     The layers may have other sizes, as after a removal of filters. `export_onnx` takes seconds, this tenths of one, and
-    the file is checked in the same way. `graph` is what `export_onnx` wrote. Neither network may have a BatchNorm
-    (`fold_batchnorm`): the exporter folds it, and then weights stand in the file under no name of the model's.
+    the file is checked in the same way. `graph` is what `export_onnx` wrote. In both networks BatchNorm must have been
+    folded (`quantization.fold_batchnorm`): the exporter does it, too, but then weights lose the model's names.
 
     Raises ValueError if the graph has no place for one of the model's tensors, DeployError if the answers differ.
     """
@@ -182,13 +129,13 @@ def _require_same_logits(content: bytes, model: "nn.Module", inputs: "Tensor") -
     _require_close(np.concatenate(one_by_one), expected[: len(one_by_one)])
 
 
-def _require_close(found: np.ndarray, expected: np.ndarray, *, what: str = "ONNX Runtime's") -> None:
+def _require_close(found: np.ndarray, expected: np.ndarray) -> None:
     if found.shape != expected.shape:
-        raise DeployError(f"{what} logits have shape {found.shape}, PyTorch's {expected.shape}")
+        raise DeployError(f"ONNX Runtime gives logits of shape {found.shape}, PyTorch {expected.shape}")
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     difference = float(np.abs(found - expected).max())
     if not difference <= allowed:  # also for NaN
-        raise DeployError(f"{what} logits differ from PyTorch's by {difference:.3g}; allowed: {allowed:.3g}")
+        raise DeployError(f"ONNX Runtime's logits differ from PyTorch's by {difference:.3g}; allowed: {allowed:.3g}")
 
 
 def session(path: Path, *, threads: int = 1) -> "onnxruntime.InferenceSession":

@@ -421,7 +421,8 @@ def _decode_array(entry: Mapping[str, Any], body: bytes, offset: int) -> tuple[n
 def _decode_codes(
     entry: Mapping[str, Any], dtype: np.dtype, shape: tuple[int, ...], body: bytes, offset: int
 ) -> tuple[np.ndarray, int]:
-    size, places = int(np.prod(shape, dtype=np.int64)), slice(None)
+    size = int(np.prod(shape, dtype=np.int64))
+    places: slice | np.ndarray = slice(None)
     count = size
     if "gap" in entry:
         width, symbols, count = entry["gap"]

@@ -317,7 +317,7 @@ class FakeQuantize(nn.Module):
         self.low, self.high = grid.low, grid.high
         self.register_buffer("scale", grid.scale.detach().clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
-        self.log_growth = None if trained_over is None else nn.Parameter(torch.zeros_like(self.scale))
+        self.log_growth = None if trained_over is None else nn.Parameter(torch.zeros_like(grid.scale))
         if trained_over is not None:
             pace = self.scale**-2 / math.sqrt(trained_over * grid.high)
             self.register_buffer("pace", pace, persistent=False)
@@ -325,11 +325,11 @@ class FakeQuantize(nn.Module):
     @property
     def grid(self) -> Grid:
         """The grid as it is now, its scale with the gradient of what is trained."""
-        scale = self.scale
-        if (growth := self.log_growth) is not None:
-            growth = growth + (self.pace - 1) * (growth - growth.detach())  # its own value, `pace` times its gradient
-            scale = scale * growth.exp()
-        return Grid(scale, self.zero_point, self.low, self.high)
+        if self.log_growth is None:
+            return Grid(self.scale, self.zero_point, self.low, self.high)
+        growth = self.log_growth
+        paced = growth + (self.pace - 1) * (growth - growth.detach())  # its own value, `pace` times its gradient
+        return Grid(self.scale * paced.exp(), self.zero_point, self.low, self.high)
 
     def forward(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return `fake_quantize` of the values."""

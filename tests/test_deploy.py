@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import deploy, models, pruning
+from helpers import deploy, models, pruning, quantization
 
 IMAGES = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -151,53 +151,16 @@ def cifar(*widths: int) -> nn.Module:
 PHOTOS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "cifar"])
-def test_folding_changes_no_answer_and_leaves_no_batchnorm(name):
-    import torchvision
-
-    nets = {
-        "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=3),
-        "cifar": lambda: cifar(4, 6, 8, 9),
-    }
-    model = trained_batchnorm(nets[name]()).train()
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    folded = deploy.fold_batchnorm(model, PHOTOS)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()) and model.training
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert torch.allclose(folded(PHOTOS), model.eval()(PHOTOS), rtol=1e-4, atol=1e-4)
-    assert len(list(folded.parameters())) == 2 * sum(isinstance(m, nn.Conv2d | nn.Linear) for m in folded.modules())
-
-
-def test_a_batchnorm_that_follows_no_convolution_stays():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 900, 2))
-    folded = deploy.fold_batchnorm(trained_batchnorm(model), PHOTOS)
-    assert isinstance(folded[2], nn.BatchNorm2d) and torch.equal(folded(PHOTOS), model.eval()(PHOTOS))
-
-
-def test_a_convolution_that_is_read_twice_is_not_folded_silently():
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 4, 32), nn.BatchNorm2d(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return (y + self.bn(y)).flatten(1)
-
-    with pytest.raises(deploy.DeployError, match="the folded network's logits differ"):
-        deploy.fold_batchnorm(trained_batchnorm(Twice()), PHOTOS)
-
-
 @pytest.fixture(scope="module")
 def wide_graph(tmp_path_factory):
-    wide = deploy.fold_batchnorm(cifar(8, 12, 16, 20), PHOTOS)
+    wide = quantization.fold_batchnorm(cifar(8, 12, 16, 20), PHOTOS)
     return deploy.export_onnx(wide, PHOTOS, tmp_path_factory.mktemp("graph") / "wide.onnx")
 
 
 def test_the_graph_of_one_network_runs_anothers_weights(wide_graph, tmp_path):
     content, model = wide_graph.read_bytes(), cifar(3, 5, 7, 9)
     path = deploy.export_like(
-        deploy.fold_batchnorm(model, PHOTOS), wide_graph, PHOTOS, tmp_path / "deep" / "narrow.onnx"
+        quantization.fold_batchnorm(model, PHOTOS), wide_graph, PHOTOS, tmp_path / "deep" / "narrow.onnx"
     )
     for batch in (1, 3):
         found = deploy.run(deploy.session(path), PHOTOS[:batch].numpy())
@@ -212,7 +175,7 @@ def test_another_networks_graph_is_refused(wide_graph, tmp_path, lenet):
         deploy.export_like(lenet, wide_graph, IMAGES, tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="has no 'conv1.bn.bias'"):
         deploy.export_like(cifar(3, 5, 7, 9), wide_graph, PHOTOS, tmp_path / "x.onnx")
-    deeper = deploy.fold_batchnorm(cifar(3, 5, 7, 9), PHOTOS)
+    deeper = quantization.fold_batchnorm(cifar(3, 5, 7, 9), PHOTOS)
     deeper.pool = nn.Sequential(deeper.pool, nn.ReLU6())  # no weights of its own, but another answer
     with pytest.raises(deploy.DeployError, match="ONNX Runtime's logits"):
         deploy.export_like(deeper, wide_graph, PHOTOS * 50, tmp_path / "x.onnx")

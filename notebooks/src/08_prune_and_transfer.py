@@ -48,6 +48,7 @@ from helpers import (
     models,
     packing,
     plots,
+    quantization,
     removal,
     results,
     training,
@@ -448,7 +449,7 @@ if after.get("not cut", 0) > reference:
     dense, base = tuned["not cut"], after["not cut"]  # the stronger of the two is the one to beat
 follow = {"magnitude": importance.filter_norms, NEW: new_task}
 score = max(follow, key=after.get)
-taught = distillation.taught_by(deploy.fold_batchnorm(dense, TWO))  # without BatchNorm the teacher is faster
+taught = distillation.taught_by(quantization.fold_batchnorm(dense, TWO))  # without BatchNorm the teacher is faster
 say(f"The teacher tells {base:.1%} of the validation photographs right. The score is **{score}**.")
 
 # %% [markdown]
@@ -590,12 +591,12 @@ exercises.check("08.1", predicted_ratio, measured=smaller, macs_ratio=dense_macs
 # faster; the small network reads them as they are.
 
 # %%
-graph = deploy.export_onnx(deploy.fold_batchnorm(nets["dense"], TWO), TWO, run.scratch("dense.onnx"))
+graph = deploy.export_onnx(quantization.fold_batchnorm(nets["dense"], TWO), TWO, run.scratch("dense.onnx"))
 sessions = {"dense": deploy.session(graph)}
 for ratio in curve:
-    folded = deploy.fold_batchnorm(nets[f"pruned {ratio:g}x"], TWO)
+    folded = quantization.fold_batchnorm(nets[f"pruned {ratio:g}x"], TWO)
     sessions[f"pruned {ratio:g}x"] = deploy.session(deploy.export_like(folded, graph, TWO, run.scratch("pruned.onnx")))
-folded = deploy.fold_batchnorm(nets["small net"], TWO)
+folded = quantization.fold_batchnorm(nets["small net"], TWO)
 sessions["small net"] = deploy.session(deploy.export_onnx(folded, TWO, run.scratch("small.onnx")))
 
 # %%
