@@ -75,7 +75,7 @@ S = results.settings(
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.02, batch=64, moved=True, teacher=True, validation=100,
                tested=200, timings=20, batches=(1, 2)),
     quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=500, probe=200,
-               shares=[0.25, 0.5, 0.75], trial=1_000, train=16_000, epochs=2, lr=0.02, batch=128, moved=False, teacher=True,
+               shares=[0.25, 0.5, 0.75], trial=1_000, train=22_000, epochs=2, lr=0.02, batch=128, moved=False, teacher=True,
                validation=1_000, tested=10_000, timings=20, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_small", ratios=(2.1,), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
               shares=[0.25, 0.5, 0.75], trial=10_000, train=45_000, epochs=5, lr=0.05, batch=128, moved=True, teacher=True,
