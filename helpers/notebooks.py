@@ -257,6 +257,7 @@ def _run(source: Path, path: Path, *, parameters: dict[str, Any], progress: Mapp
             parameters=parameters,
             cwd=SOURCES.parent,
             progress_bar=dict(progress) if progress else False,
+            request_save_on_cell_execute=False,  # seconds, all in all; a failed notebook is saved nevertheless
             extra_arguments=["--log-level=CRITICAL"],  # no warnings about loopback, no noise on Ctrl-C
         )
         executed.metadata["course"] = record

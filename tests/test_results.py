@@ -396,7 +396,8 @@ def brute_force_front(points):
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(90, 99), st.integers(1, 9)), min_size=1, max_size=8))
 def test_the_front_is_pareto(points):
-    frame = pd.DataFrame([{"task": "t", "accuracy": a / 100, "file_bytes": float(b)} for a, b in points])
+    rows = [{"name": f"net {i}", "accuracy": a / 100, "file_bytes": float(b)} for i, (a, b) in enumerate(points)]
+    frame = pd.DataFrame(rows).assign(task="t", profile="full")
     assert results._front(frame) == brute_force_front(points)
 
 
@@ -567,6 +568,18 @@ def test_readme_table_reads_data_only_and_says_how_many_seeds():
     assert "here, quick" not in table
     assert "| LeNet-5 | sparse variational dropout | 99.25 | 280× | – | – |" in table
     assert torch.__version__ in table
+
+
+def test_a_lucky_quick_run_takes_no_place_on_the_front_from_the_full_runs_of_its_model():
+    finished(profile="quick", models=[{"accuracy": 0.95, "size": 20}])
+    for seed in range(3):
+        finished(seed=seed, models=[{"accuracy": 0.93 + seed / 100, "size": 20}])
+    board = results.leaderboard().set_index("profile")
+    assert board.loc["quick", "accuracy"] > board.loc["full", "accuracy"]
+    assert board.loc["full", "front"] and not board.loc["quick", "front"]
+    results.promote_quick(NB)
+    results.publish()
+    assert "94.00 ± 1.00 (n = 3)" in results.readme_table()
 
 
 def test_readme_table_counts_macs_against_the_base_and_invents_no_spread():

@@ -64,7 +64,7 @@ S = results.settings(
     PROFILE,
     smoke=dict(train=1_000, validation=300, repeats=2, retrain=512, rounds=2, far=0.98,
                ratio=16, epochs=2, timings=20),
-    quick=dict(train=30_000, validation=2_500, repeats=2, retrain=10_000, rounds=4, far=0.98,
+    quick=dict(train=26_000, validation=2_500, repeats=2, retrain=8_000, rounds=4, far=0.98,
                ratio=16, epochs=2, timings=60),
     full=dict(train=55_000, validation=5_000, repeats=5, retrain=55_000, rounds=5, far=0.99,
               ratio=110, epochs=26, timings=100),

@@ -71,7 +71,7 @@ S = results.settings(
     smoke=dict(digits=500, digit_epochs=1, digit_retrain=1, seeds=2, sparsities=[0.9, 0.98], validation=200,
                images=256, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[100], scarce_epochs=5, test=200),
     quick=dict(digits=2_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=2_000,
-               images=3_000, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[500], scarce_epochs=20, test=5_000),
+               images=3_000, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[500], scarce_epochs=16, test=5_000),
     full=dict(digits=10_000, digit_epochs=6, digit_retrain=3, seeds=4, sparsities=[0.9, 0.95, 0.98], validation=5_000,
               images=15_000, epochs=4, dense_epochs=8, batch=256, lr=0.2, scarce=[200, 500], scarce_epochs=25,
               test=10_000),
