@@ -64,7 +64,7 @@ RECIPES = {
     "resnet18": Recipe(
         models.resnet18,
         data.cifar10_without_cat_and_dog,
-        {"epochs": 24, "loss": training.smoothed_cross_entropy, **_CIFAR, "batch_size": 256, "lr": 0.2},
+        {"epochs": 16, "loss": training.smoothed_cross_entropy, **_CIFAR, "batch_size": 256, "lr": 0.2},
         half=True,
     ),
     "imdb_bag": Recipe(models.imdb_bag, text.imdb, {"epochs": 4, "lr": 3e-3, **_TEXT}),
