@@ -75,7 +75,7 @@ S = results.settings(
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.02, batch=64, moved=True, teacher=True, validation=100,
                tested=200, timings=20, batches=(1, 2)),
     quick=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=500, probe=200,
-               shares=[0.25, 0.5, 0.75], trial=1_000, train=22_000, epochs=2, lr=0.02, batch=128, moved=False, teacher=True,
+               shares=[0.25, 0.5, 0.75], trial=2_000, train=22_000, epochs=2, lr=0.02, batch=128, moved=False, teacher=True,
                validation=1_000, tested=10_000, timings=20, batches=(1, 64)),
     full=dict(net="cifar_base", thin="cifar_small", ratios=(2.1,), round_to=16, roundings=(16, 8, 1), scored=2_000, probe=1_000,
               shares=[0.25, 0.5, 0.75], trial=10_000, train=45_000, epochs=5, lr=0.05, batch=128, moved=True, teacher=True,
@@ -607,16 +607,23 @@ trial_table.map("{:.2%}".format)
 # %%
 tried, before = trial_table["validation accuracy"], comparison.loc[score, "BatchNorm refreshed"]
 apart = [100 * abs(table["uniform"] - table["global"]) for table in (before, tried)]
+twins = differing(*(candidates[score, way] for way in ("uniform", "global"))) == 0
+scopes = (
+    f"Rounded to multiples of {S.round_to}, uniform and global choose the very same channels by the {score} score, so the trial "
+    f"has nothing to decide between them; the training was worth {100 * (tried[scope] - before[scope]):.1f} points."
+    if twins
+    else f"By the {score} score, uniform and global were {apart[0]:.1f} points apart before training and are {apart[1]:.1f} apart "
+    f"after it; the training itself was worth {100 * (tried[scope] - before[scope]):.1f}."
+)
 say(
-    f"By the {score} score, uniform and global were {apart[0]:.1f} points apart before training and are {apart[1]:.1f} apart after "
-    f"it; the training itself was worth {100 * (tried[scope] - before[scope]):.1f}. Of the two losses, `{chosen}` ends "
-    f"{100 * (tried[scope] - tried[f'{scope}, {other}']):+.1f} points from `{other}`. We go on with **{scope}, {chosen}**: the scope by "
-    "this trial, the loss by the settings. One short trial on one seed is thin ground; it is what this budget buys."
+    f"{scopes} Of the two losses, `{chosen}` ends {100 * (tried[scope] - tried[f'{scope}, {other}']):+.1f} points from "
+    f"`{other}`. We go on with **{scope}, {chosen}**: the scope by this trial, the loss by the settings, which were chosen with "
+    "longer trainings. One short trial on one seed is thin ground; it is what this budget buys."
 )
 
 # %% [markdown]
-# Compare the two distances whenever a paper compares scores *before* fine-tuning. What counts is what is left of the difference
-# when the training is done.
+# Whenever a paper compares scores *before* fine-tuning, ask for the distance after it. What counts is what is left of the
+# difference when the training is done.
 
 # %%
 filters, seconds = {}, {}
