@@ -287,6 +287,42 @@ def test_bfloat16_multiplies_coarsely_but_weights_and_loss_stay_float32(blobs):
     assert not coarse._forward_hooks, "the hook that casts the logits stayed on the model"
 
 
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [((4, 4), 3, 1, 1), ((2, 2), 1, 2, 0), ((5, 4), 3, (2, 1), (1, 0)), ((7, 6), (3, 2), (2, 3), (1, 2))],
+)
+def test_in_bfloat16_small_maps_are_products_and_large_ones_stay(size, window, stride, padding):
+    layer = nn.Conv2d(5, 7, window, stride=stride, padding=padding).double()
+    small, large = torch.randn(3, 5, *size).double(), torch.randn(3, 5, 40, 40).double()
+    with training._SmallMapsAsProducts(), torch.profiler.profile() as spy:
+        found = layer(small)
+        found.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in layer.parameters()]
+    assert not any("convolution" in event.name for event in spy.events())
+    layer.zero_grad()
+    layer(small).square().sum().backward()
+    torch.testing.assert_close(found, layer(small))
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in layer.parameters()])
+    with training._SmallMapsAsProducts(), torch.profiler.profile() as spy:
+        layer(large)
+    assert any("convolution" in event.name for event in spy.events())
+
+
+def test_in_bfloat16_what_is_no_plain_convolution_is_left_to_pytorch():
+    images = torch.randn(2, 4, 4, 4)
+    for layer in (
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    ):
+        with training._SmallMapsAsProducts():
+            found = layer(images)
+            one = layer(images[0])  # without a batch
+        torch.testing.assert_close(found, layer(images))
+        torch.testing.assert_close(one, layer(images[0]))
+
+
 def test_precision_is_refused_or_named():
     with pytest.raises(ValueError, match="precision='float16'"):
         training.fit(net(), Split(torch.zeros(4, 16), torch.zeros(4).long()), epochs=1, lr=1.0, precision="float16")
