@@ -27,11 +27,8 @@ def test_the_manifests_validation_accuracy_is_the_files(name):
     assert measured == pytest.approx(checkpoints.manifest()[name]["validation_accuracy"], abs=0.0005)
 
 
-STILL_TO_TRAIN = {"resnet18"}  # remove each as its file is committed
-
-
 def test_every_recipe_has_a_checkpoint_and_back():
-    assert set(checkpoints.manifest()) == set(checkpoints.RECIPES) - STILL_TO_TRAIN
+    assert set(checkpoints.manifest()) == set(checkpoints.RECIPES)
 
 
 def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
