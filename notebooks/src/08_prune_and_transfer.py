@@ -72,11 +72,11 @@ S = results.settings(
     smoke=dict(labels=32, batch=16, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=16,
                trained=["magnitude", NEW, "not cut"], curve=[3.0], taught=1, small=1, small_lr=0.05,
                validation=20, tested=20, timings=20, batches=[1, 2]),
-    quick=dict(labels=400, batch=40, lr=0.02, first=3, second=2, cuts=2, ratio=3.0, same_macs=False, scored=100,
+    quick=dict(labels=300, batch=30, lr=0.02, first=3, second=2, cuts=2, ratio=3.0, same_macs=False, scored=100,
                trained=["magnitude", NEW], curve=[3.0, 6.0], taught=2, small=10, small_lr=0.05,
-               validation=500, tested=1_000, timings=20, batches=[1, 64]),
-    full=dict(labels=8_000, batch=100, lr=0.02, first=3, second=2, cuts=3, ratio=6.0, same_macs=True, scored=1_000,
-              trained=["magnitude", OLD, NEW, "not cut"], curve=[4.0, 8.0, 14.0], taught=4, small=20, small_lr=0.1,
+               validation=500, tested=600, timings=12, batches=[1, 64]),
+    full=dict(labels=4_000, batch=100, lr=0.02, first=3, second=3, cuts=3, ratio=6.0, same_macs=True, scored=1_000,
+              trained=["magnitude", OLD, NEW, "not cut"], curve=[6.0, 9.0, 13.0], taught=6, small=20, small_lr=0.1,
               validation=2_000, tested=2_000, timings=40, batches=[1, 64]),
 )  # fmt: skip
 
