@@ -132,7 +132,7 @@ def test_a_missing_file(tmp_path):
 
 
 def trained_batchnorm(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm statistics, scale and shift that folding must not lose."""
+    """Give every BatchNorm statistics, scale and shift that folding must not lose; return it in evaluation mode."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -140,7 +140,7 @@ def trained_batchnorm(model: nn.Module) -> nn.Module:
                 tensor.uniform_(0.5, 1.5)
             for tensor in (module.bias.data, module.running_mean):
                 tensor.normal_(0, 0.3)
-    return model
+    return model.eval()
 
 
 def cifar(*widths: int) -> nn.Module:
