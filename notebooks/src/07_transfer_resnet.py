@@ -613,7 +613,8 @@ for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
 told = " and ".join(f"{share:.0%} ({name})" for name, share in middle.items())
-fig.suptitle(f"In the middle of the picture: {told} of the falls", fontsize=12)
+ours, theirs = middle.values()
+fig.suptitle(f"The middle holds {ours:.0%} of the falls, and from scratch {theirs:.0%}", fontsize=12)
 alt = f"Photographs over occlusion maps, 7 × 7 places each. Of the falls of the margin, in the middle nine places: {told}."
 plots.show(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
 
@@ -691,6 +692,8 @@ fig = plots.line_with_band(
     depth.index, dict(depth.items()), title=f"{S.digits} digits: of the pretrained body, “{cut}” is the best end",
     xlabel="last stage before the head", ylabel="validation accuracy (%)",
 )  # fmt: skip
+fig.axes[0].get_legend().remove()
+fig.legend(loc="outside lower center", ncols=3)
 table = depth.rename_axis("last stage").round(1)
 plots.show(fig, alt=f"Validation accuracy (%) against the stage. {plots.in_words(table, '{:.1f}')}", table=table)
 
