@@ -146,9 +146,11 @@ def fake_quantize(values: Float[Tensor, "..."], grid: Grid) -> Float[Tensor, "..
     """
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     scale, zero_point = _spread(grid.scale, values.dim()), _spread(grid.zero_point, values.dim())
-    position = exact * (1 / scale)
-    rounded = position + (position.round() - position).detach()  # exactly position.round(): the difference is exact
-    return torch.clamp(rounded, grid.low - zero_point, grid.high - zero_point) * scale
+    position, lowest, highest = exact * (1 / scale), grid.low - zero_point, grid.high - zero_point
+    code = position.round()
+    straight = position + (code - position).detach()  # exactly the code: the difference is exact
+    inside = (code >= lowest) & (code <= highest)
+    return torch.where(inside, straight, torch.clamp(code, lowest, highest)) * scale
 
 
 @torch.no_grad()

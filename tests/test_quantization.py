@@ -127,7 +127,7 @@ def test_the_gradient_is_pytorchs(array, bits, part):
 # ---------------------------------------------------------------- properties
 
 grids = st.tuples(
-    st.integers(2, 8), st.floats(-100, 0, width=32), st.floats(0.01, 100, width=32), st.sampled_from(MODES)
+    st.integers(2, 8), st.floats(-100, 0, width=32), st.floats(2**-7, 100, width=32), st.sampled_from(MODES)
 )
 
 
@@ -218,7 +218,7 @@ def test_the_mse_range_is_nearly_the_best_of_a_thousand(mode, bits):
     best = min(squared_error(x, quantization.affine_grid(p * lowest, p * highest, bits, **mode)) for p in parts)
     found = squared_error(x, find_grid(x, bits, method="mse", **mode))
     assert found <= best * 1.02
-    assert found < 0.7 * squared_error(x, find_grid(x, bits, method="minmax", **mode))
+    assert found < 0.8 * squared_error(x, find_grid(x, bits, method="minmax", **mode))
 
 
 def test_the_mse_range_of_values_on_a_grid_is_exact():
