@@ -431,7 +431,9 @@ if ranked:
         "- transferring first against pruning first: "
         f"{results.difference(orders_table, 'transfer, then prune', 'prune, then transfer')};\n"
         "- pruning meanwhile against transferring first: "
-        f"{results.difference(orders_table, 'prune while transferring', 'transfer, then prune')}."
+        f"{results.difference(orders_table, 'prune while transferring', 'transfer, then prune')};\n"
+        "- pruning first, for the same MACs, against transferring first: "
+        f"{results.difference(orders_table, 'prune, then transfer, same MACs', 'transfer, then prune')}."
     )
 
 # %% [markdown]
@@ -761,7 +763,7 @@ run.finish()
 # %% [markdown]
 # **Remember**
 # - What is frozen must be cut, too. Count the channels after every cut; a library may skip layers without a word.
-# - Score on the task ahead. What the old task needs is another question.
+# - A score on the task ahead sounds better than one on the task behind. Section 5 says whether it was.
 # - "The same budget" is a number of steps or a number of MACs. Say which, and count it.
 # - Transferring first costs more, and gives you a teacher.
 # - File and clock are saved in different layers. Compare files at the same precision, and speed in the runtime that will run.
