@@ -252,7 +252,7 @@ def test_attention_loss_is_two_minus_two_cosines():
 def test_a_student_learns_where_to_look():
     """Through `fit`, from looked-up maps: the distance falls, and the networks differ in width."""
     torch.manual_seed(0)
-    images, layers = torch.randn(16, 3, 16, 16), ["res1", "res2"]
+    images, layers = torch.randn(16, 3, 32, 32), ["res1", "res2"]
     teacher, student = models.CifarNet((4, 4, 8, 8)).eval(), models.CifarNet((2, 2, 4, 4))
 
     def maps(model, inputs):

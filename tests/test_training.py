@@ -245,7 +245,7 @@ def test_random_shift_keeps_channels_together():
 )
 def test_bad_arguments_are_named(blobs, change, words):
     with pytest.raises(ValueError, match=words):
-        training.fit(net(), blobs, **({"epochs": 1, "lr": 0.1, "progress": False} | change))
+        training.fit(net(), blobs, **({"epochs": 1, "lr": 0.1, "batch_size": 32, "progress": False} | change))
 
 
 def test_empty_split_is_refused():
