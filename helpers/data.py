@@ -6,7 +6,7 @@ network. What comes from `sources` has been verified byte by byte.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from helpers import sources
+from helpers import checks, sources
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -25,9 +25,12 @@ __all__ = [
     "MNIST_STD",
     "Dataset",
     "Split",
+    "cat_or_dog",
     "cifar10",
+    "cifar10_without_cat_and_dog",
     "imdb",
     "mnist",
+    "only_classes",
 ]
 
 # Mean and standard deviation of the training pixels, scaled to [0, 1]; CIFAR-10's per channel (red, green,
@@ -36,6 +39,8 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+_CAT_AND_DOG = ("cat", "dog")
+
 Inputs = TypeVar("Inputs", Tensor, list[str])
 Labels = TypeVar("Labels", Tensor, list[int])
 Review = tuple[str, int]
@@ -43,10 +48,14 @@ Review = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Split(Generic[Inputs, Labels]):
-    """Inputs and their labels, of equal length: two tensors, or lists of texts and of whole numbers."""
+    """Inputs and their labels, of equal length: two tensors, or lists of texts and of whole numbers.
+
+    `is_test` marks the test split, which nothing may be fitted to: what calibrates refuses it.
+    """
 
     inputs: Inputs
     labels: Labels
+    is_test: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError if the lengths differ."""
@@ -61,7 +70,7 @@ class Split(Generic[Inputs, Labels]):
         """Return the first n examples; ValueError unless 1 ≤ n ≤ len(self)."""
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(self):
             raise ValueError(f"n={n!r}; allowed: a whole number from 1 to {len(self):,}")
-        return Split(self.inputs[:n], self.labels[:n])
+        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n])
 
 
 class Dataset(NamedTuple, Generic[Inputs, Labels]):
@@ -102,6 +111,47 @@ def cifar10() -> Dataset[Float32[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
     return _images(images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
+def only_classes(dataset: Dataset[Tensor, Tensor], classes: Sequence[int]) -> Dataset[Tensor, Tensor]:
+    """Return the examples of these classes alone, relabelled 0, 1, … in the order of `classes`.
+
+    Raises ValueError for a class that does not occur in training, and unless there is one at least and none twice.
+    """
+    present = dataset.train.labels.unique().tolist()
+    for label in checks.not_empty("classes", classes):
+        checks.choice("classes", label, present)
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes={list(classes)} names one twice; allowed: each once")
+    new_label = torch.full((max(present) + 1,), -1)
+    new_label[list(classes)] = torch.arange(len(classes))
+
+    def part(split: Split[Tensor, Tensor]) -> Split[Tensor, Tensor]:
+        labels = new_label[split.labels]
+        return replace(split, inputs=split.inputs[labels >= 0], labels=labels[labels >= 0])
+
+    return Dataset(*map(part, dataset))
+
+
+def cifar10_without_cat_and_dog() -> Dataset[Float32[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
+    """CIFAR-10's other eight classes, about 36,000 / 4,000 and 8,000, on which the ResNet-18 is pretrained.
+
+    The order of the classes stays, and the labels are 0 to 7. Raises as `cifar10` does.
+    """
+    return only_classes(cifar10(), [label for label, name in enumerate(CIFAR10_CLASSES) if name not in _CAT_AND_DOG])
+
+
+def cat_or_dog() -> Dataset[Float32[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
+    """CIFAR-10's cats (label 0) and dogs (1), 8,000 / 2,000 / 2,000: what the pretrained ResNet-18 has never seen.
+
+    The images are those of `cifar10`. In every split cats and dogs alternate, so that the first n are balanced,
+    whatever n. Raises as `cifar10` does.
+    """
+    train, validation, test = only_classes(cifar10(), [CIFAR10_CLASSES.index(name) for name in _CAT_AND_DOG])
+    inputs, labels = torch.cat([validation.inputs, train.inputs]), torch.cat([validation.labels, train.labels])
+    whole = _alternating(Split(inputs, labels))
+    held_out = len(whole) // 5
+    return Dataset(Split(whole.inputs[held_out:], whole.labels[held_out:]), whole.take(held_out), _alternating(test))
+
+
 def imdb(*, official: bool = False) -> Dataset[list[str], list[int]]:
     """Film reviews and whether they praise the film: lists of texts and of labels, 0 negative, 1 positive.
 
@@ -124,8 +174,14 @@ def imdb(*, official: bool = False) -> Dataset[list[str], list[int]]:
         folder = sources.fetch("imdb-official")
         train, validation = _blocks(_reviews(folder / "train.jsonl"), shares=(9, 1))
         (test,) = _blocks(_reviews(folder / "test.jsonl"), shares=(1,))
-        return Dataset(train, validation, test)
-    return Dataset(*_blocks(_reviews(sources.fetch("imdb") / "reviews.jsonl"), shares=(8, 1, 1)))
+        return _dataset(train, validation, test)
+    return _dataset(*_blocks(_reviews(sources.fetch("imdb") / "reviews.jsonl"), shares=(8, 1, 1)))
+
+
+def _dataset(
+    train: Split[Inputs, Labels], validation: Split[Inputs, Labels], test: Split[Inputs, Labels]
+) -> Dataset[Inputs, Labels]:
+    return Dataset(train, validation, replace(test, is_test=True))
 
 
 def _images(
@@ -141,7 +197,7 @@ def _images(
     rows = [(0, train), (0, validation), (1, np.arange(len(labels[1])))]
     pixels = (_standardize(images[part][chosen], mean, std) for part, chosen in rows)
     classes = (torch.from_numpy(labels[part][chosen].astype(np.int64)) for part, chosen in rows)
-    return Dataset(*map(Split, pixels, classes))
+    return _dataset(*map(Split, pixels, classes))
 
 
 def _standardize(
@@ -149,6 +205,12 @@ def _standardize(
 ) -> Float32[Tensor, "n c h w"]:
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     return torch.from_numpy(pixels).float().div_(255).sub_(shift).div_(scale)
+
+
+def _alternating(split: Split[Tensor, Tensor]) -> Split[Tensor, Tensor]:
+    """Return the examples of labels 0 and 1, which occur equally often, in alternating order."""
+    order = torch.stack([(split.labels == label).nonzero().flatten() for label in (0, 1)], dim=1).flatten()
+    return replace(split, inputs=split.inputs[order], labels=split.labels[order])
 
 
 def _reviews(path: Path) -> list[Review]:

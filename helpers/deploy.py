@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from torch import Tensor, nn
 
-__all__ = ["DeployError", "export_onnx", "run", "session"]
+__all__ = ["DeployError", "export_like", "export_onnx", "run", "session"]
 
 TOLERANCE = 1e-4
 
@@ -38,6 +38,47 @@ def export_onnx(model: "nn.Module", example: "Tensor", path: Path, *, check_inpu
     _require_same_logits(content, model, inputs)
     write_atomically(Path(path), content)
     return Path(path)
+
+
+def export_like(model: "nn.Module", graph: Path, example: "Tensor", path: Path) -> Path:
+    """Write `model` as ONNX by putting its weights into the `graph` of a network with the same layers; return `path`.
+
+    The layers may have other sizes, as after a removal of filters. `export_onnx` takes seconds, this tenths of one, and
+    the file is checked in the same way. `graph` is what `export_onnx` wrote. In both networks BatchNorm must have been
+    folded (`quantization.fold_batchnorm`): the exporter does it, too, but then weights lose the model's names.
+
+    Raises ValueError if the graph has no place for one of the model's tensors, DeployError if the answers differ.
+    """
+    import onnx
+
+    from helpers.pruning import bake
+
+    checks.not_empty("example", example)
+    proto = onnx.load(Path(graph))
+    places = {tensor.name: tensor for tensor in proto.graph.initializer}
+    state = bake(model).cpu().state_dict()
+    if missing := sorted(state.keys() - places.keys()):
+        raise ValueError(f"graph={str(graph)!r} has no {missing[0]!r}; allowed: a network of the same layers")
+    for name, tensor in state.items():
+        places[name].CopyFrom(onnx.numpy_helper.from_array(tensor.numpy(), name))
+    _widen_flattening(proto.graph, places)
+    del proto.graph.value_info[:]  # the shapes in between, as they were in the other network
+    content = proto.SerializeToString()
+    _require_same_logits(content, model, example)
+    write_atomically(Path(path), content)
+    return Path(path)
+
+
+def _widen_flattening(graph: "onnx.GraphProto", places: "dict[str, onnx.TensorProto]") -> None:
+    """Tell each reshaping before a linear layer how many inputs that layer now has: a constant of the graph."""
+    import onnx
+
+    linear = {node.input[0]: places[node.input[1]] for node in graph.node if node.op_type == "Gemm"}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.output[0] in linear and node.input[1] in places:
+            shape = onnx.numpy_helper.to_array(places[node.input[1]]).copy()
+            shape[-1] = linear[node.output[0]].dims[1]  # a linear layer's weight is (outputs, inputs)
+            places[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(shape, node.input[1]))
 
 
 def _export(model: "nn.Module", example: "Tensor") -> bytes:

@@ -652,3 +652,339 @@ def _factor(factor: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tens
                 hint="torch.linalg.svd finds the directions that matter most, sorted: keep the first.",
             )
     return "No other two matrices of these shapes come closer."
+
+
+# ---------------------------------------------------------------- 07
+
+
+@exercise("07.1")
+def _times_saved(guess: Callable[[], float], *, measured: float, epochs: int) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=2,
+        unit="times faster",
+        too_low=f"The body is nearly all of the work: without the cache it runs in each of {epochs} epochs, then once.",
+        too_high=f"At least one pass through the body has to be paid for, and there are no more than {epochs} to save.",
+    )
+
+
+@exercise("07.2")
+def _stage_rates(stage_rates: Callable[[list[str], float], dict[str, float]]) -> str:
+    for stages, factor in ((["stem", "head"], 0.5), (["conv1", "layer1", "layer2", "fc"], 0.3)):
+        found = stage_rates(list(stages), factor)
+        if not isinstance(found, dict) or set(found) != set(stages):
+            raise Wrong(
+                "Return one factor for each stage.", hint="A dictionary from the name of a stage to its factor."
+            )
+        expected = [1.0]
+        for _ in stages[1:]:
+            expected.insert(0, expected[0] * factor)
+        said = ", ".join(f"{stage} {float(found[stage]):.3g}" for stage in stages)
+        right = ", ".join(f"{value:.3g}" for value in expected)
+        sentence = f"With factor {factor} it should be {right}; yours: {said}."
+        if all(abs(found[stage] - value) < 1e-9 for stage, value in zip(stages, reversed(expected), strict=True)):
+            raise Wrong(sentence, hint="The names come from the input to the head: the *last* one has the factor 1.")
+        if abs(found[stages[-1]] - 1) > 1e-9:
+            raise Wrong(sentence, hint="The head itself learns at the full rate: its exponent is 0.")
+        if any(abs(found[stage] - value) > 1e-9 for stage, value in zip(stages, expected, strict=True)):
+            raise Wrong(
+                sentence, hint="Each stage has the factor of the next one *times* `factor`: a power, not a sum."
+            )
+    return "Each step towards the input learns more slowly, by the same factor."
+
+
+@exercise("07.3")
+def _class_maps(class_maps: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+    for images, features, classes, height, width in ((2, 5, 3, 2, 4), (3, 4, 2, 3, 3)):
+        maps, weight = torch.randn(images, features, height, width), torch.randn(classes, features)
+        found = class_maps(maps.clone(), weight.clone())
+        shape = (images, classes, height, width)
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != shape:
+            had = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            hint = "Each image keeps its places, and gets a map for each class: the features are what is summed over."
+            if isinstance(found, torch.Tensor) and found.dim() == 2:
+                hint = "The mean over the places comes afterwards: do not take it in your function."
+            raise Wrong(f"The maps should have the shape {shape}, and yours have {had}.", hint=hint)
+        logits = maps.mean((2, 3)) @ weight.T
+        if torch.allclose(found.sum((2, 3)), logits, atol=1e-4):
+            raise Wrong(
+                "The sum over the places is the logits, not the mean.",
+                hint="Do not divide by the number of places: each place says what the head would say to it alone.",
+            )
+        expected = torch.stack(
+            [torch.stack([maps[i].mul(w[:, None, None]).sum(0) for w in weight]) for i in range(images)]
+        )
+        if not torch.allclose(found, expected, atol=1e-4):
+            if torch.allclose(found, expected.relu(), atol=1e-4):
+                hint = "Places that speak against a class are negative, and the mean needs them: no ReLU."
+            else:
+                hint = "At each place: the sum over the features of the map's value times the class's weight."
+            raise Wrong("The mean over the places is not the logits without the bias.", hint=hint)
+    return "The head, asked at every place: its mean is the answer that the network gives."
+
+
+# ---------------------------------------------------------------- 08
+
+
+@exercise("08.1")
+def _smaller_file(guess: Callable[[], float], *, measured: float, macs_ratio: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.5,
+        unit="times smaller",
+        too_low="A layer that loses channels on both sides loses weights on both. How much of `layer4` is left?",
+        too_high=f"The MACs fell {macs_ratio:.1f} times. Multiply what is left of `layer4`'s inputs and outputs.",
+    )
+
+
+@exercise("08.2")
+def _tied_score(tied: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+    for examples, channels in ((6, 4), (5, 5), (50, 3)):
+        first = torch.randn(examples, channels)
+        second = -0.8 * first + 0.3 * torch.randn(examples, channels)  # what one layer adds, the other takes away
+        given = first.clone(), second.clone()
+        found = tied(first, second)
+        if not isinstance(found, torch.Tensor) or found.shape != (channels,):
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
+            raise Wrong(
+                f"{examples} photographs and {channels} channels should give {channels} scores; yours: {shape}.",
+                hint="Average over the photographs, which are dimension 0.",
+            )
+        if not (torch.equal(first, given[0]) and torch.equal(second, given[1])):
+            raise Wrong("The derivatives were changed.", hint="Make a new tensor: first + second, not first += second.")
+        rows = [
+            [a + b for a, b in zip(*pair, strict=True)] for pair in zip(first.tolist(), second.tolist(), strict=True)
+        ]
+        expected = torch.tensor([sum(row[i] ** 2 for row in rows) / examples for i in range(channels)])
+        if torch.allclose(found, expected, rtol=1e-4):
+            continue
+        if torch.allclose(found, (first.square() + second.square()).mean(0), rtol=1e-4):
+            raise Wrong(
+                "You added the squares, as if the two left one after the other.",
+                hint="Both gates close at once: the loss changes by the sum of the two derivatives. Add first.",
+            )
+        if torch.allclose(found, (first + second).mean(0).square(), rtol=1e-4):
+            raise Wrong(
+                "You squared the average, so photographs that disagree cancel.",
+                hint="Each photograph's change counts, whatever its sign: square first, average over photographs then.",
+            )
+        raise Wrong(
+            f"The first score should be {float(expected[0]):.3g}, and is {float(found[0]):.3g}.",
+            hint="For each photograph add the two derivatives and square the sum; then average over the photographs.",
+        )
+    return "What two tied layers do to the loss together, not what each does alone."
+
+
+@exercise("08.3")
+def _lost_points(lost: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]) -> str:
+    for count, agree in ((400, 0.9), (2000, 0.97), (1000, 0.7)):
+        before = torch.rand(count) < 0.9
+        after = torch.where(torch.rand(count) < agree, before, torch.rand(count) < 0.6)
+        found = lost(before.clone(), after.clone())
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise Wrong(
+                f"Your function returned {found!r}.", hint="Return two numbers: the points lost, and the reach."
+            )
+        mean, reach = map(float, found)
+        _is_paired(mean, reach, before.tolist(), after.tolist())
+    return "Photographs on which both networks agree add nothing to the doubt: that is what pairing is for."
+
+
+def _is_paired(mean: float, reach: float, before: list[bool], after: list[bool]) -> None:
+    """Raise Wrong unless `mean` and `reach` are the points lost and 1.96 standard errors of the paired differences."""
+    n = len(before)
+    changes = [100 * (int(a) - int(b)) for a, b in zip(before, after, strict=True)]
+    expected = sum(changes) / n
+    spread = math.sqrt(sum((change - expected) ** 2 for change in changes) / (n - 1))
+    right = 1.96 * spread / math.sqrt(n)
+    if abs(mean - expected) > 0.01:
+        sign = "What was right before and is wrong now is lost: before minus after."
+        hint = sign if abs(mean + expected) <= 0.01 else "A point is one photograph in a hundred: 100 times the mean."
+        raise Wrong(f"{expected:.2f} points were lost; you say {mean:.2f}.", hint=hint)
+    if abs(reach / right - 1) <= 0.02:
+        return
+    said = f"Of {n} photographs the reach is ± {right:.2f} points; yours is {reach:.2f}."
+    shares = [sum(values) / n for values in (before, after)]
+    unpaired = 196 * math.sqrt(sum(share * (1 - share) for share in shares) / n)
+    if abs(reach / unpaired - 1) <= 0.02:
+        raise Wrong(
+            said, hint="Both saw the same photographs: subtract photograph by photograph, then take the spread."
+        )
+    if abs(reach / (1.96 * spread) - 1) <= 0.02:
+        raise Wrong(said, hint="That is the spread of one photograph. A mean of n spreads less, by the root of n.")
+    raise Wrong(said, hint="1.96 times the standard deviation of the differences, divided by the root of their number.")
+
+
+# ---------------------------------------------------------------- 09
+
+
+@exercise("09.1")
+def _six_bit_file(guess: Callable[[], float], *, measured: int) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.01,
+        unit="bytes",
+        too_low="Codes are not all: each output channel has a step and a bias, and each of them takes four bytes.",
+        too_high="Six bits are not a byte: four codes share three bytes. Only the end of a layer is filled up.",
+    )
+
+
+@exercise("09.2")
+def _quantize_rows(quantize: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> str:
+    for bits in (8, 4, 2):
+        weight = torch.randn(5, 40) * torch.tensor([[0.01], [1.0], [30.0], [0.5], [0.5]])
+        weight[3:] += torch.tensor([[4.0], [-4.0]])
+        given = weight.clone()
+        found = quantize(given, bits)
+        _are_codes(found, weight, bits)
+        codes, scale, zero = found
+        lowest, highest = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
+        expected = (highest - lowest) / (2**bits - 1)
+        if not torch.allclose(scale, expected, rtol=1e-3):
+            row = int((scale / expected - 1).abs().argmax())
+            raise Wrong(
+                f"With {bits} bits the step of row {row} should be {float(expected[row]):.3g}, and is "
+                f"{float(scale[row]):.3g}.",
+                hint="Each row has its own range, amin(1) to amax(1), and 2^bits marks have 2^bits - 1 steps between.",
+            )
+        worst = float((((codes - zero) * scale - weight).abs() / scale).max())
+        if worst > 0.501:
+            raise Wrong(
+                f"With {bits} bits a number is {worst:.2f} steps from its mark; half a step is the most.",
+                hint="Round to the nearest code; a conversion to whole numbers cuts off instead.",
+            )
+        if not torch.equal(given, weight):
+            raise Wrong("The weight that came in was changed.", hint="Return new tensors: *= and clamp_ work in place.")
+    return "Every row on a ruler of its own, and each of them meets zero."
+
+
+def _are_codes(found: Any, weight: torch.Tensor, bits: int) -> None:
+    """Raise Wrong unless `found` is (codes, scale, zero point) with whole numbers that `bits` bits can count."""
+    shapes = [weight.shape, (len(weight), 1), (len(weight), 1)]
+    if not isinstance(found, tuple) or [getattr(part, "shape", None) for part in found] != shapes:
+        had = [tuple(getattr(part, "shape", ())) for part in found] if isinstance(found, tuple) else repr(found)
+        raise Wrong(
+            f"Three tensors of shapes {[tuple(shape) for shape in shapes]} are asked for; yours: {had}.",
+            hint="Return codes, scale and zero point; keepdim=True keeps the last two as columns, one number a row.",
+        )
+    codes, _, zero = found
+    for name, numbers in {"zero point": zero, "codes": codes}.items():
+        if not torch.equal(numbers, numbers.round()):
+            raise Wrong(f"The {name} should be whole numbers.", hint="The zero point is a code too: round() both.")
+    for name, numbers in {"zero point": zero, "codes": codes}.items():
+        if numbers.min() < 0 or numbers.max() > 2**bits - 1:
+            raise Wrong(
+                f"With {bits} bits the {name} run from {float(numbers.min()):g} to {float(numbers.max()):g}.",
+                hint="A row of positive numbers only: its range must reach down to 0. And clamp the codes."
+                if name == "zero point"
+                else "What lies beyond the last code gets the last code: clamp to 0 and 2^bits - 1.",
+            )
+
+
+@exercise("09.3")
+def _additive_levels(levels: Callable[[], torch.Tensor]) -> str:
+    found = levels()
+    if not isinstance(found, torch.Tensor) or found.dim() != 1:
+        raise Wrong(f"Your function returned {found!r}.", hint="Return one row of numbers: flatten the table of sums.")
+    if len(found) != 16:
+        raise Wrong(
+            f"There are {len(found)} levels where four bits count 16.",
+            hint="Each of the four numbers of one group with each of the four of the other: [:, None] makes the table.",
+        )
+    expected = sorted((a + b) / 48 for a in (0, 32, 8, 2) for b in (0, 16, 4, 1))
+    if torch.allclose(found.double().sort().values / found.max(), torch.tensor(expected, dtype=torch.float64)):
+        if not torch.isclose(found.max(), torch.ones(()).to(found)):
+            raise Wrong(f"The largest level is {float(found.max()):g}.", hint="Divide by it, so that the scale is 1.")
+        if not (found.diff() > 0).all():
+            raise Wrong("The levels do not rise.", hint="sort() returns values and indices: take the values.")
+        return "Two shifts and one addition for each product, and no gap between 1/2 and 1."
+    raise Wrong(
+        f"The largest levels are {', '.join(f'{v:.3g}' for v in found.sort().values[-3:].tolist())}; "
+        f"right are {', '.join(f'{v:.3g}' for v in expected[-3:])}.",
+        hint="Sums, not products: one number of the first group plus one of the second, and a zero is in each group.",
+    )
+
+
+# ---------------------------------------------------------------- 11
+
+
+@exercise("11.1")
+def _soft_gradient(gradient: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> str:
+    for temperature, rows, classes in ((3.0, 6, 10), (1.0, 4, 3), (20.0, 5, 7)):
+        student, teacher = 4 * torch.randn(2, rows, classes, dtype=torch.float64)
+        leaf = student.clone().requires_grad_()
+        p, q = (torch.distributions.Categorical(logits=each / temperature) for each in (teacher, leaf))
+        (temperature**2 * torch.distributions.kl_divergence(p, q).mean()).backward()
+        expected = leaf.grad
+        assert expected is not None
+        found = gradient(student.clone(), teacher.clone(), temperature)
+        if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
+            raise Wrong(
+                f"The gradient has the shape of the logits, {rows} × {classes}; yours: {shape}.",
+                hint="One number for each logit of the student: q - p has the right shape already.",
+            )
+        if torch.allclose(found, expected, rtol=1e-4, atol=1e-9):
+            continue
+        hints = {
+            -1.0: "The sign: where the student says too much, q > p, its logit must fall, so the gradient is positive.",
+            float(rows): "The loss is the mean over the examples: each has the weight 1 / batch.",
+            1 / temperature: "T² from the loss, 1/T from the chain rule: what is left of them?",
+            1 / temperature**2: "Do not forget the T² in front of the loss.",
+            temperature: "T² from the loss is there; the 1/T of the chain rule is not.",
+        }
+        for factor, hint in hints.items():
+            if torch.allclose(found, factor * expected, rtol=1e-4, atol=1e-9):
+                raise Wrong(f"At T = {temperature:g} your gradient is {factor:.3g} times the right one.", hint=hint)
+        distance = float((found - expected).norm() / expected.norm())
+        raise Wrong(
+            f"At T = {temperature:g} your gradient is {distance:.0%} of its length away from autograd's.",
+            hint="Both softmaxes are taken of logits divided by T; the difference is q - p, the student's first.",
+        )
+    return "The same as autograd's, at every temperature."
+
+
+@exercise("11.2")
+def _doubt(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.15,
+        unit="of the probability",
+        too_low="With equal logits it would be 0.1. The right one is lead/20 ahead: e^(lead/20) against nine times 1.",
+        too_high="The lead is divided by 20 before the exponential, and the nine others share what is left.",
+    )
+
+
+@exercise("11.3")
+def _few_labels(loss: Callable[..., torch.Tensor]) -> str:
+    for labels in ([2, 0, 3, 1], [2, -1, -1, 1], [-1, 0, -1, -1], [-1, -1, -1, -1]):
+        student, teacher = 3 * torch.randn(2, 4, 5, dtype=torch.float64)
+        soft = 4 * torch.nn.functional.kl_div(
+            (student / 2).log_softmax(1), (teacher / 2).log_softmax(1), reduction="batchmean", log_target=True
+        )
+        known = [row for row, label in enumerate(labels) if label >= 0]
+        each = [float(student[row].logsumexp(0) - student[row, labels[row]]) for row in known]
+        expected = 0.75 * float(soft) + 0.25 * sum(each) / max(1, len(known))
+        found = loss(student.clone(), teacher.clone(), torch.tensor(labels), temperature=2.0, share=0.75)
+        if not isinstance(found, torch.Tensor) or found.dim() > 0:
+            raise Wrong(f"The loss is one number; yours is {found!r}.", hint="Return a scalar tensor: two terms added.")
+        if abs(float(found) - expected) <= 1e-4:
+            continue
+        said = f"With the labels {labels} the loss is {float(found):.4g} where {expected:.4g} is right."
+        if not known:
+            raise Wrong(
+                said, hint="No label is known here. A mean over nothing is not a number: clamp its divisor to 1."
+            )
+        if len(known) == 4:
+            raise Wrong(said, hint="All labels are known here: share of the soft-target loss, the rest cross-entropy.")
+        if abs(float(found) - (0.75 * float(soft) + 0.25 * sum(each) / 4)) <= 1e-4:
+            raise Wrong(said, hint="The cross-entropy is a mean over the known labels, not over the batch.")
+        raise Wrong(
+            said,
+            hint="-1 is not the digit 0: labels >= 0 picks the known ones. The teacher speaks about every example.",
+        )
+    return "Every example has a teacher, and some have a label."

@@ -1,10 +1,15 @@
 """The networks of the course, small enough to read in one sitting."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet, ResNet18_Weights
 
+from helpers import checks
+from helpers.sources import SourceError
 from helpers.vocabulary import PAD
 
 __all__ = [
@@ -13,7 +18,9 @@ __all__ = [
     "LeNet5",
     "LeNet300100",
     "LSTM",
+    "MLP",
     "RNN",
+    "ResNet18",
     "Residual",
     "TextBag",
     "TextCNN",
@@ -28,6 +35,10 @@ __all__ = [
     "imdb_rnn",
     "lenet5",
     "lenet_300_100",
+    "mlp_1200",
+    "mlp_800",
+    "pretrained_resnet18",
+    "resnet18",
 ]
 
 
@@ -66,6 +77,25 @@ class LeNet300100(nn.Module):
         """Return the logits."""
         x = F.relu(self.fc1(images.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
+
+
+class MLP(nn.Module):
+    """784-units-units-10 with ReLU; in training `dropout` is the share of the hidden units that is left out.
+
+    The networks of Hinton et al. 2015, "Distilling the knowledge in a neural network", section 3.
+    """
+
+    def __init__(self, units: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(28 * 28, units)
+        self.fc2 = nn.Linear(units, units)
+        self.fc3 = nn.Linear(units, 10)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, images: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10"]:
+        """Return the logits."""
+        x = self.dropout(F.relu(self.fc1(images.flatten(1))))
+        return self.fc3(self.dropout(F.relu(self.fc2(x))))
 
 
 class ConvBlock(nn.Sequential):
@@ -144,6 +174,76 @@ def lenet5() -> LeNet5:
 def lenet_300_100() -> LeNet300100:
     """Return an untrained LeNet-300-100, initialised from PyTorch's global random state."""
     return LeNet300100()
+
+
+def mlp_800() -> MLP:
+    """Return Hinton's student, untrained: 1,276,810 parameters."""
+    return MLP(800)
+
+
+def mlp_1200() -> MLP:
+    """Return Hinton's teacher, untrained: 2,395,210 parameters, half of the hidden units dropped in training."""
+    return MLP(1200, dropout=0.5)
+
+
+# ---------------------------------------------------------------- ResNet-18
+
+
+class ResNet18(ResNet):
+    """torchvision's ResNet-18 (He et al. 2016, section 4.1), which enlarges its images to `pixels` × `pixels` first.
+
+    Made for photographs of 224 pixels, the network halves height and width five times: of 32 pixels one would be left
+    long before its last layers, of 64 there are 2 × 2. The network enlarges, not the dataset: that keeps four times
+    fewer numbers in memory, and augmentation, export and every helper take the small images as they are. The layers,
+    their names and those in the `state_dict` are torchvision's; 148 million MACs at 64 pixels.
+    """
+
+    def __init__(self, classes: int = 8, *, pixels: int = 64) -> None:
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=checks.positive("classes", classes))
+        self.pixels = checks.positive("pixels", pixels)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images of any size."""
+        size = (self.pixels, self.pixels)
+        return super().forward(F.interpolate(images, size=size, mode="bilinear", align_corners=False))
+
+
+def resnet18(*, classes: int = 8) -> ResNet18:
+    """Return an untrained ResNet-18: 11,176,512 parameters and 513 for each class."""
+    return ResNet18(classes)
+
+
+def pretrained_resnet18(source: str = "course") -> ResNet18:
+    """Return a trained ResNet-18 in evaluation mode.
+
+    Args:
+        source: "course" for the project's own checkpoint, which knows the eight classes of CIFAR-10 other than cat and
+            dog (`data.cifar10_without_cat_and_dog`); "imagenet" for torchvision's weights (IMAGENET1K_V1: 1,000
+            classes, many of them cats and dogs), which are downloaded unless torch.hub's cache has them. Those were
+            trained on 224 pixels standardized with ImageNet's mean and spread, which are close to CIFAR-10's.
+
+    Raises:
+        ValueError: `source` is unknown, or the checkpoint is missing or changed.
+        sources.SourceError: torchvision's weights could not be had, or the cached file is damaged.
+    """
+    if checks.choice("source", source, ("course", "imagenet")) == "course":
+        from helpers import checkpoints  # which builds the networks of this module
+
+        return checkpoints.load("resnet18")  # type: ignore[return-value]
+    return _imagenet_resnet18()
+
+
+def _imagenet_resnet18() -> ResNet18:
+    new, weights = ResNet18(1_000), ResNet18_Weights.IMAGENET1K_V1
+    try:
+        new.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except Exception as error:  # of any class: a damaged file is stumbled over in many ways
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise SourceError(
+            f"source='imagenet' failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Put {weights.url} "
+            f"into {folder}, in place of what is there under that name, or use source='course'"
+        ) from error
+    return new.eval()
 
 
 # ---------------------------------------------------------------- text

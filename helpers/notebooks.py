@@ -76,9 +76,10 @@ def find(names: Iterable[str] = ()) -> list[Path]:
 
 
 def datasets(source: Path) -> list[str]:
-    """Return the datasets that a notebook mentions by calling `mnist()`, `cifar10()` or `imdb()`."""
+    """Return the datasets that a notebook mentions by calling a function of `data` that loads them."""
     code = source.read_text(encoding="utf-8")
-    return [name for name in ("mnist", "cifar10", "imdb") if re.search(rf"\b{name}\(", code)]
+    loaders = {"mnist": "mnist", "cifar10": "cifar10|cifar10_without_cat_and_dog|cat_or_dog", "imdb": "imdb"}
+    return [name for name, functions in loaders.items() if re.search(rf"\b({functions})\(", code)]
 
 
 def build(source: Path) -> "NotebookNode":

@@ -26,6 +26,26 @@ one with a zero *value*; here it costs `bits` bits.) With one bit per symbol thi
 that is skipped, 0 for a value. `write_sparse` takes the width from 1 to 16 that makes the array smallest, and
 *dense* if none makes it smaller.
 
+`write_quantized` knows two more codings. A reader that does not know them refuses the file.
+
+    {"name": "fc1.weight", "dtype": "<f4", "shape": [500, 800], "coding": "integers",
+     "bits": 4, "low": -8, "scales": 500}
+    {"name": "fc1.weight", "dtype": "<f4", "shape": [500, 800], "coding": "codebook",
+     "bits": 2, "entries": 3, "gap": [4, 3512, 2980]}
+
+*integers*: one code of `bits` bits for each element, in C order, filled up to a whole byte. Then `scales` scales
+(<f4): one for all elements, or one for each entry of the first dimension. If the entry says
+"zero_points": true, then as many zero points of one byte each; else they are -low. An element is
+scale · (code - zero point), computed in float32, and never -0.0.
+
+*codebook*: the same codes, then `entries` values of the array's type. An element is the value whose number is its code.
+
+With "gap": [bits, symbols, kept], the symbols of *gap* stand before the codes, and only the `kept` elements
+that are not zero have a code. All codes have their lowest bit first.
+
+Where a network rounds the input of a layer "conv1", four numbers say how, as an array "conv1.input_grid": the
+scale, the zero point, and the lowest and the highest code, all as `quantization.Grid` has them.
+
 A text classifier also needs its words, in the order of their numbers. Their entry is the first:
 
     {"name": "", "coding": "words", "count": 10002, "bytes": 35620}
@@ -41,7 +61,7 @@ import json
 import lzma
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +73,20 @@ from helpers.paths import write_atomically
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Packed", "PackingError", "load_into", "read", "read_words", "verify", "write_dense", "write_sparse"]
+    from helpers import quantization
+
+__all__ = [
+    "Integers",
+    "Packed",
+    "PackingError",
+    "load_into",
+    "read",
+    "read_words",
+    "verify",
+    "write_dense",
+    "write_quantized",
+    "write_sparse",
+]
 
 MAGIC = b"MCPACK"
 VERSION = 1
@@ -61,7 +94,10 @@ PREFIX = struct.Struct("<6sHI8s")
 MAXIMUM_BITS = 16
 LZMA: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "pb": 0}]}
 
+INPUT_GRID = "input_grid"
+
 Arrays = dict[str, np.ndarray]
+Data = tuple[dict[str, Any], bytes]  # how an array is coded, as its entry in the header says it, and its bytes
 
 
 class PackingError(ValueError):
@@ -76,6 +112,34 @@ class Packed(NamedTuple):
     sha256: str
 
 
+class Integers(NamedTuple):
+    """A float32 array as whole numbers: scale · (codes - zero_point).
+
+    `scale` (float32) and `zero_point` (whole numbers) have the shape (), or (n,) with one for each entry of the codes'
+    first dimension. Codes, and zero points, lie from `low` to low + 2^bits - 1.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    low: int
+    bits: int
+
+    def values(self) -> np.ndarray:
+        """Return what the codes stand for; a code equal to the zero point for 0.0, never -0.0."""
+        steps = self.codes.astype(np.int32) - _spread(self.zero_point, self.codes.ndim)
+        values = _spread(self.scale, self.codes.ndim) * steps.astype(np.float32) + np.float32(0)
+        return np.asarray(values, dtype="<f4")
+
+
+Writable = dict[str, np.ndarray | Integers]
+
+
+def _spread(numbers: np.ndarray, dimensions: int) -> np.ndarray:
+    """Return one number, or one for each entry of the first dimension, in a shape that broadcasts."""
+    return numbers.reshape(-1, *[1] * (dimensions - 1)) if numbers.size > 1 else numbers.reshape(())
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -83,7 +147,7 @@ def write_dense(
     tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path, *, words: Sequence[str] = ()
 ) -> Packed:
     """Write all arrays in full, and the vocabulary if given. A model's masks are applied first (see `write_sparse`)."""
-    return _write(_arrays(tensors), path, words, sparse=False)
+    return _write(_arrays(tensors), path, words, code=_encode_dense)
 
 
 def write_sparse(
@@ -96,22 +160,50 @@ def write_sparse(
     the vocabulary of a text classifier, which `read_words` gives back.
 
     The file appears only after its content was decoded again and compared. Raises PackingError if they
-    differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number, and for a
-    word with a line feed.
+    differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number, for a
+    word with a line feed, and for a model with quantized weights: it would store them as floating point numbers.
     """
-    return _write(_arrays(tensors), path, words, sparse=True)
+    return _write(_arrays(tensors), path, words, code=_encode_sparse)
 
 
-def _arrays(tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module") -> Arrays:
+def write_quantized(
+    tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", path: Path, *, words: Sequence[str] = ()
+) -> Packed:
+    """Write quantized weights as whole numbers of few bits, and other arrays as `write_sparse` or as a table of values.
+
+    Of a model, these are the weights that carry a grid (`quantization.quantize_model`). Any array with at most 256
+    different values (`quantization.share_weights`) is stored as those values, once, and the places in that table, if
+    that is smaller. Zeros are left out wherever it pays. `read` gives back the same float32 numbers, bit for bit.
+
+    Raises what `write_sparse` does, but takes quantized weights, and ValueError for codes that need more than `bits`.
+    """
+    return _write(_arrays(tensors, quantized=True), path, words, code=_encode_quantized)
+
+
+def _arrays(
+    tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", *, quantized: bool = False
+) -> Writable:
     if isinstance(tensors, Mapping):
-        return {name: _array(name, tensor) for name, tensor in tensors.items()}
-    from helpers.pruning import bake
+        _refuse_integers([name for name, tensor in tensors.items() if isinstance(tensor, Integers)], quantized)
+        return {name: t if isinstance(t, Integers) else _array(name, t) for name, t in tensors.items()}
+    from helpers import quantization
 
-    state = sorted(bake(tensors).state_dict().items())  # by name: masking changes the order
-    arrays = {name: _array(name, tensor).copy() for name, tensor in state}
+    integers = quantization.integers(tensors)
+    _refuse_integers(list(integers), quantized)
+    state = sorted(quantization.bake(tensors).state_dict().items())  # by name: masking changes the order
+    arrays = {name: _array(name, tensor).copy() for name, tensor in state if not quantization.is_quantizer(name)}
     for array in arrays.values():
         array[array == 0] = 0  # turns -0.0 into 0.0
-    return arrays
+    grids = {
+        f"{layer}.{INPUT_GRID}".lstrip("."): np.array([float(number) for number in grid], "<f4")
+        for layer, grid in quantization.input_grids(tensors).items()
+    }
+    return {**arrays, **integers, **grids}
+
+
+def _refuse_integers(names: Sequence[str], allowed: bool) -> None:
+    if names and not allowed:
+        raise ValueError(f"{names[0]!r} is quantized and would be stored in floating point; allowed: write_quantized")
 
 
 def _array(name: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
@@ -125,8 +217,8 @@ def _array(name: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _write(arrays: Arrays, path: Path, words: Sequence[str], *, sparse: bool) -> Packed:
-    content = _encode(arrays, words, sparse=sparse)
+def _write(arrays: Writable, path: Path, words: Sequence[str], *, code: Callable[[Any], Data]) -> Packed:
+    content = _encode(arrays, words, code=code)
     _require_identical(arrays, _decode(content))
     if _decode_words(content) != list(words):
         raise PackingError("the words would not come back; nothing was written")
@@ -134,22 +226,23 @@ def _write(arrays: Arrays, path: Path, words: Sequence[str], *, sparse: bool) ->
     return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
 
 
-def _require_identical(arrays: Arrays, again: Arrays) -> None:
-    for name, array in arrays.items():
-        copy = again[name]
+def _require_identical(arrays: Writable, again: Arrays) -> None:
+    for name, given in arrays.items():
+        array, copy = given.values() if isinstance(given, Integers) else given, again[name]
         if copy.dtype != array.dtype or copy.shape != array.shape or copy.tobytes() != array.tobytes():
             raise PackingError(f"{name!r} would not come back bit for bit; nothing was written")
 
 
-def _encode(arrays: Arrays, words: Sequence[str], *, sparse: bool) -> bytes:
+def _encode(arrays: Writable, words: Sequence[str], *, code: Callable[[Any], Data]) -> bytes:
     entries: list[dict[str, Any]] = []
     payload = []
     if words:
         payload.append(lzma.compress(vocabulary.lines(words), **LZMA))
         entries.append({"name": "", "coding": "words", "count": len(words), "bytes": len(payload[0])})
     for name, array in arrays.items():
-        coding, data = _encode_sparse(array) if sparse else ({"coding": "dense"}, array.tobytes())
-        entries.append({"name": name, "dtype": array.dtype.str, "shape": array.shape} | coding)
+        coding, data = code(array)
+        kind, shape = ("<f4", array.codes.shape) if isinstance(array, Integers) else (array.dtype.str, array.shape)
+        entries.append({"name": name, "dtype": kind, "shape": shape} | coding)
         payload.append(data)
     header = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
     body = header + b"".join(payload)
@@ -161,18 +254,71 @@ def _checksum(magic: bytes, version: int, header_length: int, body: bytes) -> by
     return hashlib.sha256(struct.pack("<6sHI", magic, version, header_length) + body).digest()[:8]
 
 
-def _encode_sparse(array: np.ndarray) -> tuple[dict[str, Any], bytes]:
-    """Return the smallest coding of one array: its entries in the header, its bytes."""
+def _encode_dense(array: np.ndarray) -> Data:
+    return {"coding": "dense"}, array.tobytes()
+
+
+def _encode_sparse(array: np.ndarray) -> Data:
+    """Return the smallest coding of one array that keeps its values as they are."""
     flat = array.reshape(-1)
     kept = np.flatnonzero(_has_bits(flat))
-    gaps = np.diff(kept, prepend=-1) - 1
-    widths = range(1, MAXIMUM_BITS + 1)
-    bits = min(widths, key=lambda bits: bits * _symbol_count(gaps, bits))
-    symbols = _symbol_count(gaps, bits)
-    if (bits * symbols + 7) // 8 + kept.size * array.itemsize >= array.nbytes:
-        return {"coding": "dense"}, array.tobytes()
+    (bits, symbols, _), places = _encode_gaps(kept)
+    if len(places) + kept.size * array.itemsize >= array.nbytes:
+        return _encode_dense(array)
     header = {"coding": "gap", "bits": bits, "symbols": symbols, "kept": kept.size}
-    return header, _pack_bits(_symbols(gaps, bits), bits) + flat[kept].tobytes()
+    return header, places + flat[kept].tobytes()
+
+
+def _encode_gaps(kept: np.ndarray) -> tuple[list[int], bytes]:
+    """Return where the values stand, in the width that needs least: [bits, symbols, kept], and the symbols."""
+    gaps = np.diff(kept, prepend=-1) - 1
+    bits = min(range(1, MAXIMUM_BITS + 1), key=lambda bits: bits * _symbol_count(gaps, bits))
+    return [bits, _symbol_count(gaps, bits), kept.size], _pack_bits(_symbols(gaps, bits), bits)
+
+
+def _encode_quantized(array: np.ndarray | Integers) -> Data:
+    if isinstance(array, Integers):
+        return _encode_integers(array)
+    return min([_encode_sparse(array), *_encode_codebook(array)], key=lambda coded: len(coded[1]))
+
+
+def _encode_integers(array: Integers) -> Data:
+    codes, zeros = array.codes.astype(np.int64), _spread(array.zero_point, array.codes.ndim).astype(np.int64)
+    last = array.low + 2**array.bits - 1
+    for numbers in (codes, zeros):
+        if numbers.size and (numbers.min() < array.low or numbers.max() > last):
+            raise ValueError(
+                f"codes and zero points from {numbers.min()} to {numbers.max()}; "
+                f"allowed: {array.low} to {last}, which {array.bits} bits can number"
+            )
+    flat, kept = (codes - array.low).reshape(-1), np.flatnonzero(codes != zeros)
+    coding: dict[str, Any] = {"coding": "integers", "bits": array.bits, "low": array.low, "scales": array.scale.size}
+    data = _pack_bits(flat, array.bits)
+    gap, places = _encode_gaps(kept)
+    sparse = places + _pack_bits(flat[kept], array.bits)
+    if len(sparse) < len(data):
+        coding, data = coding | {"gap": gap}, sparse
+    data += array.scale.astype("<f4").tobytes()
+    if not array.zero_point.any():
+        return coding, data
+    return coding | {"zero_points": True}, data + (array.zero_point - array.low).astype(np.uint8).tobytes()
+
+
+def _encode_codebook(array: np.ndarray) -> list[Data]:
+    """Return the two codings by a table, with all elements and without zeros; none for more than 256 values."""
+    if array.size == 0 or array.itemsize > 8:
+        return []
+    flat, kept = array.reshape(-1), np.flatnonzero(_has_bits(array.reshape(-1)))
+    gap, places = _encode_gaps(kept)
+    found = []
+    for values, extra, before in ((flat, {}, b""), (flat[kept], {"gap": gap}, places)):
+        table, codes = np.unique(values.view(f"<u{array.itemsize}"), return_inverse=True)
+        if len(table) > 256:
+            return []
+        bits = max(1, (len(table) - 1).bit_length())
+        coding = {"coding": "codebook", "bits": bits, "entries": len(table)} | extra
+        found.append((coding, before + _pack_bits(codes, bits) + table.tobytes()))
+    return found
 
 
 def _has_bits(flat: np.ndarray) -> np.ndarray:
@@ -261,6 +407,8 @@ def _decode_array(entry: Mapping[str, Any], body: bytes, offset: int) -> tuple[n
     if entry["coding"] == "dense":
         array = np.frombuffer(body, dtype, size, offset).reshape(shape).copy()
         return array, offset + array.nbytes
+    if entry["coding"] in ("integers", "codebook"):
+        return _decode_codes(entry, dtype, shape, body, offset)
     if entry["coding"] != "gap":
         raise PackingError(f"{entry['name']!r} has the unknown coding {entry['coding']!r}")
     symbols, offset = _unpack_bits(body, offset, entry["symbols"], entry["bits"])
@@ -268,6 +416,33 @@ def _decode_array(entry: Mapping[str, Any], body: bytes, offset: int) -> tuple[n
     flat = np.zeros(size, dtype)
     flat[_positions(symbols, entry["bits"])] = values
     return flat.reshape(shape), offset + values.nbytes
+
+
+def _decode_codes(
+    entry: Mapping[str, Any], dtype: np.dtype, shape: tuple[int, ...], body: bytes, offset: int
+) -> tuple[np.ndarray, int]:
+    size = int(np.prod(shape, dtype=np.int64))
+    places: slice | np.ndarray = slice(None)
+    count = size
+    if "gap" in entry:
+        width, symbols, count = entry["gap"]
+        read, offset = _unpack_bits(body, offset, symbols, width)
+        places = _positions(read, width)
+    codes, offset = _unpack_bits(body, offset, count, entry["bits"])
+    if entry["coding"] == "codebook":
+        table = np.frombuffer(body, dtype, entry["entries"], offset)
+        flat = np.zeros(size, dtype)
+        flat[places] = table[codes]
+        return flat.reshape(shape), offset + table.nbytes
+    scale = np.frombuffer(body, "<f4", entry["scales"], offset)
+    offset += scale.nbytes
+    zero_point = np.zeros(len(scale), np.int64)
+    if entry.get("zero_points"):
+        zero_point = np.frombuffer(body, np.uint8, len(scale), offset).astype(np.int64) + entry["low"]
+        offset += len(scale)
+    flat = np.broadcast_to(_spread(zero_point, len(shape)), shape).reshape(-1).copy()
+    flat[places] = codes + entry["low"]
+    return Integers(flat.reshape(shape), scale, zero_point, entry["low"], entry["bits"]).values(), offset
 
 
 def _unpack_bits(body: bytes, offset: int, count: int, bits: int) -> tuple[np.ndarray, int]:
@@ -287,17 +462,18 @@ def _positions(symbols: np.ndarray, bits: int) -> np.ndarray:
 
 
 def load_into(model: "nn.Module", path: Path) -> "nn.Module":
-    """Return a copy of `model` with the weights of the file; masks of `model` are dropped, zeros stay zeros.
+    """Return a copy of `model` with the weights of the file, and with inputs of layers rounded as the file says.
 
-    Raises PackingError if names or shapes do not fit.
+    Masks and quantizers of `model` are dropped; zeros stay zeros. Raises PackingError if names or shapes do not fit.
     """
     import torch
 
-    from helpers.pruning import bake
+    from helpers import quantization
 
-    new = bake(model)
+    new = quantization.with_input_grids(quantization.bake(model), {})
     expected = {name: tuple(tensor.shape) for name, tensor in new.state_dict().items()}
     arrays = read(path)
+    grids = {name.removesuffix(INPUT_GRID).rstrip("."): arrays.pop(name) for name in [*arrays] if _is_grid(name)}
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:
         name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
@@ -305,7 +481,20 @@ def load_into(model: "nn.Module", path: Path) -> "nn.Module":
             f"{path}: {name!r} has shape {found.get(name)} in the file and {expected.get(name)} in the model"
         )
     new.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    return new
+    return quantization.with_input_grids(new, {name: _grid(numbers) for name, numbers in grids.items()})
+
+
+def _is_grid(name: str) -> bool:
+    return name.split(".")[-1] == INPUT_GRID
+
+
+def _grid(numbers: np.ndarray) -> "quantization.Grid":
+    import torch
+
+    from helpers import quantization
+
+    scale, zero_point, low, high = torch.from_numpy(numbers)
+    return quantization.Grid(scale, zero_point.to(torch.int32), int(low), int(high))
 
 
 def verify(path: Path, model: "nn.Module", inputs: "Tensor") -> None:

@@ -6,7 +6,7 @@ by parameter name (``{"fc1.weight": …}``). `mask` puts them on a copy of the m
 decay nor a copy nor a saved file can bring a pruned weight back. `bake` turns them into ordinary zeros.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -36,6 +36,8 @@ __all__ = [
     "mask",
     "masks_of",
     "neuron_masks",
+    "own_copy",
+    "parametrizations_of",
     "prune_gradually",
     "random_scores",
     "remove_neurons",
@@ -202,6 +204,7 @@ def mask(model: nn.Module, masks: Masks) -> nn.Module:
             shape or is not boolean.
     """
     old = masks_of(model)
+    _refuse_quantized(model, [*old, *masks])
     new = bake(model)
     parameters = dict(new.named_parameters())
     for name in masks:
@@ -222,14 +225,26 @@ def mask(model: nn.Module, masks: Masks) -> nn.Module:
     return new
 
 
+def parametrizations_of(model: nn.Module) -> dict[str, Any]:
+    """Return the chain of modules through which each parametrized tensor goes, by its name ("fc1.weight")."""
+    layers = ((name, layer) for name, layer in model.named_modules() if parametrize.is_parametrized(layer))
+    return {
+        f"{name}.{key}".lstrip("."): chain for name, layer in layers for key, chain in layer.parametrizations.items()
+    }
+
+
+def _refuse_quantized(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ValueError for a weight with another parametrization than masks, which `bake` would fold in or not find."""
+    chains = parametrizations_of(model)
+    for name in names:
+        if not all(isinstance(part, Mask) for part in chains.get(name, ())):
+            raise ValueError(f"{name!r} is quantized; allowed: masks first, then quantization")
+
+
 def _mask_modules(model: nn.Module) -> dict[str, Mask]:
-    found: dict[str, Mask] = {}
-    for layer_name, layer in model.named_modules():
-        if not parametrize.is_parametrized(layer):
-            continue
-        for attribute, chain in layer.parametrizations.items():
-            found |= {f"{layer_name}.{attribute}".lstrip("."): part for part in chain if isinstance(part, Mask)}
-    return found
+    return {
+        name: part for name, chain in parametrizations_of(model).items() for part in chain if isinstance(part, Mask)
+    }
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
@@ -237,14 +252,21 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: part.mask.clone() for name, part in _mask_modules(model).items()}
 
 
-def bake(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` without masks, whose pruned weights are ordinary zeros: for files and runtimes."""
+def own_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy whose parametrizations can be removed, or more of them added, without touching `model`.
+
+    A deep copy shares the class that torch made for a parametrized layer, and both change that class.
+    """
     new = deepcopy(model)
     for layer in filter(parametrize.is_parametrized, new.modules()):
-        # A deep copy shares the class that torch made for the parametrized layer, and removing deletes from that class:
-        # without a class of its own the copy would break the model that came in.
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+    return new
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` without masks, whose pruned weights are ordinary zeros: for files and runtimes."""
+    new = own_copy(model)
     for name in _mask_modules(new):
         layer, attribute = _owner(new, name)
         parametrize.remove_parametrizations(layer, attribute, leave_parametrized=True)

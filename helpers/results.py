@@ -35,15 +35,18 @@ __all__ = [
     "Run",
     "Summary",
     "comparable",
+    "difference",
     "expected_seconds",
     "format_leaderboard",
     "leaderboard",
     "literature",
     "load",
     "mean_std",
+    "measurements",
     "paired_interval",
     "promote_quick",
     "publish",
+    "ranking",
     "readme_table",
     "say",
     "settings",
@@ -264,6 +267,14 @@ def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None
     return None
 
 
+def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int, Any]:
+    """Return what each run of `notebook` recorded as `key`, by seed; this machine's own (build) go first."""
+    checks.choice("profile", profile, PROFILES)
+    folders = (RESULTS / profile, build_dir() / "results" / profile)
+    found = {result["seed"]: result["measurements"] for folder in folders for result in _read(folder, notebook)}
+    return {seed: found[seed][key] for seed in sorted(found) if key in found[seed]}
+
+
 def expected_seconds(notebook: str, profile: str) -> float | None:
     """Return how long `notebook` took for its published results, mean over seeds; None if unknown."""
     checks.choice("profile", profile, PROFILES)
@@ -335,6 +346,34 @@ def paired_interval(a: Sequence[float], b: Sequence[float], *, confidence: float
     mean, std, n = mean_std([float(x) - float(y) for x, y in zip(a, b, strict=True)])
     reach = float(t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
     return mean - reach, mean + reach
+
+
+def difference(accuracies: "pd.DataFrame", a: str, b: str) -> str:
+    """Say by how many points column `a` leads column `b`, with the paired 95 % interval, and what that decides.
+
+    `accuracies` are fractions, a row for each seed and a column for each method. Raises ValueError below two seeds.
+    """
+    low, high = (100 * end for end in paired_interval(accuracies[a], accuracies[b]))
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "not to be told apart"
+    mean = 100 * (accuracies[a] - accuracies[b]).mean()
+    return f"{verdict} ({mean:+.2f} points, {low:.2f} to {high:.2f})"
+
+
+def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
+    """Return mean, spread and rank of each method (a column of `accuracies`; see `difference`), the highest mean first.
+
+    A method's rank is one more than the number of methods that beat it: whose paired 95 % interval over it lies above
+    0. Methods that cannot be told apart share a rank. Raises ValueError below two seeds.
+    """
+    import pandas as pd
+
+    if len(accuracies) < 2:
+        raise ValueError(f"accuracies has {len(accuracies)} row(s); allowed: at least two, one for each seed")
+    means, methods = accuracies.mean(), list(accuracies)
+    beaten_by = {b: [a for a in methods if paired_interval(accuracies[a], accuracies[b])[0] > 0] for b in methods}
+    said = {name: f"{100 * means[name]:.2f} ± {100 * accuracies[name].std():.2f}" for name in methods}
+    ranked = pd.DataFrame({"accuracy (%)": said, "rank": {name: 1 + len(beaten_by[name]) for name in methods}})
+    return ranked.loc[means.sort_values(ascending=False).index]
 
 
 # ---------------------------------------------------------------- the leaderboard

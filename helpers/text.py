@@ -6,6 +6,7 @@ ones are compiled against the torch of their own month.
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -174,4 +175,5 @@ def _imdb(max_words: int, *, bigrams: bool) -> Encoded:
     text, label = fields(max_tokens=MAX_TOKENS, bigrams=bigrams)
     train, validation, test = (examples(split, text, label) for split in data.imdb())
     words = build_vocabulary(text, train, max_size=max_words).itos
-    return Encoded(as_split(train, words), as_split(validation, words), as_split(test, words), words)
+    held_out = replace(as_split(test, words), is_test=True)
+    return Encoded(as_split(train, words), as_split(validation, words), held_out, words)

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from helpers import checks, paths
@@ -126,15 +129,31 @@ def smoothed_cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> 
     return F.cross_entropy(model(inputs), labels, label_smoothing=0.1)
 
 
-def _sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(_trainable(model), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+def _groups(model: nn.Module, lr_factors: Mapping[str, float] | None) -> dict[float, list[nn.Parameter]]:
+    """Return the parameters to be trained by the factor on their learning rate: that of the longest name that fits."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    factors = lr_factors or {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            fitting = [module for module in factors if name.startswith(f"{module}.")]
+            groups.setdefault(factors[max(fitting, key=len)] if fitting else 1.0, []).append(parameter)
+    return groups
 
 
-def _adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(_trainable(model), lr=lr, fused=True)
+def _param_groups(model: nn.Module, lr_factors: Mapping[str, float] | None) -> list[dict[str, Any]]:
+    return [{"params": parameters} for parameters in _groups(model, lr_factors).values()]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
+def _sgd(model: nn.Module, lr: float, lr_factors: Mapping[str, float] | None = None) -> torch.optim.Optimizer:
+    groups = _param_groups(model, lr_factors)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _adam(model: nn.Module, lr: float, lr_factors: Mapping[str, float] | None = None) -> torch.optim.Optimizer:
+    return torch.optim.Adam(_param_groups(model, lr_factors), lr=lr, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
 
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -150,8 +169,24 @@ def fast_precision() -> str:
     return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _check_factors(lr_factors: Mapping[str, float], model: nn.Module) -> None:
+    modules = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    for name, factor in lr_factors.items():
+        checks.choice("lr_factors", name, modules)
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"lr_factors[{name!r}]={factor!r}; allowed: a number above 0; freeze what shall stay")
+
+
+def _to_training_mode(model: nn.Module) -> None:
+    """Switch to training mode all but each BatchNorm whose scale and shift are frozen.
+
+    In training mode its statistics would drift, though nothing of it is trained, and the layer would not stay the same.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters()) if isinstance(module, _BatchNorm) else []
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def _learning_rate(progress: float, *, peak: float, warmup: float) -> float:
@@ -188,6 +223,46 @@ def _random_batches(train: Split[Any, Any], batch_size: int, generator: torch.Ge
     return order[: len(train) // batch_size * batch_size].split(batch_size)
 
 
+def _as_product(
+    images: Float[Tensor, "batch channels height width"],
+    weight: Float[Tensor, "filters channels rows columns"],
+    bias: Float[Tensor, " filters"] | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Float[Tensor, "batch filters up across"]:
+    """Return the convolution as one matrix product: of all patches (one for each place), laid out as rows."""
+    (down, right), (rows, columns) = stride, weight.shape[2:]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    up, across = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
+    seen = [padded[:, i : i + up : down, j : j + across : right] for i in range(rows) for j in range(columns)]
+    return F.linear(torch.cat(seen, dim=-1), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class _SmallMapsAsProducts(TorchFunctionMode):
+    """Compute convolutions that put out at most `PLACES` places for each image as matrix products.
+
+    A ResNet-18 on 64 pixels trains 1.8 times as fast: oneDNN's bfloat16 kernels are slow on such maps, the gradient of
+    the weights above all.
+    """
+
+    PLACES = 16
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.conv2d and len(args) == 7 and self._fits(*args):  # as nn.Conv2d calls it
+            return _as_product(*args[:5])
+        return func(*args, **(kwargs or {}))
+
+    def _fits(
+        self, images: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> bool:
+        if images.device.type != "cpu" or images.dim() != 4 or groups != 1 or dilation != (1, 1):
+            return False
+        if isinstance(padding, str):
+            return False
+        sizes = zip(images.shape[2:], weight.shape[2:], stride, padding, strict=True)
+        return math.prod((size + 2 * pad - window) // step + 1 for size, window, step, pad in sizes) <= self.PLACES
+
+
 @contextmanager
 def _computing_in(precision: torch.dtype, model: nn.Module) -> Iterator[None]:
     """Run what follows in mixed precision, with the model's outputs, and so every loss, in float32."""
@@ -196,7 +271,7 @@ def _computing_in(precision: torch.dtype, model: nn.Module) -> Iterator[None]:
         return
     hook = model.register_forward_hook(lambda module, inputs, output: output.float())
     try:
-        with torch.autocast(next(model.parameters()).device.type, precision):
+        with torch.autocast(next(model.parameters()).device.type, precision), _SmallMapsAsProducts():
             yield
     finally:
         hook.remove()
@@ -211,6 +286,7 @@ def fit(
     optimizer: str = "sgd",
     batch_size: int = 128,
     warmup: float = 0.1,
+    lr_factors: Mapping[str, float] | None = None,
     precision: str = "float32",
     augment: Augment | None = None,
     batching: Batching | None = None,
@@ -225,8 +301,9 @@ def fit(
     """Train a copy of `model` and return it with the history of its epochs; `model` itself stays as it is.
 
     The learning rate warms up linearly over the fraction `warmup` of all steps and then falls to zero along a cosine.
-    A last batch smaller than `batch_size` is left out. The same seed, machine and thread count give the same
-    weights, bit for bit; batches and augmentation depend on `seed` and the epoch alone.
+    A last batch smaller than `batch_size` is left out. Frozen parameters (`requires_grad=False`) stay as they are, and
+    so do the statistics of a BatchNorm whose scale and shift are frozen. The same seed, machine and thread count give
+    the same weights, bit for bit; batches and augmentation depend on `seed` and the epoch alone.
 
     Args:
         model: any module that maps a batch of inputs to logits (batch, classes).
@@ -236,6 +313,9 @@ def fit(
         optimizer: "sgd" (Nesterov momentum 0.9, weight decay 5e-4) or "adam".
         batch_size: examples per step.
         warmup: fraction of the steps over which the learning rate rises, in [0, 1).
+        lr_factors: module name → factor on the learning rate of the parameters in it; of two names that fit, the longer
+            decides, and 1 where none does. Howard and Ruder 2018 ("Universal language model fine-tuning for text
+            classification", section 3.2) lower it towards the input.
         precision: "float32", or "bfloat16" for a forward pass in mixed precision (`torch.autocast`; the weights and
             the logits that `loss` sees stay float32): faster where `fast_precision` says so, slower elsewhere.
         augment: function of (inputs, generator) that returns changed inputs.
@@ -263,7 +343,8 @@ def fit(
         raise ValueError(
             f"batch_size={batch_size} is more than the {len(train)} examples of train; allowed: at most that"
         )
-    if not _trainable(model):
+    _check_factors(lr_factors or {}, model)
+    if not _groups(model, lr_factors):
         raise ValueError("model has no parameter with requires_grad=True; allowed: at least one")
 
     settings = {
@@ -276,11 +357,13 @@ def fit(
     settings |= {"seed": seed, "key": key, "examples": len(train), "loss": getattr(loss, "__name__", "")}
     settings |= {"augment": getattr(augment, "__name__", ""), "batching": getattr(batching, "__name__", "")}
     settings |= {"precision": precision}
+    settings |= {"lr_factors": sorted(lr_factors.items())} if lr_factors else {}
     fingerprint = _fingerprint(model, settings)
 
     where = device()
     new = deepcopy(model).to(where).to(memory_format=torch.channels_last)  # convolutions train about 1.5 times as fast
-    rule = OPTIMIZERS[optimizer](new, lr)
+    rule = OPTIMIZERS[optimizer](new, lr, lr_factors)
+    factors = list(_groups(new, lr_factors))  # of the optimizer's groups, in their order
     history: list[dict[str, float]] = []
     if state := _load_state(checkpoint, fingerprint):
         new.load_state_dict(state["model"])
@@ -296,14 +379,14 @@ def fit(
                 torch.manual_seed(seed * 100_003 + epoch)
                 generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
                 losses = []
-                new.train()
+                _to_training_mode(new)
                 batches = (batching or _random_batches)(train, batch_size, generator)
                 if len(batches) != per_epoch:
                     raise ValueError(f"batching returned {len(batches)} batches; allowed: {per_epoch}")
                 for batch, chosen in enumerate(batches):
                     step = epoch * per_epoch + batch
-                    for group in rule.param_groups:
-                        group["lr"] = _learning_rate((step + 1) / total, peak=lr, warmup=warmup)
+                    for group, factor in zip(rule.param_groups, factors, strict=True):
+                        group["lr"] = factor * _learning_rate((step + 1) / total, peak=lr, warmup=warmup)
                     inputs, labels = train.inputs[chosen], train.labels[chosen]
                     if augment is not None:
                         inputs = augment(inputs, generator)

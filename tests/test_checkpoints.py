@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers import checkpoints, data, models, paths, training
 
@@ -53,6 +54,35 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
     path.write_bytes(first[:-1] + b"x")
     with pytest.raises(ValueError, match=r"tiny\.safetensors is missing or changed; restore it with git"):
         checkpoints.load("tiny")
+
+
+def test_half_precision_is_in_the_file_and_in_its_accuracy(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(tmp_path / "build"))
+    monkeypatch.setattr(training, "fit", lambda model, *args, **options: training.Fitted(almost_undecided(model), []))
+    split = data.Split(torch.randn(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64))
+    recipe = checkpoints.Recipe(
+        lambda: models.CifarNet((4, 4, 4, 4)), lambda: data.Dataset(split, split, split), {"epochs": 1}, half=True
+    )
+    monkeypatch.setitem(checkpoints.RECIPES, "tiny", recipe)
+
+    path = checkpoints.train("tiny")
+    stored = load_file(path)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int64}
+    assert stored["stem.bn.num_batches_tracked"] == 0
+    entry = json.loads((tmp_path / "checkpoints" / "manifest.json").read_text())["tiny"]
+    assert entry["validation_accuracy"] == entry["test_accuracy"] == 1.0, "rounded, both logits are equal: class 0"
+    loaded = checkpoints.load("tiny")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert training.evaluate(loaded, split).accuracy == 1.0
+
+
+def almost_undecided(model):
+    """Return the model with a head that says class 1, by less than half precision can tell."""
+    torch.nn.init.zeros_(model.fc.weight)
+    torch.nn.init.ones_(model.fc.bias)
+    model.fc.bias.data[1] += 1e-5
+    return model.eval()
 
 
 def test_early_weights_are_those_of_a_training_that_stopped_there(tmp_path, monkeypatch):

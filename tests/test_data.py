@@ -93,6 +93,20 @@ def test_inputs_and_labels_of_different_length():
         Split(torch.zeros(2), torch.zeros(3))
 
 
+def test_the_mark_of_the_test_split_stays_on_its_parts():
+    dataset = data.Dataset(
+        *(Split(torch.zeros(4, 1), torch.arange(4) % 2, is_test=test) for test in (False, False, True))
+    )
+    assert [part.take(2).is_test for part in dataset] == [False, False, True]
+    assert [part.is_test for part in data.only_classes(dataset, [1])] == [False, False, True]
+
+
+@pytest.mark.data
+def test_only_the_test_split_is_marked(mnist, cifar10, imdb):
+    for dataset in (mnist, cifar10, imdb):
+        assert [part.is_test for part in dataset] == [False, False, True]
+
+
 # --- MNIST ---
 
 
@@ -190,6 +204,54 @@ def test_cifar10_examples_are_split_by_position_alone(cifar10):
     for split, which in ((cifar10.validation, chosen[:5_000]), (cifar10.train, chosen[5_000:])):
         ours = pixels(split.take(100), data.CIFAR10_MEAN, data.CIFAR10_STD)
         np.testing.assert_array_equal(ours.numpy(), images[np.sort(which)[:100]])
+
+
+def test_only_classes_keeps_and_relabels():
+    labels = torch.tensor([3, 0, 2, 3, 1])
+    split = Split(torch.arange(5.0), labels)
+    train, validation, test = data.only_classes(Dataset(split, split.take(3), split.take(2)), [3, 1])
+    assert train.inputs.tolist() == [0, 3, 4] and train.labels.tolist() == [0, 0, 1]
+    assert validation.labels.tolist() == [0] and test.inputs.tolist() == [0]
+    assert labels.tolist() == [3, 0, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [([], "classes is empty"), ([1, 4], "classes=4 is unknown; allowed: 0, 1, 2, 3"), ([1, 1], "names one twice")],
+)
+def test_classes_that_cannot_be_had_are_named(classes, words):
+    split = Split(torch.zeros(4), torch.arange(4))
+    with pytest.raises(ValueError, match=words):
+        data.only_classes(Dataset(split, split, split), classes)
+
+
+def test_the_pretraining_and_the_transfer_task_share_no_image(monkeypatch):
+    """Each image of this small CIFAR-10 holds its own number, so that it can be followed."""
+    labels = torch.arange(1_000) % 10
+    images = torch.arange(1_000.0)[:, None, None, None].expand(-1, 3, 1, 1)
+    rows = torch.randperm(900, generator=torch.Generator().manual_seed(0))
+    parts = [Split(images[which], labels[which]) for which in (rows[120:], rows[:120], torch.arange(900, 1_000))]
+    monkeypatch.setattr(data, "cifar10", lambda: Dataset(*parts))
+
+    eight, pair = data.cifar10_without_cat_and_dog(), data.cat_or_dog()
+    assert [len(split) for split in pair] == [144, 36, 20]
+    for split in pair:
+        assert split.labels.tolist() == [0, 1] * (len(split) // 2)
+        assert torch.equal(split.inputs[:, 0, 0, 0] % 10, 3.0 + 2 * split.labels)
+    names = [name for name in data.CIFAR10_CLASSES if name not in ("cat", "dog")]
+    for split in eight:
+        numbers = split.inputs[:, 0, 0, 0].long() % 10
+        assert [data.CIFAR10_CLASSES[n] for n in numbers] == [names[label] for label in split.labels]
+    seen = [split.inputs[:, 0, 0, 0].tolist() for split in (*eight, *pair)]
+    assert sorted(sum(seen, [])) == list(range(1_000))
+
+
+@pytest.mark.data
+def test_the_parts_of_cifar10_have_their_sizes():
+    eight, pair = data.cifar10_without_cat_and_dog(), data.cat_or_dog()
+    assert [len(split) for split in pair] == [8_000, 2_000, 2_000]
+    assert len(eight.train) + len(eight.validation) == 40_000 and len(eight.test) == 8_000
+    assert 35_800 < len(eight.train) < 36_200
 
 
 # --- IMDB ---

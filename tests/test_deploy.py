@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import deploy, models, pruning
+from helpers import deploy, models, pruning, quantization
 
 IMAGES = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -126,3 +126,59 @@ def test_what_is_no_onnx_model_is_said_in_one_sentence(exported, tmp_path, capfd
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         deploy.session(tmp_path / "none.onnx")
+
+
+# ---------------------------------------------------------------- BatchNorm folded, and other weights in the same graph
+
+
+def trained_batchnorm(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics, scale and shift that folding must not lose; return it in evaluation mode."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(0, 0.3)
+    return model.eval()
+
+
+def cifar(*widths: int) -> nn.Module:
+    torch.manual_seed(0)
+    return trained_batchnorm(models.CifarNet(widths, classes=3))
+
+
+PHOTOS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def wide_graph(tmp_path_factory):
+    wide = quantization.fold_batchnorm(cifar(8, 12, 16, 20), PHOTOS)
+    return deploy.export_onnx(wide, PHOTOS, tmp_path_factory.mktemp("graph") / "wide.onnx")
+
+
+def test_the_graph_of_one_network_runs_anothers_weights(wide_graph, tmp_path):
+    content, model = wide_graph.read_bytes(), cifar(3, 5, 7, 9)
+    path = deploy.export_like(
+        quantization.fold_batchnorm(model, PHOTOS), wide_graph, PHOTOS, tmp_path / "deep" / "narrow.onnx"
+    )
+    for batch in (1, 3):
+        found = deploy.run(deploy.session(path), PHOTOS[:batch].numpy())
+        assert np.allclose(found, model.eval()(PHOTOS[:batch]).detach().numpy(), atol=1e-4)
+    weights = sum(np.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer)
+    assert weights < 1.1 * sum(parameter.numel() for parameter in model.parameters())
+    assert wide_graph.read_bytes() == content
+
+
+def test_another_networks_graph_is_refused(wide_graph, tmp_path, lenet):
+    with pytest.raises(ValueError, match=r"wide.onnx' has no 'conv1.bias'; allowed: a network of the same layers"):
+        deploy.export_like(lenet, wide_graph, IMAGES, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="has no 'conv1.bn.bias'"):
+        deploy.export_like(cifar(3, 5, 7, 9), wide_graph, PHOTOS, tmp_path / "x.onnx")
+    deeper = quantization.fold_batchnorm(cifar(3, 5, 7, 9), PHOTOS)
+    deeper.pool = nn.Sequential(deeper.pool, nn.ReLU6())  # no weights of its own, but another answer
+    with pytest.raises(deploy.DeployError, match="ONNX Runtime's logits"):
+        deploy.export_like(deeper, wide_graph, PHOTOS * 50, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="example is empty"):
+        deploy.export_like(deeper, wide_graph, PHOTOS[:0], tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()

@@ -1,13 +1,14 @@
-"""The distillation loss against closed forms, and the teacher out of harm's way."""
+"""The distillation losses against closed forms, and the teacher out of harm's way."""
 
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
-from helpers import distillation, training
+from helpers import distillation, models, training
 from helpers.data import Split
 
 
@@ -34,6 +35,35 @@ def test_it_is_the_closed_form(temperature):
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_it_is_the_mean_over_the_examples_and_not_over_examples_and_classes(temperature):
+    student, teacher = logits(0), logits(1)
+    found = distillation.soft_target_loss(student, teacher, temperature=temperature)
+    p, q = (Categorical(logits=each / temperature) for each in (teacher, student))
+    assert torch.allclose(found, temperature**2 * kl_divergence(p, q).mean(), rtol=1e-12)
+    with pytest.warns(UserWarning, match="batchmean"):
+        by_mean = F.kl_div(q.logits, p.probs, reduction="mean")
+    assert torch.allclose(found, temperature**2 * student.shape[1] * by_mean, rtol=1e-12)
+
+
+def test_student_and_teacher_do_not_change_places():
+    loss, swapped = (
+        distillation.soft_target_loss(a, b, temperature=2.0)
+        for a, b in [(logits(0), logits(1)), (logits(1), logits(0))]
+    )
+    assert abs(loss - swapped) > 0.01
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 7.0])
+def test_the_gradient_is_that_of_the_textbook(temperature):
+    """T² · (q - p) / T / batch, from the derivative of the softmax by hand."""
+    student, teacher = logits(0).requires_grad_(), logits(1).requires_grad_()
+    distillation.soft_target_loss(student, teacher, temperature=temperature).backward()
+    q, p = (torch.softmax(each.detach() / temperature, 1) for each in (student, teacher))
+    assert torch.allclose(student.grad, temperature * (q - p) / len(student), rtol=1e-9)
+    assert teacher.grad is None
+
+
 def test_hot_gradients_are_those_of_matching_centred_logits():
     """Hinton et al. 2015, section 2.1: for a high T the gradient is (z - v) / N; without T² it would vanish."""
     student, teacher = logits(0).requires_grad_(), logits(1)
@@ -41,6 +71,22 @@ def test_hot_gradients_are_those_of_matching_centred_logits():
     centred = [z - z.mean(1, keepdim=True) for z in (student.detach(), teacher)]
     expected = (centred[0] - centred[1]) / (student.shape[1] * len(student))
     assert torch.allclose(student.grad, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_mixed_loss_is_a_weighted_mean(share):
+    student, teacher, labels = logits(0), logits(1), torch.tensor([0, 3, 1, 1, 2])
+    found = distillation.mixed_loss(student, teacher, labels, temperature=3.0, share=share)
+    hard = (
+        -sum(
+            math.log(math.exp(row[k]) / sum(map(math.exp, row)))
+            for row, k in zip(student.tolist(), labels.tolist(), strict=True)
+        )
+        / 5
+    )
+    assert found.item() == pytest.approx(share * by_hand(student, teacher, 3.0) + (1 - share) * hard, rel=1e-9)
+    same = torch.equal(found, distillation.mixed_loss(student, logits(2), labels, temperature=3.0, share=share))
+    assert same == (share == 0), "the teacher decides nothing, or decides where it should not"
 
 
 def test_taught_by_mixes_soft_targets_and_labels():
@@ -66,6 +112,167 @@ def test_the_teacher_is_neither_trained_nor_in_training_mode():
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
+# ---------------------------------------------------------------- several teachers
+
+
+def test_an_ensemble_is_the_geometric_mean_of_its_members_answers():
+    torch.manual_seed(0)
+    members = [nn.Linear(3, 4) for _ in range(3)]
+    x = torch.randn(6, 3)
+    product = torch.stack([torch.softmax(member(x), 1) for member in members]).prod(0) ** (1 / 3)
+    assert torch.allclose(
+        torch.softmax(distillation.Ensemble(members)(x), 1), product / product.sum(1, keepdim=True), atol=1e-6
+    )
+
+
+def test_an_ensemble_has_members_of_its_own_and_teaches_like_any_network():
+    torch.manual_seed(0)
+    members = [nn.Linear(3, 4), nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 4))]
+    ensemble, x, labels = distillation.Ensemble(iter(members)), torch.randn(6, 3), torch.arange(6) % 4
+    before = ensemble.eval()(x)
+    with torch.no_grad():
+        members[0].weight.zero_()
+    assert torch.equal(ensemble(x), before) and members[1].training
+    student = nn.Linear(3, 4)
+    loss = distillation.taught_by(ensemble.train(), temperature=2.0, share=1.0)(student, x, labels)
+    assert loss.item() == pytest.approx(by_hand(student(x).detach().double(), before.detach().double(), 2.0), rel=1e-4)
+
+
+# ---------------------------------------------------------------- answers looked up
+
+
+def shrink(numbers: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Return view 0, 1 or 2 of eight examples: each divided by 1, 2 or 3."""
+    return INPUTS[numbers] / (1 + which[:, None])
+
+
+INPUTS = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
+NUMBERS = Split(torch.arange(8), torch.arange(8) % 4)
+
+
+def answers_of(teacher: nn.Module) -> torch.Tensor:
+    return torch.stack([teacher(shrink(NUMBERS.inputs, torch.full((8,), v))) for v in range(3)], dim=1)
+
+
+def test_each_answer_belongs_to_the_inputs_that_the_student_sees():
+    torch.manual_seed(0)
+    teacher, student, drawn = nn.Linear(3, 4), nn.Linear(3, 4), set()
+
+    def view(numbers, which):
+        drawn.update(zip(numbers.tolist(), which.tolist(), strict=True))
+        view.inputs = shrink(numbers, which)
+        return view.inputs
+
+    def loss(logits, answers, labels):
+        assert torch.equal(logits, student(view.inputs))
+        assert torch.allclose(answers, teacher(view.inputs), atol=1e-6) and not answers.requires_grad
+        assert torch.equal(labels, torch.tensor([1, 3, 2]))
+        return F.mse_loss(logits, answers)
+
+    looked_up = distillation.taught_from(answers_of(teacher), view, loss=loss)
+    for _ in range(50):
+        looked_up(student, torch.tensor([5, 3, 6]), torch.tensor([1, 3, 2])).backward()
+    assert drawn == {(number, v) for number in (5, 3, 6) for v in range(3)}
+    assert student.weight.grad is not None and teacher.weight.grad is None
+
+
+def test_looking_up_is_as_good_as_asking():
+    torch.manual_seed(0)
+    teacher, student = nn.Linear(3, 4), nn.Linear(3, 4)
+    labels = torch.arange(8) % 4
+    found = distillation.taught_from(answers_of(teacher)[:, 2:], lambda numbers, _: INPUTS[numbers] / 3)
+    asked = distillation.taught_by(teacher)(student, INPUTS / 3, labels)
+    assert found(student, torch.arange(8), labels).item() == pytest.approx(asked.item(), rel=1e-5)
+
+
+def test_students_of_different_teachers_see_the_same_inputs():
+    seen = []
+
+    def view(numbers, which):
+        seen.append(shrink(numbers, which))
+        return seen[-1]
+
+    torch.manual_seed(0)
+    student, answers = nn.Linear(3, 4), answers_of(nn.Linear(3, 4))
+    for given in (answers, -answers):
+        loss = distillation.taught_from(given, view)
+        training.fit(student, NUMBERS, epochs=3, lr=0.1, batch_size=4, loss=loss, seed=7, progress=False)
+    half = len(seen) // 2
+    assert half == 6 and all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+    assert not torch.equal(seen[0], seen[2])
+
+
+# ---------------------------------------------------------------- attention
+
+
+def test_features_are_those_of_the_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    logits, features = distillation.with_features(model, INPUTS, ["1", "0"])
+    assert torch.equal(features["0"], model[0](INPUTS)) and torch.equal(features["1"], features["0"].relu())
+    assert torch.equal(logits, model(INPUTS)) and set(features) == {"0", "1"}
+    with pytest.raises(RuntimeError, match="shapes"):
+        distillation.with_features(model, INPUTS[:, :2], ["0", "2"])
+    assert not any(module._forward_hooks for module in model.modules()), "a hook was left behind"
+    with pytest.raises(ValueError, match="layers='3' is unknown; allowed: .*'2'"):
+        distillation.with_features(model, INPUTS, ["3"])
+
+
+def test_an_attention_map_by_hand():
+    features = torch.tensor([[[[1.0, 2.0]], [[2.0, 0.0]]]])  # one image, two channels, one row of two places
+    assert torch.allclose(distillation.attention_map(features), torch.tensor([[5.0, 4.0]]) / 41**0.5)
+
+
+def test_an_attention_map_knows_places_and_neither_channels_nor_scale():
+    x = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = distillation.attention_map(x)
+    assert found.shape == (3, 20) and torch.allclose(found.norm(dim=1), torch.ones(3))
+    for same in (-3 * x, x.flip(1), torch.cat([x, x], dim=1), x.contiguous(memory_format=torch.channels_last)):
+        assert torch.allclose(distillation.attention_map(same), found, atol=1e-6)
+    assert not torch.allclose(distillation.attention_map(x.flip(3)), found, atol=1e-2)
+    assert distillation.attention_map(torch.zeros(1, 2, 3, 3)).eq(0).all()
+    assert distillation.attention_map(x.bfloat16()).dtype == torch.float32
+
+
+def test_attention_loss_is_two_minus_two_cosines():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(3, channels, 4, 4, generator=generator) for channels in (2, 7)]
+    student, teacher = (distillation.attention_map(each).requires_grad_() for each in features)
+    loss = distillation.attention_loss(student, teacher)
+    expected = (2 - 2 * F.cosine_similarity(student, teacher)).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+    assert distillation.attention_loss(student, student) == 0
+    beside = distillation.attention_loss(torch.cat([student, teacher], 1), torch.cat([teacher, student], 1))
+    assert beside.item() == pytest.approx(2 * loss.item(), rel=1e-5)
+    assert distillation.attention_loss(student, teacher.flip(1)) != loss
+
+
+def test_a_student_learns_where_to_look():
+    """Through `fit`, from looked-up maps: the distance falls, and the networks differ in width."""
+    torch.manual_seed(0)
+    images, layers = torch.randn(16, 3, 32, 32), ["res1", "res2"]
+    teacher, student = models.CifarNet((4, 4, 8, 8)).eval(), models.CifarNet((2, 2, 4, 4))
+
+    def maps(model, inputs):
+        _, features = distillation.with_features(model, inputs, layers)
+        return torch.cat([distillation.attention_map(features[layer]) for layer in layers], dim=1)
+
+    with torch.no_grad():
+        targets = maps(teacher, images)
+
+    def loss(model, numbers, labels):
+        return distillation.attention_loss(maps(model, images[numbers]), targets[numbers])
+
+    split = Split(torch.arange(16), torch.zeros(16, dtype=torch.int64))
+    fitted = training.fit(student, split, epochs=4, lr=0.1, batch_size=8, loss=loss, progress=False)
+    assert fitted.history[-1]["loss"] < 0.8 * fitted.history[0]["loss"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"teacher has shape \(5, 3\); allowed: the student's, \(5, 4\)"):
         distillation.soft_target_loss(logits(0), logits(1)[:, :3], temperature=1.0)
@@ -73,3 +280,19 @@ def test_what_cannot_be_is_refused():
         distillation.soft_target_loss(logits(0), logits(1), temperature=0.0)
     with pytest.raises(ValueError, match=r"share=1\.5"):
         distillation.taught_by(nn.Linear(3, 4), share=1.5)
+    with pytest.raises(ValueError, match=r"share=-0\.1"):
+        distillation.mixed_loss(logits(0), logits(1), torch.zeros(5, dtype=torch.int64), share=-0.1)
+    with pytest.raises(ValueError, match="members is empty"):
+        distillation.Ensemble([])
+    with pytest.raises(ValueError, match=r"members give logits of shapes \[\(2, 4\), \(2, 5\)\]; allowed: one shape"):
+        distillation.Ensemble([nn.Linear(3, 5), nn.Linear(3, 4)])(torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"answers has shape \(8, 0, 4\); allowed: \(examples, views, classes\)"):
+        distillation.taught_from(torch.zeros(8, 0, 4), shrink)
+    with pytest.raises(ValueError, match=r"teacher has shape \(2, 9\); allowed: the student's, \(2, 16\)"):
+        distillation.attention_loss(torch.zeros(2, 16), torch.zeros(2, 9))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_answers_without_views_are_refused():
+    with pytest.raises(ValueError, match=r"answers has shape \(8, 4\)"):
+        distillation.taught_from(torch.zeros(8, 4), shrink)

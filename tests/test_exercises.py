@@ -377,6 +377,256 @@ CASES |= {
 }
 
 
+# ---------------------------------------------------------------- 07
+
+
+def _rates_from_the_input(stages, factor):
+    return {stage: factor**place for place, stage in enumerate(stages)}
+
+
+def _head_slowed_too(stages, factor):
+    return {stage: factor ** (len(stages) - place) for place, stage in enumerate(stages)}
+
+
+def _rates_by_steps(stages, factor):
+    return {stage: 1 - (len(stages) - 1 - place) * (1 - factor) for place, stage in enumerate(stages)}
+
+
+def _rates_in_a_list(stages, factor):
+    return [factor ** (len(stages) - 1 - place) for place in range(len(stages))]
+
+
+def _maps_averaged(maps, weight):
+    return maps.mean((2, 3)) @ weight.T
+
+
+def _maps_without_the_negative(maps, weight):
+    return torch.einsum("nfhw,cf->nchw", maps, weight).relu()
+
+
+def _maps_divided(maps, weight):
+    return torch.einsum("nfhw,cf->nchw", maps, weight) / maps[0, 0].numel()
+
+
+def _maps_class_first(maps, weight):
+    return torch.einsum("nfhw,cf->cnhw", maps, weight)
+
+
+CASES |= {
+    "07.1": Case(
+        [(lambda: 2, "in each of 20 epochs"), (lambda: 100, "one pass through the body")],
+        {"measured": 20.0, "epochs": 20},
+    ),
+    "07.2": Case(
+        [
+            (_rates_from_the_input, "from the input to the head"),
+            (_head_slowed_too, "exponent is 0"),
+            (_rates_by_steps, "a power, not a sum"),
+            (_rates_in_a_list, "dictionary"),
+        ]
+    ),
+    "07.3": Case(
+        [
+            (_maps_averaged, "comes afterwards"),
+            (_maps_without_the_negative, "no ReLU"),
+            (_maps_divided, "number of places"),
+            (_maps_class_first, "the features are what is summed over"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 08
+
+
+def _mean_squares(first, second):
+    return (first**2 + second**2).mean(0)
+
+
+def _tied_in_place(first, second):
+    first += second
+    return first.square().mean(0)
+
+
+def _unpaired(before, after):
+    shares = [answers.float().mean() for answers in (before, after)]
+    return 100 * (shares[0] - shares[1]), 196 * (sum(p * (1 - p) for p in shares) / len(before)) ** 0.5
+
+
+def _paired(before, after, *, scale=100.0, root=True):
+    changes = scale * (before.float() - after.float())
+    return changes.mean(), 1.96 * changes.std() / (len(changes) ** 0.5 if root else 1)
+
+
+CASES |= {
+    "08.1": Case(
+        [(lambda: 2.0, "on both sides"), (lambda: 40.0, "inputs and outputs")], {"measured": 5.0, "macs_ratio": 3.0}
+    ),
+    "08.2": Case(
+        [
+            (_mean_squares, "Both gates close at once"),
+            (lambda first, second: (first + second).mean(0) ** 2, "square first"),
+            (lambda first, second: ((first + second) ** 2).mean(1), "dimension 0"),
+            (lambda first, second: (first + second).abs().mean(0), "square the sum"),
+            (_tied_in_place, "not first += second"),
+        ]
+    ),
+    "08.3": Case(
+        [
+            (_unpaired, "photograph by photograph"),
+            (lambda before, after: _paired(after, before), "before minus after"),
+            (lambda before, after: _paired(before, after, scale=1.0), "one photograph in a hundred"),
+            (lambda before, after: _paired(before, after, root=False), "root of n"),
+            (lambda before, after: (before.float() - after.float()).mean() * 100, "two numbers"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 09
+
+
+def _row_quantizer(lowest, highest, *, steps=1, rounded=torch.round, point=torch.round):
+    def quantize(weight, bits):
+        low, high = lowest(weight), highest(weight)
+        scale = (high - low) / (2**bits - steps)
+        zero = -point(low / scale)
+        return (rounded(weight / scale) + zero).clamp(0, 2**bits - 1), scale.expand(5, 1), zero.expand(5, 1)
+
+    return quantize
+
+
+def _row_min(weight):
+    return weight.amin(1, keepdim=True).clamp(max=0)
+
+
+def _row_max(weight):
+    return weight.amax(1, keepdim=True).clamp(min=0)
+
+
+def _row_quantizer_without_clamp(weight, bits):
+    scale = (_row_max(weight) - _row_min(weight)) / (2**bits - 1)
+    zero = -(_row_min(weight) / scale).floor()
+    return (weight / scale).ceil() + zero, scale, zero.clamp(max=2**bits - 1)
+
+
+def _powers_alone():
+    return 2.0 ** -torch.arange(15, -1, -1)
+
+
+def _sums_too_large():
+    first, second = torch.tensor([0, 1, 2**-2, 2**-4]), torch.tensor([0, 2**-1, 2**-3, 2**-5])
+    return (first[:, None] + second).flatten().sort().values
+
+
+def _only_pairs_of_the_same_place():
+    return torch.tensor([0, 1, 2**-2, 2**-4]) + torch.tensor([0, 2**-1, 2**-3, 2**-5])
+
+
+CASES |= {
+    "09.1": Case(
+        [(lambda: 430_500 * 6 / 8, "Codes are not all"), (lambda: 430_500, "not a byte")], {"measured": 327_900}
+    ),
+    "09.2": Case(
+        [
+            (_row_quantizer(torch.amin, torch.amax), "Each row has its own range"),
+            (_row_quantizer(lambda w: w.amin(1, keepdim=True), lambda w: w.amax(1, keepdim=True)), "reach down to 0"),
+            (_row_quantizer(_row_min, _row_max, point=lambda numbers: numbers), "a code too"),
+            (_row_quantizer(_row_min, _row_max, rounded=torch.trunc), "nearest code"),
+            (_row_quantizer_without_clamp, "gets the last code"),
+            (lambda weight, bits: _row_quantizer(_row_min, _row_max)(weight, bits)[0], "keepdim=True"),
+        ]
+    ),
+    "09.3": Case(
+        [
+            (_powers_alone, "Sums, not products"),
+            (_sums_too_large, "Divide by it"),
+            (_only_pairs_of_the_same_place, "with each of the four"),
+            (lambda: _sums_too_large().flip(0) / 1.5, "take the values"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 11
+
+
+def _softmaxes(student, teacher, temperature):
+    return torch.softmax(student / temperature, dim=1), torch.softmax(teacher / temperature, dim=1)
+
+
+def _without_the_chain_rule(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature**2 * (q - p) / len(student)
+
+
+def _without_t_squared(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return (q - p) / temperature / len(student)
+
+
+def _sum_over_examples(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature * (q - p)
+
+
+def _teacher_first(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature * (p - q) / len(student)
+
+
+def _at_temperature_one(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, 1)
+    return temperature * (q - p) / len(student)
+
+
+def _soft(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature**2 * (p * (p / q).log()).sum(1).mean()
+
+
+def _mean_of_nothing(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1)
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _mean_over_the_whole_batch(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1, reduction="sum") / len(labels)
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _unknown_is_a_zero(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels.clamp(min=0))
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _soft_without_t_squared(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1)
+    return share * _soft(student, teacher, temperature) / temperature**2 + (1 - share) * hard
+
+
+CASES |= {
+    "11.1": Case(
+        [
+            (_without_the_chain_rule, "chain rule is not"),
+            (_without_t_squared, "in front of the loss"),
+            (_sum_over_examples, "1 / batch"),
+            (_teacher_first, "The sign"),
+            (_at_temperature_one, "divided by T"),
+        ]
+    ),
+    "11.2": Case([(lambda: 0.1, "With equal logits"), (lambda: 0.99, "divided by 20")], {"measured": 0.272}),
+    "11.3": Case(
+        [
+            (_mean_of_nothing, "mean over nothing"),
+            (_mean_over_the_whole_batch, "not over the batch"),
+            (_unknown_is_a_zero, "not the digit 0"),
+            (_soft_without_t_squared, "All labels are known"),
+        ]
+    ),
+}
+
+
 # ---------------------------------------------------------------- every exercise
 
 

@@ -1,10 +1,15 @@
 """The networks have the literature's shapes."""
 
+from urllib.error import URLError
+
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.nn import functional as F
 
-from helpers import measure, models
+from helpers import checkpoints, measure, models, paths
+from helpers.sources import SourceError
 
 
 def test_lenet5_has_the_literatures_parameters():
@@ -24,9 +29,28 @@ def test_lenet_300_100_has_the_literatures_parameters():
     assert sum(p.numel() for p in models.lenet_300_100().parameters()) == 266_610
 
 
+@pytest.mark.parametrize(
+    ("build", "units", "parameters"), [(models.mlp_800, 800, 1_276_810), (models.mlp_1200, 1200, 2_395_210)]
+)
+def test_hintons_networks_have_two_equal_hidden_layers(build, units, parameters):
+    assert sum(p.numel() for p in build().parameters()) == parameters
+    assert parameters == 785 * units + (units + 1) * units + 10 * (units + 1)
+
+
+def test_only_the_teacher_drops_units_and_only_in_training():
+    torch.manual_seed(0)
+    images = torch.randn(2, 1, 28, 28)
+    student, teacher = models.mlp_800(), models.mlp_1200()
+    assert torch.equal(student(images), student(images)) and not torch.equal(teacher(images), teacher(images))
+    w = teacher.eval().state_dict()
+    x = (images.flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
+    x = (x @ w["fc2.weight"].T + w["fc2.bias"]).clamp(min=0)
+    assert torch.allclose(teacher(images), x @ w["fc3.weight"].T + w["fc3.bias"], atol=1e-5)
+
+
 def test_networks_give_ten_logits_per_image():
     images = torch.randn(3, 1, 28, 28)
-    for build in (models.lenet5, models.lenet_300_100):
+    for build in (models.lenet5, models.lenet_300_100, models.mlp_800):
         assert build()(images).shape == (3, 10)
 
 
@@ -58,6 +82,87 @@ def test_the_residual_adds_its_input():
     nn.init.zeros_(block.block2.bn.weight)
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x), x)
+
+
+# --- ResNet-18 ---
+
+
+def test_resnet18_multiplies_as_often_as_by_hand():
+    """At 64 pixels the stages see 32 (the first convolution), 16, 8, 4 and 2."""
+    stem, first = 3 * 64 * 49 * 32**2, 4 * 9 * 64 * 64 * 16**2
+    others = sum(
+        (9 * c * 2 * c + 3 * 9 * (2 * c) ** 2 + c * 2 * c) * size**2 for c, size in ((64, 8), (128, 4), (256, 2))
+    )
+    model = models.resnet18()
+    assert measure.count_macs(model, torch.randn(1, 3, 32, 32)) == stem + first + others + 512 * 8 == 148_049_920
+    assert measure.count_parameters(model) == 11_176_512 + 513 * 8
+
+
+def test_resnet18_is_torchvisions_on_enlarged_images():
+    torch.manual_seed(0)
+    model = models.resnet18().eval()
+    library = torchvision.models.resnet18(num_classes=8).eval()
+    assert list(model.state_dict()) == list(library.state_dict())
+    library.load_state_dict(model.state_dict())
+    for shape in ((2, 3, 32, 32), (2, 3, 28, 28), (2, 3, 64, 64)):
+        images = torch.randn(shape)
+        enlarged = F.interpolate(images, (64, 64), mode="bilinear")
+        torch.testing.assert_close(model(images), library(enlarged), rtol=1e-4, atol=1e-4)
+    assert torch.equal(enlarged, images), "what is large enough stays as it is"
+    assert models.ResNet18(3, pixels=32)(images).shape == (2, 3)
+
+
+def test_pretrained_resnet18_is_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    model = models.resnet18()
+    digest = checkpoints.write_weights(model, tmp_path / "resnet18.safetensors", half=True)
+    entry = f'{{"resnet18": {{"file": "resnet18.safetensors", "sha256": "{digest}"}}}}'
+    (tmp_path / "manifest.json").write_text(entry)
+    loaded = models.pretrained_resnet18()
+    assert not loaded.training and (tmp_path / "resnet18.safetensors").stat().st_size < 25e6
+    assert torch.equal(loaded.fc.weight, model.fc.weight.half().float())
+
+
+@pytest.fixture
+def hub_file(tmp_path, monkeypatch):
+    """Return where torch.hub looks for torchvision's weights; nothing is there, and nothing can be downloaded."""
+
+    def no_network(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+
+
+def test_imagenets_weights_come_through_torchvision(hub_file):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), hub_file)
+    library = torchvision.models.resnet18(weights=torchvision.models.ResNet18_Weights.IMAGENET1K_V1).eval()
+    model = models.pretrained_resnet18("imagenet")
+    images = torch.randn(2, 3, 64, 64)
+    assert not model.training and model(images).shape == (2, 1_000)
+    torch.testing.assert_close(model(images), library(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", "truncated", "another network"])
+def test_imagenets_weights_that_cannot_be_had(hub_file, content):
+    if isinstance(content, bytes):
+        hub_file.write_bytes(content)
+    elif content is not None:
+        torch.save(nn.Linear(50, 50).state_dict(), hub_file)
+        hub_file.write_bytes(hub_file.read_bytes()[: -2_000 if content == "truncated" else None])
+    with pytest.raises(SourceError, match=r"source='imagenet' failed \(.*resnet18-f37072fd.pth.* source='course'"):
+        models.pretrained_resnet18("imagenet")
+
+
+def test_resnet18s_arguments_are_named():
+    with pytest.raises(ValueError, match="source='hub' is unknown; allowed: 'course', 'imagenet'"):
+        models.pretrained_resnet18("hub")
+    for wrong in ({"classes": 0}, {"pixels": 0.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*whole number of at least 1"):
+            models.ResNet18(**wrong)
 
 
 # --- text ---

@@ -88,6 +88,11 @@ def test_datasets_are_those_that_are_called(course):
     ]
 
 
+@pytest.mark.parametrize("part", ["data.cifar10_without_cat_and_dog()", "data.cat_or_dog()"])
+def test_parts_of_cifar10_need_cifar10(course, part):
+    assert notebooks.datasets(write(course, f"x = {part}\n")) == ["cifar10"]
+
+
 # ---------------------------------------------------------------- building
 
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from torch import nn
 
-from helpers import models, packing, paths, pruning, vocabulary
+from helpers import models, packing, paths, pruning, quantization, vocabulary
+from helpers.data import Split
 
 LENET_PARAMETERS = 431_080
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-WRITERS = [packing.write_dense, packing.write_sparse]
+WRITERS = [packing.write_dense, packing.write_sparse, packing.write_quantized]
 
 
 @pytest.fixture
@@ -153,6 +154,9 @@ def read_by_the_book(path: Path) -> dict[str, list]:
             found[entry["name"]] = [payload[i * width : (i + 1) * width] for i in range(size)]
             payload = payload[size * width :]
             continue
+        if entry["coding"] in ("integers", "codebook"):
+            found[entry["name"]], payload = read_codes_by_the_book(entry, size, payload)
+            continue
         bits, kept = entry["bits"], entry["kept"]
         in_bytes = -(-entry["symbols"] * bits // 8)
         stream, payload = int.from_bytes(payload[:in_bytes], "little"), payload[in_bytes:]
@@ -169,6 +173,43 @@ def read_by_the_book(path: Path) -> dict[str, list]:
     return found
 
 
+def numbers_by_the_book(payload: bytes, count: int, bits: int) -> tuple[list[int], bytes]:
+    """The first `count` numbers of `bits` bits each, lowest bit first, and what comes after their last byte."""
+    in_bytes = -(-count * bits // 8)
+    stream = int.from_bytes(payload[:in_bytes], "little")
+    return [stream >> (bits * i) & (2**bits - 1) for i in range(count)], payload[in_bytes:]
+
+
+def read_codes_by_the_book(entry: dict, size: int, payload: bytes) -> tuple[list[bytes], bytes]:
+    """The elements of one array of few bits, as bytes, and the rest of the payload."""
+    places = list(range(size))
+    if "gap" in entry:
+        bits, symbols, kept = entry["gap"]
+        read, payload = numbers_by_the_book(payload, symbols, bits)
+        places, at = [], 0
+        for symbol in read:
+            at += symbol
+            if symbol < 2**bits - 1:
+                places, at = [*places, at], at + 1
+        assert len(places) == kept
+    codes, payload = numbers_by_the_book(payload, len(places), entry["bits"])
+    width = np.dtype(entry["dtype"]).itemsize
+    elements = [bytes(width)] * size
+    if entry["coding"] == "codebook":
+        table = [payload[i * width : (i + 1) * width] for i in range(entry["entries"])]
+        for place, code in zip(places, codes, strict=True):
+            elements[place] = table[code]
+        return elements, payload[entry["entries"] * width :]
+    scales, payload = np.frombuffer(payload[: 4 * entry["scales"]], "<f4"), payload[4 * entry["scales"] :]
+    zero_points = [-entry["low"]] * len(scales)
+    if entry.get("zero_points"):
+        zero_points, payload = list(payload[: len(scales)]), payload[len(scales) :]
+    for place, code in zip(places, codes, strict=True):
+        row = place // (size // len(scales))
+        elements[place] = (scales[row] * np.float32(code - zero_points[row]) + np.float32(0)).tobytes()
+    return elements, payload
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.1, 0.5, 1])
 def test_the_docstring_describes_the_file(folder, write, density):
@@ -180,6 +221,29 @@ def test_the_docstring_describes_the_file(folder, write, density):
     assert {name: b"".join(elements) for name, elements in found.items()} == {
         name: tensor.tobytes() for name, tensor in tensors.items()
     }
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("density", [0, 0.01, 0.2, 1])
+def test_the_docstring_describes_codes_of_few_bits(folder, bits, density):
+    random = np.random.default_rng(bits)
+    low, kept = -(2 ** (bits - 1)), random.random((6, 40, 3)) < density
+    codes = np.where(kept, random.integers(low, low + 2**bits, kept.shape), 0)
+    scale = random.normal(size=6).astype(np.float32)
+    zeros = random.integers(low, low + 2**bits, 6)
+    tensors = {
+        "one step": packing.Integers(codes, np.float32(0.3), np.array(0), low, bits),
+        "a step each": packing.Integers(codes, scale, np.zeros(6, int), low, bits),
+        "a zero point each": packing.Integers(codes, scale, zeros, low, bits),
+        "unsigned": packing.Integers(codes - low, scale, zeros - low, 0, bits),
+        "table": (codes * np.float32(0.1)).astype(np.float32),
+        "small": (codes % 2).astype(np.int16),
+    }
+    packed = packing.write_quantized(tensors, folder / "codes.pack")
+    found = read_by_the_book(packed.path)
+    for name, tensor in tensors.items():
+        expected = tensor.values() if isinstance(tensor, packing.Integers) else tensor
+        assert b"".join(found[name]) == expected.tobytes(), name
 
 
 def header_of(path: Path) -> tuple[list[dict], int]:
@@ -239,6 +303,138 @@ def test_equal_content_gives_equal_files(masked, folder):
     first, second = (packing.write_sparse(masked, folder / f"{n}.pack") for n in "ab")
     assert first.sha256 == second.sha256
     assert first.path != second.path
+
+
+# ---------------------------------------------------------------- few bits
+
+
+@st.composite
+def integers(draw) -> packing.Integers:
+    """Any codes, scales and zero points, for one step or one for each entry of the first dimension."""
+    bits, shape = draw(st.integers(1, 8)), draw(arrays_of.array_shapes(min_dims=1, max_dims=4, max_side=5))
+    low = draw(st.sampled_from([0, -(2 ** (bits - 1))]))
+    codes = arrays_of.arrays(np.int16, shape, elements=st.integers(low, low + 2**bits - 1))
+    steps = draw(st.sampled_from([(), shape[:1]]))
+    scale = arrays_of.arrays(np.float32, steps, elements=st.floats(-10, 10, width=32).filter(bool))
+    zero_point = draw(arrays_of.arrays(np.int16, steps, elements=st.integers(max(low, 0), low + 2**bits - 1)))
+    return packing.Integers(draw(codes), draw(scale), zero_point, low, bits)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tensors=st.dictionaries(st.text(max_size=3), integers(), max_size=3))
+def test_codes_come_back_as_the_values_that_they_stand_for(folder, tensors):
+    packed = packing.write_quantized(tensors, folder / "integers.pack")
+    found = packing.read(packed.path)
+    assert list(found) == list(tensors)
+    for name, array in tensors.items():
+        scale, zero = (np.broadcast_to(part.reshape(-1, *[1] * (array.codes.ndim - 1)), array.codes.shape)
+                       for part in (array.scale, array.zero_point))  # fmt: skip
+        expected = scale * (array.codes.astype(np.float32) - zero.astype(np.float32))
+        assert found[name].dtype == np.float32 and np.array_equal(found[name], expected)
+
+
+def test_the_values_are_torchs(folder):
+    """Bit for bit what `dequantize` gives, so that a network from the file computes with the same numbers."""
+    weight = torch.randn(30, 7, generator=torch.Generator().manual_seed(2))
+    for bits, symmetric in [(2, True), (4, False), (8, True), (8, False)]:
+        grid = quantization.find_grid(weight, bits, symmetric=symmetric, per_channel=True)
+        codes = quantization.quantize(weight, grid)
+        coded = packing.Integers(codes.numpy(), grid.scale.numpy(), grid.zero_point.numpy(), grid.low, bits)
+        packed = packing.write_quantized({"w": coded}, folder / "torch.pack")
+        expected = quantization.dequantize(codes, grid).numpy() + 0.0  # a code of the zero point is 0.0, never -0.0
+        assert packing.read(packed.path)["w"].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
+def test_a_code_takes_as_many_bits_as_it_says(folder, bits):
+    random = np.random.default_rng(0)
+    codes = random.integers(1, 2**bits, (50, 33)) if bits > 1 else random.integers(0, 2, (50, 33))
+    coded = packing.Integers(codes, random.random(50).astype(np.float32), np.zeros(50, int), 0, bits)
+    packed = packing.write_quantized({"x": coded}, folder / "bits.pack")
+    _, before_payload = header_of(packed.path)
+    assert packed.bytes == before_payload + -(-50 * 33 * bits // 8) + 4 * 50
+
+
+def test_zeros_of_codes_are_left_out_where_it_pays(folder):
+    random = np.random.default_rng(0)
+    codes = np.where(random.random((100, 100)) < 0.02, 3, 0)
+    coded = packing.Integers(codes, np.float32(0.1), np.array(0), -8, 4)
+    packed = packing.write_quantized({"x": coded}, folder / "zeros.pack")
+    (entry,), before_payload = header_of(packed.path)
+    assert entry["gap"][2] == (codes != 0).sum()
+    assert packed.bytes - before_payload < 300  # 5,000 with all codes
+
+
+def test_few_values_become_a_table(folder):
+    random = np.random.default_rng(0)
+    values = random.normal(size=5).astype(np.float32)
+    array = random.choice(values, (60, 40))
+    packed = packing.write_quantized({"x": array}, folder / "table.pack")
+    (entry,), before_payload = header_of(packed.path)
+    assert entry["coding"] == "codebook" and (entry["bits"], entry["entries"]) == (3, 5)
+    assert packed.bytes == before_payload + 60 * 40 * 3 // 8 + 4 * 5
+    sparse = np.where(random.random(array.shape) < 0.05, array, np.float32(0))
+    packed = packing.write_quantized({"x": sparse}, folder / "table.pack")
+    (entry,), _ = header_of(packed.path)
+    assert "gap" in entry and entry["entries"] == 5  # the zeros need no entry
+    many = random.normal(size=(60, 40)).astype(np.float32)
+    packed = packing.write_quantized({"x": many}, folder / "table.pack")
+    assert header_of(packed.path)[0][0]["coding"] == "dense"
+
+
+@pytest.mark.parametrize("spoil", [{"bits": 3}, {"low": -7}, {"low": 8}, {"zero_point": np.array(-9)}])
+def test_codes_out_of_their_range_are_refused(folder, spoil):
+    coded = packing.Integers(np.array([[-8, 7], [0, 1]]), np.float32(0.5), np.array(0), -8, 4)._replace(**spoil)
+    with pytest.raises(ValueError, match="codes and zero points from .* to .*; allowed: .* bits can number"):
+        packing.write_quantized({"x": coded}, folder / "range.pack")
+    assert not (folder / "range.pack").exists()
+
+
+@pytest.fixture(params=[{"weights": 2, "per_channel": False}, {"weights": 4, "activations": 4, "learned": True}])
+def quantized(request, lenet) -> nn.Module:
+    return quantization.quantize_model(lenet, calibration=Split(IMAGES, torch.arange(5)), **request.param)
+
+
+def test_a_quantized_network_from_its_file_gives_the_same_logits(quantized, folder):
+    packed = packing.write_quantized(quantized, folder / "quantized.pack")
+    packing.verify(packed.path, quantized, IMAGES)
+    torch.manual_seed(7)
+    again = packing.load_into(models.lenet5(), packed.path).eval()  # knows nothing of grids but what the file says
+    assert torch.equal(again(IMAGES), quantized(IMAGES))
+    assert list(quantization.input_grids(again)) == list(quantization.input_grids(quantized))
+    bits = quantization.weight_grids(quantized)["fc1.weight"].bits
+    assert bits * 430_500 / 8 < packed.bytes < bits * 430_500 / 8 + 4 * 580 * 2 + 700
+    loaded = packing.load_into(quantized, packed.path)  # quantizers of what it is loaded into give way
+    assert torch.equal(loaded(IMAGES), quantized(IMAGES)) and not quantization.weight_grids(loaded)
+
+
+@pytest.mark.parametrize("write", [packing.write_dense, packing.write_sparse])
+def test_quantized_weights_are_never_stored_as_float(quantized, folder, write):
+    with pytest.raises(ValueError, match="'conv1.weight' is quantized and would be stored in floating point; allowed"):
+        write(quantized, folder / "float.pack")
+    coded = packing.Integers(np.zeros((2, 2), int), np.float32(1), np.array(0), 0, 4)
+    with pytest.raises(ValueError, match="'x' is quantized"):
+        write({"x": coded}, folder / "float.pack")
+    assert not (folder / "float.pack").exists()
+
+
+def test_a_pruned_and_quantized_network_pays_for_neither_zeros_nor_bits(lenet, masked, folder):
+    quantized = quantization.quantize_model(masked, weights=4, per_channel=False)
+    files = [
+        packing.write_sparse(masked, folder / "pruned.pack"),
+        packing.write_quantized(quantization.quantize_model(lenet, weights=4), folder / "quantized.pack"),
+        packing.write_quantized(quantized, folder / "both.pack"),
+    ]
+    packing.verify(files[2].path, quantized, IMAGES)
+    assert files[2].bytes < 0.35 * min(files[0].bytes, files[1].bytes)
+
+
+def test_shared_weights_are_stored_as_places_in_a_table(lenet, folder):
+    tables = {name: torch.tensor([-0.03, -0.01, 0.01, 0.04]) for name in ("conv1", "conv2", "fc1", "fc2")}
+    shared = quantization.share_weights(lenet, tables)
+    packed = packing.write_quantized(shared, folder / "shared.pack")
+    packing.verify(packed.path, shared, IMAGES)
+    assert packed.bytes < 430_500 * 2 / 8 + 4 * 580 + 700
 
 
 # ---------------------------------------------------------------- damage
@@ -337,12 +533,13 @@ for name, array in packing.read(sys.argv[1]).items():
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_process_without_torch_reads_the_same_bits(masked, folder, write):
-    packed = write(masked, folder / "alone.pack")
+    stored = quantization.quantize_model(masked, weights=4) if write is packing.write_quantized else masked
+    packed = write(stored, folder / "alone.pack")
     command = [sys.executable, "-c", WITHOUT_TORCH, str(packed.path)]
     answer = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     lines = [
         f"{name} float32 {tuple(tensor.shape)} {hashlib.sha256((tensor.numpy() + 0.0).tobytes()).hexdigest()}"
-        for name, tensor in sorted(pruning.bake(masked).state_dict().items())
+        for name, tensor in sorted(quantization.bake(stored).state_dict().items())
     ]
     assert answer.stdout.splitlines() == lines
 

@@ -323,6 +323,55 @@ def test_paired_interval_agrees_with_scipy():
             results.paired_interval(bad, a)
 
 
+ACCURACIES = pd.DataFrame(
+    {
+        "low": [0.80, 0.90, 0.85],
+        "noisy": [0.86, 0.84, 0.89],
+        "high": [0.81, 0.91, 0.861],  # about one point above "low" in each seed, although the seeds differ by ten
+    },
+    index=[0, 1, 2],
+)
+
+
+def test_ranking_lets_columns_share_a_rank_unless_the_paired_interval_excludes_zero():
+    ranked = results.ranking(ACCURACIES)
+    assert list(ranked.index) == ["noisy", "high", "low"]
+    assert ranked["rank"].to_dict() == {"noisy": 1, "high": 1, "low": 2}  # "high" beats "low"; nobody is above "noisy"
+    assert ranked.loc["low", "accuracy (%)"] == f"85.00 ± {100 * statistics.stdev([0.80, 0.90, 0.85]):.2f}"
+    with pytest.raises(ValueError, match=r"accuracies has 1 row\(s\); allowed: at least two"):
+        results.ranking(ACCURACIES.iloc[:1])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [("high", "low", "higher"), ("low", "high", "lower"), ("noisy", "low", "not to be told apart")],
+)
+def test_a_difference_says_what_scipys_interval_decides(a, b, verdict):
+    low, high = stats.ttest_rel(ACCURACIES[a], ACCURACIES[b]).confidence_interval()
+    mean = 100 * (ACCURACIES[a].mean() - ACCURACIES[b].mean())
+    said = f"{verdict} ({mean:+.2f} points, {100 * low:.2f} to {100 * high:.2f})"
+    assert results.difference(ACCURACIES, a, b) == said
+
+
+def test_measurements_are_collected_over_seeds():
+    for seed in (2, 0):
+        run = results.start(NB, profile="full", seed=seed)
+        run.record("orders", {"first": seed / 10})
+        run.finish()
+    results.publish(NB)
+    results._build_file(NB, "full", 0).unlink()
+    again = results.start(NB, profile="full", seed=2)
+    again.record("orders", {"first": 0.9})
+    again.finish()
+    other = results.start(NB, profile="full", seed=1)
+    other.record("something else", 1)
+    other.finish()
+    assert results.measurements(NB, "orders") == {0: {"first": 0.0}, 2: {"first": 0.9}}
+    assert results.measurements(NB, "orders", profile="quick") == {}
+    with pytest.raises(ValueError, match="profile='fast' is unknown"):
+        results.measurements(NB, "orders", profile="fast")
+
+
 def test_literature_is_complete_and_marks_what_was_not_read():
     lenet = results.literature("mnist", model="LeNet-5")
     ratios = dict(zip(lenet["method"], lenet["weights_ratio"], strict=True))

@@ -78,7 +78,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(blobs, tmp_path):
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.04}, {"seed": 9}, {"key": "other"}, {"epochs": 3}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.04}, {"seed": 9}, {"key": "other"}, {"epochs": 3}, {"lr_factors": {"1": 0.5}}]
+)
 def test_a_state_of_another_training_is_not_resumed(blobs, tmp_path, change):
     file = tmp_path / "state.pt"
     options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
@@ -121,6 +123,75 @@ def test_frozen_parameters_stay(blobs):
     assert torch.equal(new[1].weight, model[1].weight) and not torch.equal(new[4].weight, model[4].weight)
     with pytest.raises(ValueError, match="requires_grad"):
         training.fit(model.requires_grad_(False), blobs, epochs=1, lr=0.1, batch_size=16, progress=False)
+
+
+def with_batchnorm(*, affine: bool = True) -> nn.Module:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(4, affine=affine)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_statistics_of_a_frozen_batchnorm_do_not_drift(blobs):
+    """Trap: `model.train()` lets them follow the new data. With them fixed, the head learns from fixed features."""
+    model = with_batchnorm()
+    for layer in model[:2]:
+        layer.requires_grad_(False)
+    options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "seed": 2, "progress": False}
+    new = training.fit(model, blobs, **options).model
+    assert same(new[:2], model[:2])
+
+    body, head = model[:4].eval(), model[4]
+    features = Split(body(blobs.inputs).detach(), blobs.labels)
+    alone = training.fit(head, features, **options).model
+    torch.testing.assert_close(new[4].weight, alone.weight)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batchnorm_that_is_trained_or_has_nothing_to_train_gathers_statistics(blobs, affine):
+    model = with_batchnorm(affine=affine)
+    model[0].requires_grad_(False)
+    new = training.fit(model, blobs, epochs=2, lr=0.05, batch_size=16, progress=False).model
+    assert new[1].num_batches_tracked == 8 and not torch.equal(new[1].running_mean, model[1].running_mean)
+
+
+def first_step(model, blobs, **options):
+    """Return by how much the first step of a training moves each parameter."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    moved = {}
+
+    def keep(new, at):
+        if at.step == 1:
+            moved.update({name: parameter.detach() - before[name] for name, parameter in new.named_parameters()})
+
+    training.fit(model, blobs, epochs=2, lr=0.1, batch_size=64, on_step=keep, progress=False, **options)
+    return moved
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_factors_scale_the_first_step_and_the_longest_name_decides(blobs, optimizer):
+    torch.manual_seed(0)
+    stage = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8))
+    model = nn.Sequential(nn.Flatten(), stage, nn.Linear(8, 4), nn.Linear(4, 2))
+    plain = first_step(model, blobs, optimizer=optimizer)
+    scaled = first_step(model, blobs, optimizer=optimizer, lr_factors={"1": 0.25, "1.1": 0.5})
+    factors = {"1.0": 0.25, "1.1": 0.5, "2": 1.0, "3": 1.0}
+    for name, step in plain.items():
+        assert step.abs().max() > 0
+        torch.testing.assert_close(scaled[name], factors[name.rpartition(".")[0]] * step, rtol=1e-3, atol=1e-6)
+
+
+def test_a_training_with_factors_can_be_resumed(blobs, tmp_path):
+    options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "lr_factors": {"1": 0.1}, "progress": False}
+    whole = training.fit(net(), blobs, **options).model
+    file = tmp_path / "state.pt"
+
+    def die(_, at):
+        if at.step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.fit(net(), blobs, checkpoint=file, on_step=die, **options)
+    assert same(training.fit(net(), blobs, checkpoint=file, **options).model, whole)
 
 
 def test_evaluate_against_numbers_by_hand():
@@ -168,11 +239,13 @@ def test_random_shift_keeps_channels_together():
         ({"optimizer": "magic"}, r"optimizer='magic' is unknown; allowed: 'adam', 'sgd'"),
         ({"batch_size": 65}, "batch_size=65 is more than the 64 examples"),
         ({"warmup": 1.0}, r"warmup=1.0 is outside \[0, 1\)"),
+        ({"lr_factors": {"2": 0.5}}, r"lr_factors='2' is unknown; allowed: '1', '4'"),
+        ({"lr_factors": {"1": 0.0}}, r"lr_factors\['1'\]=0.0; allowed: a number above 0"),
     ],
 )
 def test_bad_arguments_are_named(blobs, change, words):
     with pytest.raises(ValueError, match=words):
-        training.fit(net(), blobs, **({"epochs": 1, "lr": 0.1, "progress": False} | change))
+        training.fit(net(), blobs, **({"epochs": 1, "lr": 0.1, "batch_size": 32, "progress": False} | change))
 
 
 def test_empty_split_is_refused():
@@ -212,6 +285,42 @@ def test_bfloat16_multiplies_coarsely_but_weights_and_loss_stay_float32(blobs):
     assert all(p.dtype == torch.float32 for p in coarse.parameters())
     assert not same(coarse, exact)
     assert not coarse._forward_hooks, "the hook that casts the logits stayed on the model"
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [((4, 4), 3, 1, 1), ((2, 2), 1, 2, 0), ((5, 4), 3, (2, 1), (1, 0)), ((7, 6), (3, 2), (2, 3), (1, 2))],
+)
+def test_in_bfloat16_small_maps_are_products_and_large_ones_stay(size, window, stride, padding):
+    layer = nn.Conv2d(5, 7, window, stride=stride, padding=padding).double()
+    small, large = torch.randn(3, 5, *size).double(), torch.randn(3, 5, 40, 40).double()
+    with training._SmallMapsAsProducts(), torch.profiler.profile() as spy:
+        found = layer(small)
+        found.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in layer.parameters()]
+    assert not any("convolution" in event.name for event in spy.events())
+    layer.zero_grad()
+    layer(small).square().sum().backward()
+    torch.testing.assert_close(found, layer(small))
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in layer.parameters()])
+    with training._SmallMapsAsProducts(), torch.profiler.profile() as spy:
+        layer(large)
+    assert any("convolution" in event.name for event in spy.events())
+
+
+def test_in_bfloat16_what_is_no_plain_convolution_is_left_to_pytorch():
+    images = torch.randn(2, 4, 4, 4)
+    for layer in (
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    ):
+        with training._SmallMapsAsProducts():
+            found = layer(images)
+            one = layer(images[0])  # without a batch
+        torch.testing.assert_close(found, layer(images))
+        torch.testing.assert_close(one, layer(images[0]))
 
 
 def test_precision_is_refused_or_named():

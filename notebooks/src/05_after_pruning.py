@@ -327,23 +327,18 @@ def ranking(table):
     return ranked.loc[table.mean().sort_values(ascending=False).index]
 
 
-ranking(hardest)
-
+ranked = ranking(hardest)
+run.claim("same-ranks", "Ranks that differ between the cell and the helper",
+          int((ranked["rank"] != results.ranking(hardest)["rank"]).sum()), at_most=0)  # fmt: skip
+ranked
 
 # %%
-def difference_of(table, a, b):
-    """Say by how many points a leads b, with its paired interval."""
-    low, high = (100 * end for end in results.paired_interval(table[a], table[b]))
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "not to be told apart"
-    return f"{verdict} ({100 * (table[a] - table[b]).mean():+.2f} points, {low:.2f} to {high:.2f})"
-
-
 say(
     f"With {S.sparsities[-1]:.0%} removed, over {len(SEEDS)} seeds:\n\n"
-    f"- rewinding the rate against fine-tuning: {difference_of(hardest, 'rewind the rate', 'fine-tune')};\n"
-    f"- rewinding the weights against the rate: {difference_of(hardest, 'rewind the weights', 'rewind the rate')};\n"
-    f"- the first weights against other weights: {difference_of(hardest, 'rewind the weights', 'other weights')};\n"
-    f"- the magnitude mask against a random one: {difference_of(hardest, 'rewind the weights', 'other mask')}."
+    f"- rewinding the rate against fine-tuning: {results.difference(hardest, 'rewind the rate', 'fine-tune')};\n"
+    f"- rewinding the weights against the rate: {results.difference(hardest, 'rewind the weights', 'rewind the rate')};\n"
+    f"- the first weights against other weights: {results.difference(hardest, 'rewind the weights', 'other weights')};\n"
+    f"- the magnitude mask against a random one: {results.difference(hardest, 'rewind the weights', 'other mask')}."
 )
 
 # %%
@@ -661,8 +656,7 @@ say(
 # %%
 def over_seeds(key, current):
     """Return the accuracy of each way (columns) in each full run (rows): those on file, and this one if it is full."""
-    files = {seed: results.load("05_after_pruning", profile="full", seed=seed) for seed in range(10)}
-    found = {seed: file["measurements"][key] for seed, file in files.items() if file and key in file["measurements"]}
+    found = results.measurements("05_after_pruning", key)
     scores = {seed: {row["way"]: row["accuracy"] for row in rows} for seed, rows in found.items()}
     return pd.DataFrame(scores | ({SEED: current} if PROFILE == "full" else {})).T
 
@@ -673,7 +667,7 @@ published = {
 }
 for name, table in published.items():
     say(f"{name}: {len(table)} full run(s)" + (", too few for an interval." if len(table) < 2 else "."))
-ranked = {name: ranking(table) for name, table in published.items() if len(table) >= 2}
+ranked = {name: results.ranking(table) for name, table in published.items() if len(table) >= 2}
 pd.concat(ranked, names=["", "way"]) if ranked else None
 
 # %% [markdown]
@@ -700,12 +694,13 @@ claims = [
 ]  # fmt: skip
 lines = ["| paper | claim | here |", "|---|---|---|"]
 lines += [
-    f"| {paper} | {claim} | “{a}” against “{b}”: {difference_of(hardest, a, b)} |" for paper, claim, (a, b) in claims
+    f"| {paper} | {claim} | “{a}” against “{b}”: {results.difference(hardest, a, b)} |"
+    for paper, claim, (a, b) in claims
 ]
 budgets = published["half of the MACs removed"]
 liu = "decided by two full runs or more"
 if len(budgets) >= 2:
-    liu = f"“from scratch” against “fine-tune”: {difference_of(budgets, 'from scratch', 'fine-tune')}"
+    liu = f"“from scratch” against “fine-tune”: {results.difference(budgets, 'from scratch', 'fine-tune')}"
 lines += [
     f"| LeCun et al. 1990 | Fewer weights generalise better. | right labels: {verdict(clean.loc['95% removed'])} |",
     f"| Liu et al. 2019 | The pruned architecture from scratch does as well, given the budget. | {liu} |",
@@ -765,7 +760,7 @@ if feedback.right:
     table = hardest.assign(**{"only the signs": [ticket_of_signs(seed) for seed in SEEDS]})
     say(
         "Only the signs against all of the first weights: "
-        f"{difference_of(table, 'only the signs', 'rewind the weights')}."
+        f"{results.difference(table, 'only the signs', 'rewind the weights')}."
     )
 
 # %% [markdown]

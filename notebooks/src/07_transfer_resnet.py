@@ -1,0 +1,826 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Transfer a ResNet-18: what does a pretrained network buy with 100 labels?
+#
+# Somebody has labelled 100 photographs, cat or dog, and will not label more. A network of eleven million parameters
+# learns little from so few. Another one has long practised on aeroplanes, frogs and horses. Here you find out how much
+# of what it knows can be taken along, what each way of taking it costs, and how a network that you have frozen can
+# change behind your back.
+#
+# **You will be able to**
+# - put a new head on a pretrained network, and freeze, unfreeze and slow down its layers one by one;
+# - compute the features of a frozen body once instead of in every epoch, and say what that saves;
+# - explain what BatchNorm does in a frozen body in training mode, and keep it from doing so;
+# - compare ways of transfer over label counts, with intervals, and with the steps of each stated;
+# - see which parts of a picture a network's answer hangs on;
+# - judge how far a task may be from the one that the network was trained for.
+#
+# **Before this**: notebook 01 (MACs), notebook 05 (paired intervals).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+import time
+from copy import deepcopy
+from itertools import product
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
+from tqdm.auto import tqdm
+
+from helpers import checkpoints, data, exercises, measure, models, plots, results, training, transfer
+from helpers.data import Split
+from helpers.results import say
+
+# %%
+run = results.start("07_transfer_resnet", profile=PROFILE, seed=SEED)
+say(results.timetable("07_transfer_resnet"))
+
+# %% [markdown]
+# The settings of the three profiles. `pool` photographs can be labelled; `counts` says how many are, in each of `draws`
+# random draws. The ways that train the body are slow: `costly` gives the draws for each label count at which they run,
+# `scratch` the epochs that training from scratch may try there, `tune` the epochs of fine-tuning. `told` is the label
+# count of the final comparison, `left_out` what has no time in this profile. `cached` is the number of epochs of section 3, `trap` that of section 4.
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(pool=80, counts=(40, 80), draws=2, costly={40: 2}, scratch={40: (1,)}, tune={40: 1}, left_out=(),
+               told=40, cached=2, trap=1, validation=40, test=40, shown=2, digits=50),
+    quick=dict(pool=1_000, counts=(100, 500, 1_000), draws=5, costly={100: 3}, scratch={100: (8,)}, tune={100: 4},
+               left_out=("lower rates",), told=100, cached=20, trap=4, validation=250, test=250, shown=4, digits=300),
+    full=dict(pool=8_000, counts=(100, 500, 2_000, 8_000), draws=5, costly={100: 3, 500: 3},
+              scratch={100: (20, 40, 80), 500: (10, 20, 40)}, tune={100: 20, 500: 10}, left_out=(), told=500,
+              cached=20, trap=5, validation=2_000, test=2_000, shown=6, digits=2_000),
+)  # fmt: skip
+FIRST = 100 * SEED  # no draw of one run is a draw of another
+
+# %% [markdown]
+# ## 1. A network that has never seen a cat
+#
+# The **source** is a ResNet-18 (He et al. 2016), trained on eight of CIFAR-10's ten classes. The two that are missing are
+# the **target**: cat against dog. So nothing about the target can have leaked into the source. (The usual source is
+# ImageNet. `models.pretrained_resnet18("imagenet")` fetches torchvision's weights where a download is allowed; but those
+# have seen more than a hundred breeds of dogs, and then this is no new task.)
+
+# %%
+plots.style()
+training.seed_everything(SEED)
+eight, pets = data.cifar10_without_cat_and_dog(), data.cat_or_dog()
+old_validation, old_test = eight.validation.take(S.validation), eight.test.take(S.test)
+pool, validation = pets.train.take(S.pool), pets.validation.take(S.validation)
+del eight
+source = models.pretrained_resnet18()
+
+
+def accuracy(model, split=None):
+    """Fraction of a split, by default the target's validation photographs, that `model` gets right."""
+    return training.evaluate(model, validation if split is None else split).accuracy
+
+
+# %%
+made = checkpoints.manifest()["resnet18"]
+known = run.test("source", source, old_test).accuracy
+run.claim("source", "Test accuracy of the source on its own eight classes", known, at_least=0.88)
+say(
+    f"{measure.count_parameters(source):,} parameters, {measure.count_macs(source, pool.inputs[:1]):,} MACs for each "
+    f"photograph. Right on {known:.1%} of {len(old_test):,} test photographs of its eight classes; it was trained on "
+    f"{made['examples']:,}, for {made['seconds'] / 60:.0f} minutes."
+)
+
+# %% [markdown]
+# Its layers halve height and width five times, which is right for photographs of 224 pixels. Of CIFAR's 32 pixels a
+# single one would be left. So the network enlarges each batch to 64 × 64 before anything else, by linear interpolation
+# between neighbours. That adds no information. It gives the layers room. The rest is torchvision's own network, so the same
+# weights in torchvision's class must give the same logits on enlarged photographs.
+
+# %%
+library = torchvision.models.resnet18(num_classes=8).eval()
+library.load_state_dict(source.state_dict())
+images = validation.inputs[:8]
+with torch.no_grad():
+    gap = library(F.interpolate(images, size=(64, 64), mode="bilinear")) - source(images)
+run.claim(
+    "same-as-torchvision", "Largest difference between torchvision's logits and the source's", gap.abs().max(),
+    at_most=1e-3,
+)  # fmt: skip
+
+# %% [markdown]
+# The network enlarges, not the dataset: four times the pixels would be four times the memory, and shifts and flips are
+# cheaper on small images.
+#
+# ## 2. A new head on a frozen body
+#
+# What the last layer, the **head**, reads are 512 numbers for each photograph: the **features**. The head adds them up with
+# eight sets of weights, one for each old class. The eight answers are of no use here; the 512 numbers may be. So cut the
+# head off, put a new one with two answers on, and **freeze** the rest, the **body**: no gradient, no change.
+
+
+# %%
+def with_new_head(body, classes):
+    """Return a copy of a ResNet with a new head, in which nothing but the head can be trained."""
+    new = deepcopy(body)
+    for parameter in new.parameters():
+        parameter.requires_grad = False
+    new.fc = nn.Linear(new.fc.in_features, classes)
+    return new
+
+
+def trainable(model):
+    """Names of the parameters that training may change."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+mine = with_new_head(source, 2)
+frozen = transfer.freeze(transfer.replace_head(source, mine.fc), but=["fc"])
+run.claim(
+    "same-freeze", "Parameters that the cell freezes and the helper does not, or the reverse",
+    len(trainable(mine) ^ trainable(frozen)), at_most=0,
+)  # fmt: skip
+to_train = sum(frozen.get_parameter(name).numel() for name in trainable(frozen))
+say(f"Of {measure.count_parameters(frozen):,} parameters {to_train:,} are left to train.")
+
+# %% [markdown]
+# ## 3. Compute the features once
+#
+# The obvious way: hand the frozen network to the training loop. In each epoch each photograph then passes the whole body,
+# and gives the same 512 numbers as in the epoch before. Nothing in the body can change. So run the body **once**, keep the
+# features, and train the head on them as if they were the data.
+
+
+# %%
+@torch.no_grad()
+def features(model, inputs):
+    """What the head of a ResNet reads, batch by batch, in evaluation mode: (n, 512)."""
+    body = deepcopy(model).eval()
+    body.fc = nn.Identity()
+    return torch.cat([body(batch) for batch in inputs.split(250)])
+
+
+some = validation.take(40)
+extractor = create_feature_extractor(source, {"flatten": "features"})
+with torch.no_grad():
+    by_library = extractor(some.inputs)["features"]
+gaps = [by_library - features(source, some.inputs), by_library - transfer.features(source, some).inputs]
+run.claim(
+    "same-features", "Largest difference between the features of the cell, the helper and torchvision",
+    max(gap.abs().max().item() for gap in gaps), at_most=1e-3,
+)  # fmt: skip
+
+# %% [markdown]
+# ### Exercise 07.1 — predict
+#
+# Take the smallest label count, in batches of 25, and `S.cached` epochs (20 in quick and full). How many times faster is the
+# second way, its one pass through the body included? Put your guess into the function before you run the cells below it;
+# within a factor of two is fine.
+
+
+# %%
+def predicted_times_faster():
+    """Return your prediction: seconds with the body in every epoch, divided by seconds with cached features."""
+    ### BEGIN SOLUTION
+    return 20
+    ### END SOLUTION
+
+
+# %%
+def drawn(count, draw):
+    """Draw `count` photographs of the pool, as many cats as dogs; return their indices."""
+    pairs = torch.randperm(len(pool) // 2, generator=torch.Generator().manual_seed(draw))[: count // 2]
+    return torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
+
+
+def pick(split, chosen):
+    """Return the chosen examples of a split."""
+    return Split(split.inputs[chosen], split.labels[chosen])
+
+
+few = pick(pool, drawn(S.counts[0], FIRST))
+HEAD = dict(optimizer="adam", lr=0.02, progress=False)
+
+# %%
+began = time.perf_counter()
+slow = training.fit(frozen, few, epochs=S.cached, batch_size=25, seed=SEED, **HEAD).model
+between = time.perf_counter()
+fast = training.fit(frozen.fc, transfer.features(source, few), epochs=S.cached, batch_size=25, seed=SEED, **HEAD).model
+seconds = {"body in every epoch": between - began, "features once": time.perf_counter() - between}
+saved = seconds["body in every epoch"] / seconds["features once"]
+run.record("cached_seconds", seconds, timing=True)
+
+# %%
+exercises.check("07.1", predicted_times_faster, measured=saved, epochs=S.cached)
+
+# %% [markdown]
+# The two heads began with the same weights and saw the same batches in the same order. They must come out the same, up to
+# rounding. (They would not if the photographs were shifted and flipped at random in each epoch. That is what cached
+# features cost.)
+
+# %%
+seen = transfer.features(source, validation)  # of the validation photographs, from here on
+scores = [accuracy(head, seen) for head in (slow.fc, fast)]
+run.claim("same-head", "Difference of the two heads' validation accuracies", abs(scores[0] - scores[1]), at_most=0.01)
+run.claim("cached-is-faster", "Times faster with cached features", saved, at_least=5, timing=True)
+say(
+    f"{S.cached} epochs of {len(few)} photographs: {seconds['body in every epoch']:.1f} s with the body in every epoch, "
+    f"{seconds['features once']:.2f} s with features computed once, **{saved:.0f} times** faster. The heads are right on "
+    f"{scores[0]:.1%} and {scores[1]:.1%} of {len(validation):,} validation photographs."
+)
+
+# %% [markdown]
+# ## 4. A trap: the frozen body that moves
+#
+# Most tutorials train a head with a loop like the one below: the body's parameters are frozen, the optimizer knows the head
+# alone, `model.train()`, go.
+#
+# **Predict.** How many of the body's tensors have changed when it is done?
+
+
+# %%
+def head_loop(model, part, *, careful):
+    """Train the head of a copy of `model`; with `careful` its BatchNorm layers stay in evaluation mode."""
+    new = deepcopy(model)
+    optimizer = torch.optim.Adam(new.fc.parameters(), lr=HEAD["lr"])
+    for epoch in range(S.trap):
+        new.train()
+        if careful:
+            for module in new.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        order = torch.randperm(len(part), generator=torch.Generator().manual_seed(epoch))
+        for chosen in order.split(25):
+            loss = F.cross_entropy(new(part.inputs[chosen]), part.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return new.eval()
+
+
+def changed(model):
+    """Names of the tensors of the body that are not the source's."""
+    theirs = source.state_dict()
+    return [n for n, t in model.state_dict().items() if not n.startswith("fc.") and not torch.equal(t, theirs[n])]
+
+
+# %%
+careless, careful = (head_loop(frozen, few, careful=careful) for careful in (False, True))
+moved = changed(careless)
+kinds = sorted({name.rpartition(".")[2] for name in moved})
+parameters = dict(source.named_parameters())
+say(
+    f"**{len(moved)} of the body's {len(source.state_dict()) - 2} tensors** have changed; "
+    f"{sum(name in parameters for name in moved)} of them are parameters. "
+    f"Their names end in {', '.join(f'`{kind}`' for kind in kinds)}."
+)
+
+# %% [markdown]
+# In training mode BatchNorm does two things that have nothing to do with gradients. It standardizes with the mean and the
+# variance of the *batch*, and it moves its stored statistics towards them: `running_mean` ← 0.9 `running_mean` + 0.1 of the
+# batch's. Freezing the parameters prevents neither. Batch by batch, the stored statistics become those of cats and dogs. And
+# the head is trained on features standardized by one batch, but used with features standardized by the stored statistics.
+#
+# What has become of the body shows when it gets its *old* head back and is asked for the eight old classes.
+
+# %%
+new_task = {name: accuracy(net) for name, net in {"careful": careful, "careless": careless}.items()}
+old_task = {
+    name: accuracy(transfer.replace_head(net, source.fc), old_validation)
+    for name, net in {"careful": careful, "careless": careless}.items()
+}
+trap = pd.DataFrame({"cat or dog, new head": new_task, "eight old classes, old head": old_task})
+run.record("trap", trap.reset_index(names="loop"))
+trap.map("{:.1%}".format)
+
+# %%
+run.claim("careful", "Tensors of the body that the careful loop changed", len(changed(careful)), at_most=0)
+run.claim(
+    "fit-is-careful", "Tensors of the body that `training.fit` changed in section 3", len(changed(slow)), at_most=0
+)
+run.claim("trap", "Tensors of the body that the careless loop changed", len(moved), at_least=1)
+batches = S.trap * -(-len(few) // 25)
+say(
+    f"{batches} batches leave the old statistics a weight of {0.9**batches:.0%}. "
+    f"The careful loop's body is the source. The careless one's, without a single parameter changed, is "
+    f"{100 * (old_task['careless'] - old_task['careful']):+.1f} points from it on the old task, and the new head "
+    f"{100 * (new_task['careless'] - new_task['careful']):+.1f} points from the careful one."
+)
+
+# %% [markdown]
+# The loss on the new task may be small, or even a gain, because statistics of the new data can suit it better. But then it is an
+# adaptation that nobody asked for and nobody recorded, the cached features of section 3 are wrong, and a body that several
+# heads share breaks the others. The mend is the inner loop of the cell: frozen BatchNorm layers stay in evaluation mode.
+# `training.fit` does it for every BatchNorm whose scale and shift are frozen.
+#
+# ## 5. How much of the body should learn?
+#
+# Between a frozen body and a new network there are more ways:
+#
+# | name | what learns | from which weights |
+# |---|---|---|
+# | frozen body | the head | the source's |
+# | last block | the last of eight residual blocks, and the head | the source's |
+# | lower rates | everything, each stage at half the rate of the next | the source's |
+# | all layers | everything at one rate | the source's |
+# | from scratch | everything | random |
+#
+# Early layers find edges and colours, which every task needs; late ones find what the old classes were made of. That is the
+# case for **lower rates** towards the input (Howard and Ruder 2018 call them *discriminative* learning rates). An optimizer
+# takes them as groups of parameters. (The frozen body works on cached features. All other ways shift and mirror their
+# photographs at random, because they can: that belongs to the comparison.)
+
+# %%
+STAGES = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
+RATES = {"conv1": 1 / 32, "bn1": 1 / 32, "layer1": 1 / 16, "layer2": 1 / 8, "layer3": 1 / 4, "layer4": 1 / 2}
+LR = 0.02
+
+groups = [
+    {"params": list(source.get_submodule(stage).parameters()), "lr": LR * RATES.get(stage, 1)} for stage in STAGES
+]
+optimizer = torch.optim.SGD(groups, momentum=0.9)
+rates = {stage: group["lr"] for stage, group in zip(STAGES, optimizer.param_groups, strict=True)}
+sizes = {stage: sum(p.numel() for p in group["params"]) for stage, group in zip(STAGES, groups, strict=True)}
+pd.DataFrame({"parameters": {s: f"{n:,}" for s, n in sizes.items()}, "peak learning rate": rates})
+
+# %% [markdown]
+# `training.fit` takes the same as `lr_factors`. Its rate at each step is the factor times the common curve, so the ratio
+# to the head's rate must be the table's.
+
+
+# %%
+def start(draw, classes=2):
+    """Return the source with a new head."""
+    training.seed_everything(draw)
+    return transfer.replace_head(source, nn.Linear(source.fc.in_features, classes))
+
+
+used = {}
+
+
+def note(model, at):
+    """Remember the ratio of each stage's rate to the head's; after the last step both are zero."""
+    if at.step == at.total:
+        return
+    rate = {id(p): group["lr"] for group in at.optimizer.param_groups for p in group["params"]}
+    used.update({s: rate[id(next(model.get_submodule(s).parameters()))] / rate[id(model.fc.weight)] for s in STAGES})
+
+
+training.fit(
+    start(SEED), few.take(16), epochs=2, lr=1e-3, batch_size=16, lr_factors=RATES, on_step=note, progress=False
+)
+difference = max(abs(used[stage] - rates[stage] / rates["fc"]) for stage in STAGES)
+run.claim("same-rates", "Largest difference between the rates of `fit` and of the groups, relative to the head's", difference,
+          at_most=1e-9)  # fmt: skip
+
+
+# %%
+def batch_size(count):
+    """A tenth of the labels, but at least 25 and at most 100."""
+    return min(100, max(25, count // 10))
+
+
+def tune(model, part, draw, epochs, **options):
+    """Train on shifted and mirrored photographs, with SGD."""
+    return training.fit(
+        model, part, epochs=epochs, lr=LR, batch_size=batch_size(len(part)), warmup=0.2, seed=draw, progress=False,
+        augment=training.flip_and_shift, precision=training.fast_precision(), **options,
+    ).model  # fmt: skip
+
+
+def last_block(part, draw, epochs):
+    """Train the last residual block and the head."""
+    return tune(transfer.freeze(start(draw), but=["layer4.1", "fc"]), part, draw, epochs)
+
+
+def lower_rates(part, draw, epochs):
+    """Train everything, slower towards the input."""
+    return tune(start(draw), part, draw, epochs, lr_factors=RATES)
+
+
+def all_layers(part, draw, epochs):
+    """Train everything at one rate."""
+    return tune(start(draw), part, draw, epochs)
+
+
+# %%
+def from_scratch(part, draw, epochs):
+    """Train a ResNet-18 with random weights."""
+    training.seed_everything(draw)
+    return tune(models.resnet18(classes=2), part, draw, epochs)
+
+
+WAYS = {
+    "last block": last_block,
+    "lower rates": lower_rates,
+    "all layers": all_layers,
+    "from scratch": from_scratch,
+}
+WAYS = {way: train for way, train in WAYS.items() if way not in S.left_out}
+ORDER = ["frozen body", *WAYS]
+
+# %% [markdown]
+# Training from scratch needs more steps than fine-tuning, and how many depends on the labels. To be fair to it, the full
+# profile tries longer and longer trainings until validation stops improving. Quick tries one length.
+
+
+# %%
+def until_it_stops(part, draw, tries):
+    """Train longer and longer until validation stops improving; return the best network and its epochs."""
+    best = -1.0
+    for epochs in tries:
+        net = from_scratch(part, draw, epochs)
+        if (score := accuracy(net)) <= best:
+            break
+        best, found = score, (net, epochs)
+    return found
+
+
+# %% [markdown]
+# **Predict**, before the long cell: with the fewest labels, how many points lie between the best of these ways and training
+# from scratch? Which way wins?
+#
+# First the frozen body, for which all photographs of the pool are turned into features once.
+
+# %%
+HEAD_EPOCHS = 20
+pooled = transfer.features(source, pool)
+rows, heads = [], {}
+for count, draw in product(S.counts, range(FIRST, FIRST + S.draws)):
+    part = pick(pooled, drawn(count, draw))
+    heads[count, draw] = training.fit(
+        start(draw).fc, part, epochs=HEAD_EPOCHS, batch_size=batch_size(count), seed=draw, **HEAD
+    ).model
+    steps = HEAD_EPOCHS * (count // batch_size(count))
+    rows.append({"way": "frozen body", "labels": count, "draw": draw, "steps": steps,
+                 "accuracy": accuracy(heads[count, draw], seen)})  # fmt: skip
+
+# %%
+kept, spent = {}, {}
+for count, draws in S.costly.items():
+    epochs = {way: S.tune[count] for way in WAYS if way != "from scratch"}
+    for way, draw in tqdm(list(product(WAYS, range(FIRST, FIRST + draws))), leave=False):
+        part, began = pick(pool, drawn(count, draw)), time.perf_counter()
+        if way in epochs:
+            net = WAYS[way](part, draw, epochs[way])
+        else:  # the first draw decides how long
+            net, epochs[way] = until_it_stops(part, draw, S.scratch[count])
+        spent[f"{way}, {count} labels, draw {draw}"] = time.perf_counter() - began
+        steps = epochs[way] * (count // batch_size(count))
+        rows.append({"way": way, "labels": count, "draw": draw, "steps": steps, "accuracy": accuracy(net)})
+        if count == S.told:
+            kept[way, draw] = net
+run.record("curves", rows)
+run.record("seconds", spent, timing=True)
+
+
+# %%
+def in_text(part):
+    """Say the mean, the spread, the draws and the steps of one way at one label count."""
+    mean, std = 100 * part["accuracy"].mean(), 100 * part["accuracy"].std()
+    spread = f" ± {std:.1f}" if len(part) > 1 else ""
+    return f"{mean:.1f}{spread} ({len(part)}; {part['steps'].iloc[0]:,} steps)"
+
+
+found = pd.DataFrame(rows)
+cells = {key: in_text(part) for key, part in found.groupby(["way", "labels"])}
+pd.Series(cells).unstack().loc[ORDER].fillna("–")
+
+# %% [markdown]
+# Validation accuracy in percent, mean and standard deviation over the draws (how many; and the steps of the optimizer in
+# each training). The whiskers of the figure are 95 % intervals of the mean.
+
+# %%
+fig, ax = plt.subplots()
+for i, way in enumerate(ORDER):
+    scores = {n: 100 * part["accuracy"] for n, part in found[found["way"] == way].groupby("labels")}
+    ends = [results.paired_interval(s, [0] * len(s)) if len(s) > 1 else (0, 0) for s in scores.values()]
+    means, reach = [s.mean() for s in scores.values()], [(high - low) / 2 for low, high in ends]
+    places = [n * 1.04 ** (i - 2) for n in scores]  # side by side
+    ax.errorbar(places, means, yerr=reach, color=plots.COLOURS[i], linestyle=plots.LINES[i], marker=plots.MARKERS[i],
+                capsize=3, label=way)  # fmt: skip
+means = found.pivot_table(index="labels", columns="way", values="accuracy")[ORDER]
+leader = means.loc[S.told].idxmax()
+ax.set(xscale="log", xlabel="labelled photographs", ylabel="validation accuracy (%)",
+       title=f"With {S.told} labels, “{leader}” is ahead")  # fmt: skip
+ax.set_xticks(S.counts, [f"{n:,}" for n in S.counts])
+ax.minorticks_off()
+ax.axhline(50, color="black", linewidth=1, linestyle=":")
+fig.legend(loc="outside lower center", ncols=3)
+averages = found.groupby(["way", "labels"])["accuracy"].mean()
+spoken = "; ".join(f"{way}, {n:,} labels: {100 * score:.1f}" for (way, n), score in averages.items())
+plots.show(fig, alt=f"Validation accuracy (%) against labelled photographs. {spoken}.", table=means)
+
+# %%
+tables = {
+    count: found[found["labels"] == count].pivot(index="draw", columns="way", values="accuracy")[ORDER].dropna()
+    for count, draws in S.costly.items()
+    if draws > 1
+}
+for count, table in tables.items():
+    pairs = [(way, "from scratch") for way in ORDER[:-1]] + [(way, "all layers") for way in ORDER[:-2]]
+    lines = [f"- “{a}” against “{b}”: {results.difference(table, a, b)}" for a, b in pairs]
+    say(f"{count} labels, {len(table)} draws, with the paired 95 % interval:\n\n" + "\n".join(lines))
+results.ranking(tables[S.told])
+
+# %% [markdown]
+# Read the intervals before the means: a few draws of so few labels tell only large differences apart, and every draw is
+# judged on the same validation photographs. What does not depend on luck is the cost. The frozen body needs one pass
+# for each photograph, forward, and then none. Training all layers needs about three in every epoch: one forward, and two
+# backward. So try the ways in the order of the table, the head first, and then more of the body as long as validation says
+# that it helps.
+#
+# ## 6. What does it look at?
+#
+# Cover a part of the photograph with a grey square and see how far the answer moves (Zeiler and Fergus 2014). The **margin** is
+# the logit of the true class minus that of the other. Where the square makes it fall, the network was looking. No gradient
+# is needed, and any network can be asked.
+
+
+# %%
+def occlusion(model, image, label, *, size=8, step=4):
+    """By how much the margin of the true class falls when a square covers each place: (places, places)."""
+    corners = range(0, image.shape[-1] - size + 1, step)
+    batch = image.repeat(1 + len(corners) ** 2, 1, 1, 1)  # the first stays as it is
+    for covered, (y, x) in zip(batch[1:], product(corners, corners), strict=True):
+        covered[:, y : y + size, x : x + size] = 0  # the mean colour: the pixels are standardized
+    logits = training.predict(model, batch)
+    margins = logits[:, label] - logits[:, 1 - label]
+    return (margins[0] - margins[1:]).view(len(corners), len(corners))
+
+
+# %% [markdown]
+# For a network that is nothing but a weighted sum of pixels the answer is known: covering a square takes away the square's
+# part of the sum.
+
+# %%
+linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+photo = validation.inputs[0]
+weights = (linear[1].weight[1] - linear[1].weight[0]).detach().view(3, 32, 32)
+expected = 64 * F.avg_pool2d((weights * photo).sum(0)[None, None], 8, stride=4)[0, 0]
+gap = (occlusion(linear, photo, 1) - expected).abs().max()
+run.claim("occlusion", "Largest difference from the known answer for a linear network", gap, at_most=1e-3)
+
+# %% [markdown]
+# Now the best way of transfer at the label count of the comparison, and beside it a network trained from scratch on the same
+# photographs. In the pictures orange is where covering makes the margin fall, violet where it makes it rise, each map in its
+# own scale. **Predict**: which of the two looks at the animal?
+
+# %%
+best = means.loc[S.told, ORDER[:-1]].idxmax()
+draws = tables[S.told].index
+if best == "frozen body":
+    transferred = {draw: transfer.replace_head(source, heads[S.told, draw]) for draw in draws}
+else:
+    transferred = {draw: kept[best, draw] for draw in draws}
+looking = {f"transferred ({best})": transferred[FIRST], "from scratch": kept["from scratch", FIRST]}
+right = training.predict(transferred[FIRST], validation.inputs).argmax(1) == validation.labels
+shown = [
+    i for label in (0, 1) for i in (right & (validation.labels == label)).nonzero().flatten()[: S.shown // 2].tolist()
+]
+maps = {
+    (name, i): occlusion(net, validation.inputs[i], int(validation.labels[i]))
+    for name, net in looking.items()
+    for i in shown
+}
+
+# %%
+falls = {name: torch.stack([maps[name, i] for i in shown]).clamp(min=0) for name in looking}
+middle = {name: float(fall[:, 2:5, 2:5].sum() / fall.sum().clamp(min=1e-9)) for name, fall in falls.items()}
+mean, std = (torch.tensor(values)[:, None, None] for values in (data.CIFAR10_MEAN, data.CIFAR10_STD))
+fig, axes = plt.subplots(3, len(shown), figsize=(1.5 * len(shown) + 1, 5), squeeze=False)
+for column, i in zip(axes.T, shown, strict=True):
+    column[0].imshow((validation.inputs[i] * std + mean).clamp(0, 1).permute(1, 2, 0))
+    column[0].set_xlabel(("cat", "dog")[int(validation.labels[i])])
+    for ax, name in zip(column[1:], looking, strict=True):
+        drop = maps[name, i] / maps[name, i].abs().max().clamp(min=1e-9)
+        ax.imshow(drop, cmap="PuOr_r", vmin=-1, vmax=1)
+for ax, name in zip(axes[:, 0], ["photograph", *looking], strict=True):
+    ax.set_ylabel(name.replace(" (", "\n("), fontsize=9)
+for ax in axes.flat:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+told = " and ".join(f"{share:.0%} ({name})" for name, share in middle.items())
+ours, theirs = middle.values()
+fig.suptitle(f"The middle holds {ours:.0%} of the falls, and from scratch {theirs:.0%}", fontsize=12)
+alt = f"Photographs over occlusion maps, 7 × 7 places each. Of the falls of the margin, in the middle nine places: {told}."
+plots.show(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
+
+# %%
+say(
+    f"Of all that the margins fall on these {len(shown)} photographs, the middle nine of the 49 places hold {told}; "
+    f"spread evenly it would be {9 / 49:.0%}."
+)
+
+# %% [markdown]
+# Take such pictures as a question, not as a proof. They show where *this* photograph's answer hangs; a grey square is itself
+# something the network has never seen; and a large part of the map of a network that is often wrong is noise.
+#
+# ## 7. A distant target: where to cut?
+#
+# Cats and dogs are photographs like the source's. MNIST's digits are not: grey, drawn, ten classes. The body wants three
+# channels, so each digit's one channel is given three times.
+#
+# The last block has learned what tells aeroplanes from frogs. That may be the wrong question for a digit, and earlier
+# stages, which ask for less, may answer better (Yosinski and others 2014 measured it). So put the new head behind each of
+# the four stages in turn: the mean over the places of each of its feature maps is the input. The numbers of the stages
+# have different scales, and a head learns well only from numbers of about one size, so each is standardized by the
+# training digits.
+
+
+# %%
+@torch.no_grad()
+def after_stages(body, split):
+    """The maps that each stage of an evaluated body puts out, averaged over their places: {stage: (n, channels)}."""
+    extractor = create_feature_extractor(body, {stage: stage for stage in STAGES[2:-1]})
+    batches = [extractor(images.expand(-1, 3, -1, -1)) for images in split.inputs.split(250)]
+    return {stage: torch.cat([batch[stage].mean((2, 3)) for batch in batches]) for stage in STAGES[2:-1]}
+
+
+def ten_classes(model, inputs, unseen):
+    """Train on the few digits, given as `inputs`; return the accuracy on the others, given as `unseen`."""
+    net = training.fit(
+        model, Split(inputs, digits.labels), epochs=40, optimizer="adam", lr=2e-3, batch_size=batch_size(len(inputs)),
+        seed=SEED, progress=False,
+    ).model  # fmt: skip
+    return accuracy(net, Split(unseen, unseen_digits.labels))
+
+
+# %% [markdown]
+# Three controls: the same body **untrained**, a linear classifier on the raw pixels, and LeNet-5 trained from scratch, all on
+# the same few digits.
+#
+# **Predict**: behind which stage does the head do best? And what is the pretraining worth there?
+
+# %%
+mnist = data.mnist()
+digits, unseen_digits = mnist.train.take(S.digits), mnist.validation.take(S.digits)
+training.seed_everything(SEED)
+far = {}
+for name, body in {"pretrained": source, "untrained": models.resnet18().eval()}.items():
+    inputs, unseen = after_stages(body, digits), after_stages(body, unseen_digits)
+    far[name] = {}
+    for stage, values in inputs.items():
+        mean, std = values.mean(0), values.std(0).clamp(min=1e-6)
+        head = nn.Linear(values.shape[1], 10)
+        far[name][stage] = ten_classes(head, (values - mean) / std, (unseen[stage] - mean) / std)
+        if body is source:
+            far.setdefault("not standardized", {})[stage] = ten_classes(head, values, unseen[stage])
+linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+alone = {
+    "raw pixels, linear": ten_classes(linear, digits.inputs, unseen_digits.inputs),
+    "LeNet-5 from scratch": ten_classes(models.lenet5(), digits.inputs, unseen_digits.inputs),
+}
+run.record("digits", far | alone)
+
+# %%
+depth = 100 * pd.DataFrame(far | {name: dict.fromkeys(far["pretrained"], score) for name, score in alone.items()})
+cut = depth["pretrained"].idxmax()
+fig = plots.line_with_band(
+    depth.index, dict(depth.items()), title=f"{S.digits} digits: of the pretrained body, “{cut}” is the best end",
+    xlabel="last stage before the head", ylabel="validation accuracy (%)",
+)  # fmt: skip
+fig.axes[0].get_legend().remove()
+fig.legend(loc="outside lower center", ncols=3)
+table = depth.rename_axis("last stage").round(1)
+plots.show(fig, alt=f"Validation accuracy (%) against the stage. {plots.in_words(table, '{:.1f}')}", table=table)
+
+# %%
+run.claim("digits", "Validation accuracy on digits, pretrained body, best end", depth["pretrained"].max() / 100,
+          at_least=0.5)  # fmt: skip
+worth = depth["pretrained"] - depth["untrained"]
+rivals = {name: depth.loc[cut, "pretrained"] - 100 * score for name, score in alone.items()}
+say(
+    f"On {S.digits} digits the head does best behind `{cut}`, {depth.loc[cut, 'pretrained'] - depth.loc['layer4', 'pretrained']:+.1f} "
+    f"points from where it stood for cats and dogs. Pretraining is worth {worth[cut]:+.1f} points there over the same body "
+    f"untrained, and {worth['layer4']:+.1f} behind the last stage. Against no body at all it is "
+    f"{rivals['raw pixels, linear']:+.1f} points, and against a network of {measure.count_parameters(models.lenet5()):,} parameters "
+    f"that was made for digits and saw nothing else {rivals['LeNet-5 from scratch']:+.1f}. One draw, one seed."
+)
+
+# %% [markdown]
+# The untrained body is the control that is nearly always missing. Random filters with ReLU and pooling are features, too, and
+# pretraining must be judged by what it adds to them. And a head that is badly trained misleads as much as a missing control:
+# the line without standardization has the very same features as the first one.
+#
+# ## 8. Exercises
+#
+# **07.2 · The rule of the rates.** Section 5 typed the factors by hand. Write the rule: the last stage, the head, has the factor
+# 1, and each stage the factor of the next one times `factor`.
+
+
+# %%
+def stage_rates(stages, factor):
+    """Return stage → factor on the learning rate; `stages` are names, from the input to the head."""
+    ### BEGIN SOLUTION
+    return {stage: factor ** (len(stages) - 1 - place) for place, stage in enumerate(stages)}
+    ### END SOLUTION
+
+
+feedback = exercises.check("07.2", stage_rates)
+feedback
+
+# %%
+if feedback.right:
+    rule = stage_rates(["conv1", "layer1", "layer2", "layer3", "layer4", "fc"], 1 / 2.6)
+    say(f"With the 2.6 of Howard and Ruder, the first convolution learns at {rule['conv1']:.2%} of the head's rate.")
+
+# %% [markdown]
+# **07.3 · A picture for nothing.** The head reads the *mean* of each feature map over its places, and is linear. So it might as
+# well read every place by itself and take the mean afterwards: that is a **class activation map** (Zhou et al. 2016). `maps` are
+# what the last block puts out, (n, features, height, width); `weight` is the head's, (classes, features). Return for each image and
+# class what each place says, (n, classes, height, width), so that the mean over the places, plus the bias, is the logits.
+
+
+# %%
+def class_maps(maps, weight):
+    """Return the class activation maps, without the bias."""
+    ### BEGIN SOLUTION
+    return torch.einsum("nfhw,cf->nchw", maps, weight)
+    ### END SOLUTION
+
+
+feedback = exercises.check("07.3", class_maps)
+feedback
+
+# %%
+if feedback.right:
+    net = transferred[FIRST]
+    with torch.no_grad():
+        maps_of = create_feature_extractor(net, {"layer4": "maps"})(images)["maps"]
+        places = class_maps(maps_of, net.fc.weight)
+        gap = (places.mean((2, 3)) + net.fc.bias - net(images)).abs().max()
+    say(
+        f"On the real network the maps have {places.shape[2]} × {places.shape[3]} places, and their means miss the logits "
+        f"by at most {gap:.1g}. Occlusion above asked 49 places, at 50 times the cost."
+    )
+
+# %% [markdown]
+# ## What was measured
+#
+# The test photographs are used here, once for each draw of two ways: the way of transfer that validation chose, and training
+# from scratch.
+
+# %%
+test = pets.test.take(S.test)
+tested = pd.DataFrame(
+    {
+        best: {d: run.test(f"{best}, {S.told} labels, draw {d}", transferred[d], test).accuracy for d in draws},
+        "from scratch": {
+            d: run.test(f"from scratch, {S.told} labels, draw {d}", kept["from scratch", d], test).accuracy
+            for d in draws
+        },
+    }
+)
+run.record("test", {way: tested[way].tolist() for way in tested})
+gain = (tested[best] - tested["from scratch"]).mean()
+low, high = results.paired_interval(tested[best], tested["from scratch"])
+
+# %%
+if PROFILE == "full":  # each draw has a seed of its own, so one run decides
+    run.claim("500-labels", "500 labels: test accuracy of transfer above from scratch", gain, at_least=0.05)
+    run.claim("500-labels-interval", "500 labels: lower end of the paired interval of that difference", low, at_least=0)
+else:
+    run.claim("few-labels", "Test accuracy of transfer above from scratch, mean of the draws", gain, at_least=0.02)
+say(
+    f"- **{S.told} labels**, {len(tested)} draws, {len(test):,} test photographs: “{best}” {tested[best].mean():.1%}, from "
+    f"scratch {tested['from scratch'].mean():.1%}; {100 * gain:+.1f} points ({100 * low:.1f} to {100 * high:.1f}).\n"
+    f"- **Features once**: {saved:.0f} times faster over {S.cached} epochs, the same head.\n"
+    f"- **The careless loop** changed {len(moved)} tensors of a frozen body, and its accuracy on the old task by "
+    f"{100 * (old_task['careless'] - old_task['careful']):+.1f} points.\n"
+    f"- **{S.digits} digits**: the head does best behind `{cut}`; pretraining is worth {worth[cut]:+.1f} points there and "
+    f"{worth['layer4']:+.1f} behind the last stage, over the same body untrained."
+)
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - Head first: it costs one pass over the data, and it is the mark that fine-tuning has to beat.
+# - What is frozen gives the same features in every epoch. Compute them once.
+# - Freezing parameters does not freeze BatchNorm's statistics. Put those layers into evaluation mode, and check that nothing moved.
+# - State labels, draws, steps and the interval. Which photographs were drawn is a part of the result.
+# - Ask what the untrained network, the raw pixels and a small specialist would have done.
+#
+# **Read**
+# - Yosinski, Clune, Bengio and Lipson 2014, *How Transferable Are Features in Deep Neural Networks?*
+# - Zeiler and Fergus 2014, *Visualizing and Understanding Convolutional Networks*: occlusion, section 4.2.
+# - Ioffe and Szegedy 2015, *Batch Normalization*: the two modes, section 3.1.
+# - He, Zhang, Ren and Sun 2016, *Deep Residual Learning for Image Recognition*.
+# - Zhou, Khosla, Lapedriza, Oliva and Torralba 2016, *Learning Deep Features for Discriminative Localization*.
+# - Howard and Ruder 2018, *Universal Language Model Fine-tuning for Text Classification*, section 3.2.
+# - Kornblith, Shlens and Le 2019, *Do Better ImageNet Models Transfer Better?*
+#
+# **Next**: notebook 08 makes the transferred network small. Prune first, or transfer first?
