@@ -6,6 +6,7 @@ Every function returns a copy, and the model that came in stays as it is.
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ def features(model: nn.Module, split: Split, *, batch_size: int = 250) -> Split[
     _head(model)
     checks.not_empty("split", split)
     body = replace_head(model, nn.Identity())
-    return Split(training.predict(body, split.inputs, batch_size=batch_size), split.labels)
+    return replace(split, inputs=training.predict(body, split.inputs, batch_size=batch_size))
 
 
 def _head(model: nn.Module) -> nn.Module:

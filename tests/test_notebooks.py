@@ -1,6 +1,7 @@
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -343,6 +344,14 @@ def test_every_built_notebook_is_that_of_its_source(source):
     assert kinds and "error" not in kinds
     for place in (str(paths.ROOT), str(Path.home()), "ipykernel_", "/tmp/"):
         assert place not in path.read_text(), place
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_every_built_notebook_shows_its_solutions_to_be_right(source):
+    """Above all those that predict a number: what is measured can drift away from them."""
+    asked = set(re.findall(r"""exercises\.check\(\s*["']([\d.]+)""", source.read_text()))
+    built = (notebooks.BUILT / f"{source.stem}.ipynb").read_text()
+    assert asked and {id for id in asked if f"Exercise {id} — right." not in built} == set()
 
 
 def test_every_built_notebook_has_a_source():

@@ -1,6 +1,7 @@
 """Transfer: a new head, what is frozen stays frozen, and features are what the head would have read."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_features_of_the_test_split_stay_the_test_split(net, split):
+    assert not transfer.features(net, split).is_test
+    assert transfer.features(net, replace(split, is_test=True)).is_test
 
 
 def test_only_the_head_is_replaced(net):
