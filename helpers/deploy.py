@@ -1,10 +1,11 @@
 """From PyTorch to a runtime: export to ONNX, checked logit for logit; integer files; sessions that compare fairly."""
 
+import io
 import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-4
-CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # as ONNX Runtime calls them
+CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile"}  # as ONNX Runtime calls them
 ACTIVATIONS = {"uint8": "QUInt8", "int8": "QInt8"}
 WEIGHTS = {"int8": "QInt8", "uint8": "QUInt8", "int4": "QInt4"}
 BATCH = 50
@@ -182,8 +183,8 @@ def quantize_static(
         graph: what `export_onnx` wrote, BatchNorm folded (`quantization.fold_batchnorm`).
         calibration: training examples, by which the ranges of the activations are found; never test examples.
         path: where the new file goes.
-        method: "minmax" spans all values that were seen, "percentile" leaves out 0.001 % of them, "entropy" takes the
-            range that keeps most of the distribution.
+        method: "minmax" spans all values that were seen, "percentile" leaves out 0.001 % of them, half at each end.
+            (ONNX Runtime's third, "entropy", finds the range of "minmax" with the number of bins that it is given.)
         activations: "uint8" or "int8".
         weights: "int8", "uint8" or "int4"; for four bits there is no kernel, so such weights are unpacked when the
             file is opened.
@@ -242,20 +243,23 @@ def _prepare(graph: Path, path: Path) -> None:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silence the hints that ONNX Runtime's tools give through the root logger, whatever one has done."""
-    before = logging.root.manager.disable
+    """Silence ONNX Runtime's tools: they print, and give hints through the root logger, whatever one has done."""
+    before, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
+        logging.root.handlers[:] = handlers  # a hint adds one if there is none
 
 
 class _Batches:
     """What ONNX Runtime calls a calibration data reader: one batch after another, then None."""
 
     def __init__(self, inputs: "Tensor") -> None:
-        self._batches = iter(inputs.split(BATCH))
+        size = max(size for size in range(1, BATCH + 1) if len(inputs) % size == 0)  # histograms want equal batches
+        self._batches = iter(inputs.split(size))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
