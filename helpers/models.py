@@ -302,7 +302,7 @@ class RNN(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch length inputs"]) -> Float[Tensor, "batch length units"]:
         """Return the state after each step, from a state of zeros."""
-        start = x.new_zeros(1, len(x), self.recurrent.in_features)
+        start = x.new_zeros(1, x.shape[0], self.recurrent.in_features)
         states, _ = torch.rnn_tanh(x, start, _recurrent_weights(self), True, 1, 0.0, self.training, False, True)
         return states
 
@@ -320,7 +320,7 @@ class LSTM(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch length inputs"]) -> Float[Tensor, "batch length units"]:
         """Return the hidden state after each step, from states of zeros."""
-        start = x.new_zeros(1, len(x), self.recurrent.in_features)
+        start = x.new_zeros(1, x.shape[0], self.recurrent.in_features)
         weights = _recurrent_weights(self)
         states, _, _ = torch.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)
         return states

@@ -1,5 +1,8 @@
 """Export: the same logits for any batch, one clean file, no output; sessions with a fixed thread count."""
 
+import logging
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import deploy, models, pruning, quantization
+from helpers import data, deploy, models, pruning, quantization
 
 IMAGES = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -182,3 +185,176 @@ def test_another_networks_graph_is_refused(wide_graph, tmp_path, lenet):
     with pytest.raises(ValueError, match="example is empty"):
         deploy.export_like(deeper, wide_graph, PHOTOS[:0], tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+# ---------------------------------------------------------------- integers
+
+
+def split(images, *, is_test: bool = False) -> data.Split:
+    return data.Split(images, torch.zeros(len(images), dtype=torch.long), is_test)
+
+
+def initializers(path) -> dict[str, np.ndarray]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def quantized(exported, tmp_path_factory):
+    return deploy.quantize_static(exported, split(IMAGES), tmp_path_factory.mktemp("int8") / "deep" / "lenet.onnx")
+
+
+def test_weights_are_stored_as_bytes_with_a_scale_for_each_channel(lenet, exported, quantized):
+    stored = initializers(quantized)
+    for layer in ("conv1", "conv2", "fc1", "fc2"):
+        weight = lenet.get_submodule(layer).weight.detach().numpy()
+        scale = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+        codes = stored[f"{layer}.weight_quantized"]
+        assert codes.dtype == np.int8
+        assert np.allclose(stored[f"{layer}.weight_scale"], scale, rtol=1e-5)
+        assert not stored[f"{layer}.weight_zero_point"].any()
+        values = codes * stored[f"{layer}.weight_scale"].reshape(-1, *[1] * (weight.ndim - 1))
+        assert np.abs(values - weight).max() <= 0.501 * scale.max()
+    assert exported.stat().st_size / quantized.stat().st_size > 3.8
+
+
+def test_no_weight_is_left_in_floating_point(quantized):
+    kinds = {tensor.data_type for tensor in onnx.load(quantized).graph.initializer if len(tensor.dims) > 1}
+    assert kinds == {onnx.TensorProto.INT8}
+
+
+def test_the_integer_network_answers_like_the_other(lenet, quantized):
+    for batch in (1, 6):
+        found = deploy.run(deploy.session(quantized), IMAGES[:batch].numpy())
+        expected = lenet(IMAGES[:batch]).detach().numpy()
+        assert 1e-6 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_layer_is_computed_with_whole_numbers(tmp_path):
+    """All sums, rounded and cut off, as integers alone would give them."""
+    torch.manual_seed(0)
+    layer, inputs = nn.Sequential(nn.Linear(40, 7), nn.ReLU()), torch.randn(64, 40)
+    graph = deploy.export_onnx(layer, inputs[:2], tmp_path / "layer.onnx")
+    path = deploy.quantize_static(graph, split(inputs), tmp_path / "int8.onnx")
+    n = initializers(path)
+    assert n["input_zero_point"].dtype == n["logits_zero_point"].dtype == np.uint8
+    assert np.isclose(n["input_scale"], (inputs.max() - inputs.min()) / 255, rtol=1e-5)
+    codes = np.clip(np.rint(inputs.numpy() / n["input_scale"]) + n["input_zero_point"], 0, 255).astype(np.int64)
+    sums = (codes - int(n["input_zero_point"])) @ n["0.weight_quantized"].T.astype(np.int64) + n["0.bias_quantized"]
+    factor = n["input_scale"].astype(np.float64) * n["0.weight_scale"] / n["logits_scale"]
+    expected = np.clip(np.rint(sums * factor) + n["logits_zero_point"], 0, 255)
+    found = deploy.run(deploy.session(path), inputs.numpy()) / n["logits_scale"] + n["logits_zero_point"]
+    assert np.abs(found - expected).max() < 1.01  # where a sum lies between two codes, either is right
+    assert (np.abs(found - expected) > 0.01).mean() < 0.01
+
+
+@pytest.mark.parametrize("activations, weights", [("uint8", "uint8"), ("int8", "int8"), ("uint8", "int4")])
+def test_other_types(lenet, exported, tmp_path, capfd, activations, weights):
+    path = deploy.quantize_static(
+        exported, split(IMAGES), tmp_path / "other.onnx", activations=activations, weights=weights
+    )
+    assert capfd.readouterr() == ("", "")
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert kinds["fc1.weight_quantized"] == onnx.TensorProto.DataType.Value(weights.upper())
+    assert kinds["input_zero_point"] == onnx.TensorProto.DataType.Value(activations.upper())
+    found, expected = deploy.run(deploy.session(path), IMAGES.numpy()), lenet(IMAGES).detach().numpy()
+    assert np.abs(found - expected).max() < (0.5 if weights == "int4" else 0.05) * np.abs(expected).max()
+    if weights == "int4":
+        assert exported.stat().st_size / path.stat().st_size > 7
+
+
+def test_ranges_are_those_of_the_calibration(exported, tmp_path):
+    images = torch.randn(500, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    images[0, 0, 0, 0] = 100.0
+    scales = {}
+    for method in deploy.CALIBRATIONS:
+        path = deploy.quantize_static(exported, split(images), tmp_path / "x.onnx", method=method)
+        scales[method] = initializers(path)["input_scale"]
+    assert np.isclose(scales["minmax"], float(images.max() - images.min()) / 255, rtol=1e-4)
+    inner = images.flatten().quantile(torch.tensor([5e-6, 1 - 5e-6]))  # 0.0005 % are left out at each end
+    assert np.isclose(scales["percentile"], float(inner.diff()) / 255, rtol=0.1)
+
+
+@pytest.mark.parametrize("count", [1, 7, 53, 100])
+def test_any_number_of_images_calibrates(exported, tmp_path, count):
+    images = torch.randn(count, 1, 28, 28)
+    for method in deploy.CALIBRATIONS:
+        path = deploy.quantize_static(exported, split(images), tmp_path / "x.onnx", method=method)
+        assert initializers(path)["input_scale"] <= 1.0001 * float(images.max() - images.min()) / 255
+
+
+def test_one_scale_for_a_whole_weight(lenet, exported, tmp_path):
+    stored = initializers(deploy.quantize_static(exported, split(IMAGES), tmp_path / "x.onnx", per_channel=False))
+    assert stored["fc1.weight_scale"].shape == ()
+    assert np.isclose(stored["fc1.weight_scale"], lenet.fc1.weight.detach().abs().max().numpy() / 127, rtol=1e-5)
+
+
+def test_quantizing_is_quiet_and_leaves_everything_else_alone(exported, quantized, tmp_path, capfd):
+    before, handlers, level = exported.read_bytes(), list(logging.root.handlers), logging.root.manager.disable
+    deploy.quantize_static(exported, split(IMAGES), tmp_path / "int8.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert exported.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "int8.onnx"]
+    assert (logging.root.handlers, logging.root.manager.disable) == (handlers, level)
+    assert (tmp_path / "int8.onnx").read_bytes() == quantized.read_bytes()  # the same images, the same file
+
+
+def test_a_network_may_not_be_calibrated_on_test_images(exported, tmp_path):
+    with pytest.raises(ValueError, match="calibration is the test split"):
+        deploy.quantize_static(exported, split(IMAGES, is_test=True), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="calibration is the test split"):
+        deploy.quantize_static(exported, split(IMAGES, is_test=True).take(1), tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+class Centred(nn.Module):
+    """Subtracts a trained table: an operator that ONNX Runtime cannot quantize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Parameter(torch.randn(5, 4)), nn.Linear(20, 3)
+
+    def forward(self, inputs):
+        return self.fc((inputs - self.table).flatten(1))
+
+
+def test_weights_that_would_stay_floats_are_an_error(tmp_path):
+    inputs = torch.randn(6, 5, 4)
+    graph = deploy.export_onnx(Centred(), inputs, tmp_path / "centred.onnx")
+    with pytest.raises(deploy.DeployError, match="'table' would be stored in floating point"):
+        deploy.quantize_static(graph, split(inputs), tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"method": "mse"}, "method='mse' is unknown; allowed: 'minmax', 'percentile'"),
+        ({"activations": "int4"}, "activations='int4' is unknown; allowed: 'uint8', 'int8'"),
+        ({"weights": 8}, "weights=8 is unknown; allowed: 'int8', 'uint8', 'int4'"),
+        ({"activations": "int8", "weights": "uint8"}, "activations='int8' with weights='uint8'; allowed"),
+        ({"calibration": split(IMAGES[:0])}, "calibration is empty"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused(exported, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        deploy.quantize_static(exported, **({"calibration": split(IMAGES), "path": tmp_path / "x.onnx"} | arguments))
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_file_that_is_no_graph_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="bad.onnx' is not a model"):
+        deploy.quantize_static(tmp_path / "bad.onnx", split(IMAGES), tmp_path / "x.onnx")
+
+
+def test_operator_times(exported, quantized, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    floats, integers = (deploy.operator_times(path, IMAGES.numpy(), runs=3) for path in (exported, quantized))
+    assert not any("QLinear" in kind for kind in floats) and any("Conv" in kind for kind in floats)
+    assert {"QLinearConv", "QuantizeLinear"} <= set(integers)
+    for times in (floats, integers):
+        assert all(ms >= 0 for ms in times.values()) and 0 < sum(times.values()) < 1_000
+        assert list(times.values()) == sorted(times.values(), reverse=True)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="runs=0"):
+        deploy.operator_times(exported, IMAGES.numpy(), runs=0)

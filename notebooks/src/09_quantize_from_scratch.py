@@ -1,0 +1,982 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Quantize from scratch: what does each bit buy?
+#
+# A float32 number takes 32 bits and tells four billion values apart. A network does not need four billion values. How many
+# does it need? Here you build the quantizer that decides it, bit by bit: where the marks lie, how wide the range should be,
+# what a network does with three bits, with two, and what training can still rescue. At the end stands a file in which a
+# weight really takes two bits.
+#
+# **You will be able to**
+# - write the affine quantizer (scale, zero point, rounding, saturation) and get PyTorch's numbers, every one;
+# - say what a bit is worth in decibels, and what a step for each channel, a zero point or a better range is worth in bits;
+# - place marks by k-means or at powers of two, and know when that pays;
+# - train through rounding, with a step size that is learned;
+# - store a network of 2-bit weights in 2 bits a weight, and prove it.
+#
+# **Before this**: notebook 00, section 3 (eight bits in three lines), notebook 01 (bytes).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+from copy import deepcopy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+from torch.ao.quantization.observer import MinMaxObserver, PerChannelMinMaxObserver
+from torch.nn import functional as F
+
+from helpers import checkpoints, data, exercises, measure, packing, plots, pruning, quantization, results, training
+from helpers.results import say
+
+# %%
+run = results.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
+say(results.timetable("09_quantize_from_scratch"))
+
+# %% [markdown]
+# The settings. `digits` and `photos` are validation images, `calibration` training images that only show the network what to
+# expect. `train_digits`, `train_photos` and the epochs are the budget of the retraining in sections 7 and 8.
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(net="cifar_small", digits=200, photos=50, calibration=50, bits=[8, 4, 2], train_digits=256, digit_epochs=1,
+               train_photos=128, photo_epochs=1, batch=64, rate=0.02, tested=100),
+    quick=dict(net="cifar_small", digits=2_500, photos=1_000, calibration=500, bits=[8, 6, 5, 4, 3, 2], train_digits=10_000,
+               digit_epochs=2, train_photos=8_000, photo_epochs=1, batch=64, rate=0.02, tested=10_000),
+    full=dict(net="cifar_base", digits=5_000, photos=2_500, calibration=1_000, bits=[8, 7, 6, 5, 4, 3, 2],
+              train_digits=55_000, digit_epochs=12, train_photos=45_000, photo_epochs=5, batch=128, rate=0.04,
+              tested=10_000),
+)  # fmt: skip
+
+# %%
+plots.style()
+training.seed_everything(SEED)
+mnist, cifar = data.mnist(), data.cifar10()
+sets = {"digits": mnist.validation.take(S.digits), "photographs": cifar.validation.take(S.photos)}
+calibration = {"digits": mnist.train.take(S.calibration), "photographs": cifar.train.take(S.calibration)}
+nets = {"digits": checkpoints.load("lenet5"), "photographs": checkpoints.load(S.net)}
+
+
+def accuracy(model, task):
+    """Fraction of a task's validation images that `model` gets right."""
+    return training.evaluate(model, sets[task]).accuracy
+
+
+base = {task: accuracy(net, task) for task, net in nets.items()}
+say(
+    f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names {base['photographs']:.1%} of "
+    f"{S.photos:,} photographs. All choices below are made on these validation images."
+)
+
+# %% [markdown]
+# ## 1. A ruler with few marks
+#
+# With $b$ bits you can number $2^b$ marks. The **affine** quantizer lays them out evenly. A whole number $q$, the **code**,
+# stands for the value
+#
+# $$x = s\,(q - z).$$
+#
+# The **scale** $s$ is the distance between two marks, the *step*. The **zero point** $z$ is the code that stands for 0. Two ways
+# to choose them for values between $l$ and $h$:
+#
+# - **symmetric**: $z = 0$, codes from $-2^{b-1}$ to $2^{b-1}-1$, and a range as long on either side. For weights.
+# - **asymmetric**: codes from 0 to $2^b-1$, and $z$ wherever 0 happens to fall. For what is all positive, or nearly so.
+#
+# Zero gets a mark of its own either way. It has to: padding, ReLU and pruned weights are exactly zero, and there are many of
+# them.
+
+
+# %%
+def ruler(lowest, highest, bits, symmetric):
+    """Return the scale, the zero point, and the lowest and the highest code."""
+    lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+    if symmetric:
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        scale = torch.maximum(-lowest, highest) / ((high - low) / 2)
+        return scale, torch.zeros_like(scale), low, high
+    scale = (highest - lowest) / (2**bits - 1)
+    return scale, -(lowest / scale).round(), 0, 2**bits - 1
+
+
+def to_codes(x, scale, zero, low, high):
+    """Round to the nearest code; what lies beyond the last one gets the last one."""
+    return ((x * (1 / scale)).round() + zero).clamp(low, high)
+
+
+def to_values(codes, scale, zero):
+    return (codes - zero) * scale
+
+
+# %% [markdown]
+# Three bits, symmetric, with a step of 0.5: the codes run from −4 to 3. **Predict** the codes of 0.25, 0.75 and 1.25, which lie
+# exactly between two marks, and of 3.0, which lies outside.
+
+# %%
+x = torch.tensor([-3.0, -0.3, 0.0, 0.25, 0.75, 1.25, 1.4, 3.0])
+step, zero = torch.tensor(0.5), torch.tensor(0.0)
+codes = to_codes(x, step, zero, -4, 3)
+values = to_values(codes, step, zero)
+pd.DataFrame({"value": x, "code": codes.int(), "stands for": values, "error": values - x}).round(2).set_index("value")
+
+# %% [markdown]
+# Two things happened. **Saturation**: 3.0 became 1.5, the last mark. Nothing wraps around. And **rounding half to even**: 0.25
+# went down, 0.75 and 1.25 both went to 1.0. If every half went up, all sums would drift upwards a little; this way the halves
+# cancel.
+#
+# ### The same numbers from PyTorch
+#
+# PyTorch finds the range with **observers** and rounds with `fake_quantize`, *fake* because the result is a float again. (It
+# also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 10 says what replaced them.) The
+# helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of ruler, one for the whole tensor (**per tensor**) or
+# one for each row (**per channel**): do the three ever disagree?
+
+
+# %%
+def library(x, bits, symmetric, rows):
+    """PyTorch's observer and PyTorch's rounding."""
+    low, high = quantization.code_range(bits, signed=symmetric)
+    scheme = getattr(torch, f"per_{'channel' if rows else 'tensor'}_{'symmetric' if symmetric else 'affine'}")
+    observer = PerChannelMinMaxObserver if rows else MinMaxObserver
+    observer = observer(dtype=torch.qint8 if symmetric else torch.quint8, qscheme=scheme, quant_min=low, quant_max=high)
+    observer(x)
+    scale, zero = observer.calculate_qparams()
+    if rows:
+        return torch.fake_quantize_per_channel_affine(x, scale, zero.int(), 0, low, high)
+    return torch.fake_quantize_per_tensor_affine(x, scale.item(), int(zero), low, high)
+
+
+# %%
+modes = [(b, symmetric, rows) for b in range(2, 9) for symmetric in (True, False) for rows in (False, True)]
+differing = 0
+for bits, symmetric, rows in modes:
+    x = torch.randn(50, 200) * torch.logspace(-2, 1, 50)[:, None] + 0.3
+    ends = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if rows else (x.amin(), x.amax())
+    scale, zero, low, high = ruler(*ends, bits, symmetric)
+    mine = to_values(to_codes(x, scale, zero, low, high), scale, zero)
+    grid = quantization.find_grid(x, bits, method="minmax", symmetric=symmetric, signed=symmetric, per_channel=rows)
+    differing += int((mine != library(x, bits, symmetric, rows)).sum())
+    differing += int((mine != quantization.fake_quantize(x, grid)).sum())
+run.claim("same-numbers", f"Numbers on which cell, helper and PyTorch differ, {len(modes)} modes", differing, at_most=0)
+
+# %% [markdown]
+# ## 2. What a bit buys: weights
+#
+# One more bit halves the step. A rounding error lies anywhere between $-s/2$ and $s/2$, with a mean square of $s^2/12$. So the
+# mean square of the error falls to a quarter. Engineers count that in **decibels**, ten times the logarithm of the ratio of signal
+# to error:
+#
+# $$\mathrm{dB} = 10\,\log_{10}\frac{\overline{x^2}}{\overline{(\hat x - x)^2}}.$$
+#
+# **Predict**: how many decibels is a bit worth? And if every output channel of a layer gets a step of its own, how much does
+# that add?
+
+
+# %%
+def decibels(x, rounded):
+    """Ratio of the mean square of `x` to that of the error."""
+    return 10 * torch.log10(x.square().mean() / (rounded - x).square().mean()).item()
+
+
+def weight_quality(net, bits, **options):
+    """Decibels that the weights of each layer keep, mean over the layers."""
+    weights = pruning.weights_of(net).values()
+    return np.mean(
+        [decibels(w, quantization.fake_quantize(w, quantization.find_grid(w, bits, **options))) for w in weights]
+    )
+
+
+# %%
+kinds = {"a step a layer": False, "a step a channel": True}
+names = {"digits": "LeNet-5", "photographs": S.net}
+quality = pd.DataFrame(
+    {
+        f"{names[task]}, {kind}": [weight_quality(net, b, method="minmax", per_channel=rows) for b in S.bits]
+        for task, net in nets.items()
+        for kind, rows in kinds.items()
+    },
+    index=pd.Index(S.bits, name="bits"),
+)
+upper = quality[quality.index >= 4]
+slopes = (upper.iloc[0] - upper.iloc[-1]) / (upper.index[0] - upper.index[-1])
+gains = {
+    task: (quality[f"{name}, a step a channel"] - quality[f"{name}, a step a layer"]).mean()
+    for task, name in names.items()
+}
+
+# %%
+fig = plots.line_with_band(
+    S.bits,
+    {name: quality[name] for name in quality},
+    title=f"A bit of weight is worth {slopes.mean():.1f} dB",
+    xlabel="bits of a weight",
+    ylabel="signal to error (dB)",
+)
+plots.show(fig, alt=f"Decibels against bits. {plots.in_words(quality, '{:.1f}')}", table=quality)
+run.record("weight_decibels", quality.reset_index())
+theory = 20 * np.log10(2)
+run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20 log10(2)", abs(slopes.mean() - theory),
+          at_most=0.7)  # fmt: skip
+
+# %%
+say(
+    f"Theory says {theory:.2f} dB a bit. A step for each channel adds {gains['digits']:.1f} dB on LeNet-5 and "
+    f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one number of four "
+    "bytes a channel. Channels differ in size, and one large channel stretches the ruler of all the others."
+)
+
+# %% [markdown]
+# ## 3. What a bit buys: activations
+#
+# To multiply integers, both factors must be integers: the weights, and what they are multiplied with, the **activations**. Weights
+# can be looked at in peace. Activations depend on the image, so somebody has to watch some images go by first. That is
+# **calibration**. `quantization.sample_inputs` runs a few training images through a network and keeps some of the numbers
+# that reach each layer.
+
+# %%
+seen = {task: quantization.sample_inputs(net, calibration[task]) for task, net in nets.items()}
+inner = seen["photographs"]["res1.block1.conv"]
+fig, ax = plt.subplots()
+ax.hist(inner.numpy(), bins=120, color=plots.COLOURS[0])
+ax.set(
+    yscale="log",
+    title=f"{(inner == 0).float().mean():.0%} are zero, none is negative, and the tail is long",
+    xlabel="activation that reaches res1.block1",
+    ylabel="how many (log scale)",
+)
+summary = pd.DataFrame({"value": inner.quantile(torch.tensor([0.0, 0.5, 0.99, 0.999, 1.0])).tolist()},
+                       index=pd.Index(["smallest", "median", "99 %", "99.9 %", "largest"], name=""))  # fmt: skip
+plots.show(fig, alt=f"Histogram of the activations. {plots.in_words(summary, '{:.2f}')}", table=summary)
+
+# %% [markdown]
+# Which images? Never those of the test set: a range that was fitted to the test images has seen them, and the test is no longer
+# one. The splits of this course know what they are, and the helper refuses:
+
+# %%
+try:
+    quantization.sample_inputs(nets["digits"], mnist.test)
+except ValueError as error:
+    print(f"ValueError: {error}")
+
+# %% [markdown]
+# After a ReLU nothing is negative. A symmetric ruler spends half of its marks there all the same. **Predict**, in decibels, what
+# an unsigned ruler with a zero point gains on such a layer.
+
+
+# %%
+def sample_quality(x, bits, method="minmax", symmetric=False):
+    grid = quantization.find_grid(x, bits, method=method, symmetric=symmetric, signed=symmetric)
+    return decibels(x, quantization.fake_quantize(x, grid))
+
+
+layers = {f"{names[task]}: {layer}": x for task, found in seen.items() for layer, x in found.items()}
+rulers = pd.DataFrame(
+    {
+        "smallest value": {name: x.min().item() for name, x in layers.items()},
+        "symmetric": {name: sample_quality(x, 8, symmetric=True) for name, x in layers.items()},
+        "with a zero point": {name: sample_quality(x, 8) for name, x in layers.items()},
+    }
+)
+rulers["gain (dB)"] = rulers["with a zero point"] - rulers["symmetric"]
+run.record("zero_points", rulers.reset_index(names="layer"))
+rulers.round(1)
+
+# %%
+after_relu = rulers[rulers["smallest value"] >= 0]
+gain = after_relu["gain (dB)"].mean()
+run.claim(
+    "zero-point", "Gain by an unsigned ruler on layers that see no negative number (dB, 8 bits)", gain, at_least=4
+)
+say(
+    f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images themselves, "
+    f"which have both signs, it is {rulers.loc[rulers['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
+)
+
+# %% [markdown]
+# ## 4. Which range?
+#
+# The tail of that histogram is long. If the ruler reaches to the largest value, most marks stand where hardly any number is. If
+# it ends earlier, the marks come closer together, and what lies beyond is cut off. Two errors, and one of them grows as the other
+# falls. Take four bits and shrink the range, part by part.
+
+
+# %%
+def errors(x, part, bits):
+    """Squared error of the numbers inside the range, and of those that are cut off, per number."""
+    scale, zero, low, high = ruler(part * x.amin(), part * x.amax(), bits, symmetric=False)
+    squared = (to_values(to_codes(x, scale, zero, low, high), scale, zero) - x).square()
+    outside = (x > part * x.amax()) | (x < part * x.amin())
+    return [(squared * ~outside).mean().item(), (squared * outside).mean().item(), squared.mean().item()]
+
+
+parts = [0.05 ** (i / 49) for i in range(50)]  # from the whole range to a twentieth
+curves = pd.DataFrame([errors(inner, part, 4) for part in parts], columns=["rounding", "cutting off", "both"],
+                      index=pd.Index([100 * part for part in parts], name="range (%)"))  # fmt: skip
+best_part = curves["both"].idxmin()
+
+# %%
+fig, ax = plt.subplots()
+for i, name in enumerate(curves):
+    ax.plot(curves.index, curves[name], label=name, color=plots.COLOURS[i], linestyle=plots.LINES[i])
+ax.axvline(best_part, color="black", linewidth=1)
+ax.set(
+    yscale="log",
+    ylim=(curves["both"].min() / 10, curves["both"].max() * 2),
+    title=f"Four bits do best on {best_part:.0f} % of the range",
+    xlabel="range (% of the largest value)",
+    ylabel="mean squared error (log scale)",
+)
+ax.legend()
+rows = curves.iloc[[0, 10, 20, 30, 40, 49]].rename(index="{:.0f}".format)
+plots.show(fig, alt=f"Squared errors against the range. {plots.in_words(rows, '{:.2g}')}", table=rows)
+
+# %% [markdown]
+# Three rules are in use. **Min/max**: everything counts. **Percentile**: leave out the outermost 0.1 % at each end. **MSE**: try ranges
+# and keep the one with the smallest squared error, the minimum of the curve above. The helper knows all three; its MSE rule
+# must find the very range that the cell found.
+
+# %%
+mine = ruler(best_part / 100 * inner.amin(), best_part / 100 * inner.amax(), 4, symmetric=False)[0]
+helper = quantization.find_grid(inner, 4, method="mse", symmetric=False, signed=False).scale
+run.claim("same-range", "Relative difference between the cell's best step and the helper's", abs(mine / helper - 1),
+          at_most=1e-5)  # fmt: skip
+rules = pd.DataFrame(
+    {
+        f"{bits} bits, {method}": {name: sample_quality(x, bits, method) for name, x in layers.items()}
+        for bits in (8, 4, 2)
+        for method in quantization.METHODS
+    }
+)
+run.record("ranges", rules.reset_index(names="layer"))
+rules.round(1)
+
+# %%
+won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
+run.claim("better-range", "Gain by the MSE range over min/max on activations (dB, 4 bits)", won[4], at_least=0.5)
+say(
+    f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB with 2. With many "
+    "marks there is one for everything; with few, a mark for a rare giant is a mark less for all the others. "
+    f"The percentile rule does not know how many marks there are: against min/max it changes {np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB "
+    f"with 8 bits and {np.mean(rules['2 bits, percentile'] - rules['2 bits, minmax']):+.1f} dB with 2."
+)
+
+# %% [markdown]
+# ## 5. Accuracy against bits
+#
+# Decibels are a means. Now the two networks, without any training, in three variants:
+#
+# - weights only, min/max, a step for each layer: the simplest that there is;
+# - weights only, MSE range, a step for each channel;
+# - the same, and every layer's input in as many bits as its weights.
+#
+# **Predict** at how many bits each network loses its first point in the second variant, and at how many bits it is no better than
+# guessing.
+#
+# `quantization.quantize_model` returns a new network that computes so. Each weight carries its ruler as a parametrization, as masks
+# did in notebook 02, and each layer rounds its input first. Biases and BatchNorm stay in floating point: they are few.
+
+# %%
+VARIANTS = {
+    "weights, simplest": lambda task, bits: dict(weights=bits, method="minmax", per_channel=False),
+    "weights, channel by channel": lambda task, bits: dict(weights=bits),
+    "weights and activations": lambda task, bits: dict(weights=bits, activations=bits, calibration=calibration[task]),
+}
+swept = {
+    task: pd.DataFrame(
+        {
+            name: [accuracy(quantization.quantize_model(net, **options(task, bits)), task) for bits in S.bits]
+            for name, options in VARIANTS.items()
+        },
+        index=pd.Index(S.bits, name="bits"),
+    )
+    for task, net in nets.items()
+}
+run.record("accuracy_against_bits", {task: table.reset_index().to_dict("records") for task, table in swept.items()})
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+for ax, (task, table) in zip(axes, swept.items(), strict=True):
+    lines = {name: 100 * table[name] for name in table}
+    plots.line_with_band(S.bits, lines, title="", xlabel=f"bits ({names[task]})", ylabel="", ax=ax)
+    ax.axhline(100 * base[task], color="black", linewidth=1)
+    ax.get_legend().remove()
+axes[0].set_ylabel("validation accuracy (%)")
+three = swept["photographs"].iloc[-2]
+axes[0].set_title(f"Photographs in {three.name} bits: {three.iloc[0]:.0%} or {three.iloc[1]:.0%}, as you lay the ruler")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+table = pd.concat(swept, axis=1)
+flat = (100 * table).set_axis([f"{task}, {name}" for task, name in table.columns], axis=1)
+plots.show(fig, alt=f"Accuracy (%) against bits. {plots.in_words(flat, '{:.1f}')}", table=flat)
+
+# %%
+photos = swept["photographs"]
+lost = base["photographs"] - photos.loc[8, "weights and activations"]
+run.claim("eight-bits", "Accuracy lost on photographs with 8 bits everywhere, untrained", lost, at_most=0.02)
+run.claim("a-better-ruler", "Accuracy that MSE ranges channel by channel save on photographs at 4 bits",
+          photos.loc[4, "weights, channel by channel"] - photos.loc[4, "weights, simplest"], at_least=0.005)  # fmt: skip
+
+
+def first_loss(task, name):
+    """The largest number of bits that costs more than a point, in words."""
+    losing = [bits for bits in S.bits if base[task] - swept[task].loc[bits, name] > 0.01]
+    return f"first loses a point at {losing[0]} bits" if losing else f"loses no point down to {S.bits[-1]} bits"
+
+
+say("\n".join(f"- {names[task]}, {name}: {first_loss(task, name)}." for task in swept for name in VARIANTS))
+
+# %%
+falls = {task: base[task] - table for task, table in swept.items()}
+alone, both = falls["photographs"]["weights, channel by channel"], falls["photographs"]["weights and activations"]
+say(
+    f"With four bits, weights alone cost the photographs {100 * alone[4]:.1f} points, weights and activations "
+    f"{100 * both[4]:.1f}; with two bits {100 * alone[2]:.1f} and {100 * both[2]:.1f}. The digits pay "
+    f"{100 * falls['digits'].loc[4, 'weights and activations']:.1f} points for four bits everywhere. How many bits a network needs is not "
+    "its own affair alone: the task decides, and the care that was taken with the ruler."
+)
+
+# %% [markdown]
+# Eight bits cost next to nothing, which is why so many processors multiply them. Further down, a network that was trained for 32
+# bits comes apart. Two ways lead on: marks at better places, and training.
+#
+# ## 6. Marks where the numbers are
+#
+# Weights are bell-shaped: many small ones, few large ones. An even ruler treats all regions alike. **K-means** puts the marks where
+# the numbers are: each number goes to its nearest mark, each mark moves to the mean of its numbers, and again (Lloyd's
+# algorithm). For plain numbers it is short, because they can be sorted: the numbers of a mark are then neighbours, and their sum
+# is a difference of two running totals.
+
+
+# %%
+def kmeans(values, bits, rounds):
+    """Return 2^bits marks after `rounds` of Lloyd's algorithm, from the middles of equal parts of the numbers."""
+    ordered = values.flatten().double().sort().values
+    totals, different = F.pad(ordered.cumsum(0), (1, 0)), ordered.unique()
+    marks = different[((torch.arange(2**bits) + 0.5) / 2**bits * len(different)).long()]
+    for _ in range(rounds):
+        borders = torch.searchsorted(ordered, (marks[1:] + marks[:-1]) / 2)
+        borders = torch.cat([torch.tensor([0]), borders, torch.tensor([len(ordered)])])
+        marks = totals[borders].diff() / borders.diff()
+    return marks
+
+
+# %%
+weight = nets["digits"].conv2.weight.detach()
+column = weight.double().numpy().reshape(-1, 1)
+middles = np.unique(column)[((np.arange(8) + 0.5) / 8 * len(np.unique(column))).astype(int)]
+sklearn = KMeans(8, init=middles[:, None], n_init=1, max_iter=30, tol=0).fit(column)
+theirs = np.sort(sklearn.cluster_centers_[:, 0])
+mine, helper = kmeans(weight, 3, 30).numpy(), quantization.kmeans_table(weight, 3, iterations=30).numpy()
+gap = max(np.abs(mine - helper).max(), np.abs(mine - theirs).max())
+run.claim("same-marks", "Largest difference between the marks of cell, helper and scikit-learn, in mean spacings",
+          gap / np.diff(mine).mean(), at_most=0.01)  # fmt: skip
+
+# %% [markdown]
+# Such a layer stores its 2, 3 or 4 bits a weight, and once a **codebook**: which mark means which value (Han et al. 2016).
+#
+# The other classic is the opposite of a free choice: marks at 0 and at **powers of two** times a scale, $\pm 1, \pm\frac12,
+# \pm\frac14, \dots$ To multiply by a power of two, hardware shifts bits; it needs no multiplier at all. The marks crowd around zero,
+# where most weights are. That sounds like what we want. **Predict**: what does a fourth bit add to a third?
+
+# %%
+pd.DataFrame(
+    {f"{bits} bits": pd.Series(quantization.powers_of_two(bits).tolist()[2 ** (bits - 1) - 1 :]) for bits in (2, 3, 4)}
+).map(lambda level: "" if pd.isna(level) else f"{level:g}").rename_axis("positive levels")
+
+
+# %%
+def even_marks(weight, bits):
+    """The values of the best even ruler, one for the whole layer."""
+    grid = quantization.find_grid(weight, bits, method="mse")
+    return quantization.dequantize(torch.arange(grid.low, grid.high + 1), grid)
+
+
+def power_marks(weight, bits):
+    """Powers of two, times the factor that suits the weight best."""
+    return quantization.fit_table(weight, quantization.powers_of_two(bits))
+
+
+MARKS = {"even": even_marks, "k-means": quantization.kmeans_table, "powers of two": power_marks}
+fig, ax = plt.subplots()
+ax.hist(weight.flatten().numpy(), bins=150, color=plots.COLOURS[3], alpha=0.6)
+tallest, shown = ax.get_ylim()[1], {name: marks(weight, 4) for name, marks in MARKS.items()}
+for i, (name, marks) in enumerate(shown.items()):
+    height = [-(0.06 + 0.06 * i) * tallest] * len(marks)
+    ax.plot(marks, height, plots.MARKERS[i], color=plots.COLOURS[(0, 4, 6)[i]], markersize=4, label=name)
+near = {name: int((marks.abs() < 0.02).sum()) for name, marks in shown.items()}
+ax.set(
+    title=f"{near['powers of two']} of 15 powers of two lie within 0.02 of zero",
+    xlabel="weight of LeNet-5's conv2, and where 4 bits put the marks",
+    ylabel="number of weights",
+)
+ax.legend()
+table = pd.DataFrame({name: pd.Series(marks.tolist()) for name, marks in shown.items()})
+counted = pd.DataFrame({"marks within 0.02 of zero": near})
+plots.show(fig, alt=f"Histogram of weights, three rows of marks below. {plots.in_words(counted)}", table=table)
+
+
+# %%
+def with_marks(net, marks, bits):
+    """Return `net` with every layer's weights on marks of its own, one table for each layer."""
+    weights = {name.removesuffix(".weight"): w for name, w in pruning.weights_of(net).items()}
+    return quantization.share_weights(net, {name: marks(w, bits) for name, w in weights.items()})
+
+
+rows = []
+for (task, net), bits in [(item, bits) for item in nets.items() for bits in (4, 3, 2)]:
+    for name, marks in MARKS.items():
+        shared = with_marks(net, marks, bits)
+        pairs = zip(pruning.weights_of(net).values(), pruning.weights_of(shared).values(), strict=True)
+        quality = np.mean([decibels(w, rounded) for w, rounded in pairs])
+        rows.append(
+            {"net": names[task], "bits": bits, "marks": name, "dB": quality, "accuracy": accuracy(shared, task)}
+        )
+run.record("marks", rows)
+found = pd.DataFrame(rows).pivot(index=["net", "bits"], columns="marks", values=["dB", "accuracy"])
+found = found.sort_index(ascending=[True, False])
+found.round({column: 1 if column[0] == "dB" else 3 for column in found})
+
+# %%
+means = found["dB"].groupby("bits").mean()
+run.claim("k-means", "What k-means adds to the best even ruler at 4 bits (dB, mean over layers and networks)",
+          means.loc[4, "k-means"] - means.loc[4, "even"], at_least=0.3)  # fmt: skip
+fourth = means.loc[4] - means.loc[3]
+say(
+    f"K-means is worth {means.loc[4, 'k-means'] - means.loc[4, 'even']:.1f} dB at 4 bits and "
+    f"{means.loc[2, 'k-means'] - means.loc[2, 'even']:.1f} dB at 2. The fourth bit adds {fourth['even']:.1f} dB to an even ruler, "
+    f"{fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two."
+)
+
+# %% [markdown]
+# Powers of two do not get finer where it would count: between 1 and 1/2 there is no other mark, with 3 bits or with 8. Each new bit
+# only divides the space around zero once more. (Li et al. 2020 repair that with *sums* of powers of two; that is exercise 09.3.)
+# And k-means has a price of its own: its marks are no multiples of one step, so no integer unit can multiply them. A codebook
+# makes the *file* small. An even ruler makes the *arithmetic* cheap.
+#
+# ## 7. A step that is learned
+#
+# Training can move the weights to where the marks are. But rounding is a staircase: its derivative is zero almost everywhere, and
+# no gradient comes through. The **straight-through estimator** pretends on the way back that rounding was not there. In PyTorch
+# it is one line: add the rounding error as a constant.
+#
+# Then the step itself can be learned. Inside the range, $\hat x = s\cdot\mathrm{round}(x/s)$. Treat the rounding as the identity
+# when you differentiate, and the product rule gives
+#
+# $$\frac{\partial \hat x}{\partial s} = \mathrm{round}\!\left(\frac{x}{s}\right) - \frac{x}{s},$$
+#
+# and outside, where $\hat x = s\,q_{\text{last}}$, simply $q_{\text{last}}$. Numbers that are cut off pull the step up; how strongly
+# those inside pull depends on which side of their mark they lie. This is **learned step size quantization** (Esser et al. 2020).
+
+
+# %%
+def round_through(x):
+    """Round; on the way back, pass the gradient as if nothing had happened."""
+    return x + (x.round() - x).detach()
+
+
+def on_a_learned_ruler(x, step, low, high):
+    return round_through(x / step).clamp(low, high) * step
+
+
+# %% [markdown]
+# Check it three ways: the step's gradient against the formula, the gradient of $x$ against PyTorch's `fake_quantize`, and both against
+# the helper.
+
+# %%
+x = torch.linspace(-2, 2, 400, requires_grad=True)
+step, low, high = torch.tensor(0.3, requires_grad=True), -4, 3
+weights_of_sum = torch.randn(400)
+
+
+def gradients(rounded):
+    return torch.autograd.grad((weights_of_sum * rounded).sum(), [x, step], allow_unused=True)
+
+
+mine = gradients(on_a_learned_ruler(x, step, low, high))
+grid = quantization.Grid(step, torch.tensor(0, dtype=torch.int32), low, high)
+helper = gradients(quantization.fake_quantize(x, grid))
+theirs = gradients(torch.fake_quantize_per_tensor_affine(x, 0.3, 0, low, high))[0]
+with torch.no_grad():
+    code = (x / step).round()
+    formula = torch.where(code < low, low, torch.where(code > high, high, code - x / step))
+of_step = torch.stack([(weights_of_sum * formula).sum(), helper[1]]) - mine[1]
+gap = torch.cat([of_step, theirs - mine[0], helper[0] - mine[0]]).abs().max()
+run.claim("same-gradients", "Largest difference of a gradient from formula, helper and PyTorch", gap, at_most=1e-3)
+
+# %% [markdown]
+# Now the hardest case of this notebook: LeNet-5 with **two bits**, four marks, for every weight and every activation, the image
+# included. `learned=True` makes the steps parameters. (The helper trains the *logarithm* of each step's growth, so that no
+# optimizer can make a step negative.) `training.fit` trains it like any other network: it *is* an ordinary network.
+#
+# Three arms: no training; training with the steps fixed where the MSE rule put them; training with learned steps. **Predict** the
+# three accuracies.
+
+
+# %%
+def train_digits(model, seed=SEED):
+    """Train on digits, shifted by up to two pixels."""
+    examples = mnist.train.take(S.train_digits)
+    return training.fit(
+        model, examples, epochs=S.digit_epochs, lr=1e-3, optimizer="adam", augment=training.random_shift, seed=seed
+    ).model
+
+
+two_bits = {
+    learned: quantization.quantize_model(
+        nets["digits"], weights=2, activations=2, calibration=calibration["digits"], learned=learned
+    )
+    for learned in (False, True)
+}
+trained = {learned: train_digits(model) for learned, model in two_bits.items()}
+arms = pd.Series(
+    {
+        "32 bits": base["digits"],
+        "2 bits, not trained": accuracy(two_bits[True], "digits"),
+        "2 bits, trained, fixed steps": accuracy(trained[False], "digits"),
+        "2 bits, trained, learned steps": accuracy(trained[True], "digits"),
+    }
+)
+run.record("two_bits", arms.to_dict())
+arms.map("{:.2%}".format).to_frame("validation accuracy")
+
+# %%
+learned = arms["2 bits, trained, learned steps"]
+run.claim("training-repairs", "Accuracy that training gives back at 2 bits", learned - arms["2 bits, not trained"],
+          at_least=0.01)  # fmt: skip
+run.claim("two-bits", "Validation accuracy with 2 bits everywhere and learned steps", learned, at_least=0.96)
+fixed = arms["2 bits, trained, fixed steps"]
+say(
+    f"Four marks for a weight and four for an activation, and {learned:.2%} of the digits are read; learned steps end "
+    f"{100 * abs(learned - fixed):.2f} points {'above' if learned >= fixed else 'below'} fixed ones. One seed, {S.digit_epochs} epochs "
+    f"of {S.train_digits:,} digits."
+)
+
+# %% [markdown]
+# How far did the steps move? Each weight has a step for every channel, each input one. Below: the factor by which they grew.
+
+# %%
+before, after = two_bits[True], trained[True]
+growth = {
+    f"{kind} {name}": (grids(after)[name].scale / grid.scale).mean().item()
+    for kind, grids in {"weight": quantization.weight_grids, "input of": quantization.input_grids}.items()
+    for name, grid in grids(before).items()
+}
+run.record("growth", growth)
+pd.Series(growth).map("× {:.3f}".format).to_frame("mean growth of the steps")
+
+# %% [markdown]
+# ## 8. Four bits on photographs
+#
+# The photographs need more care, and their network has BatchNorm. Four bits for all weights and all activations; the first layer
+# and the last keep eight, as is usual: they are small, and everything passes through them.
+#
+# **Predict** what is lost after training, in points.
+
+# %%
+photo_bits = quantization.bits_by_layer(nets["photographs"], 4, ends=8)
+start = quantization.quantize_model(
+    nets["photographs"],
+    weights=photo_bits,
+    activations=photo_bits,
+    calibration=calibration["photographs"],
+    learned=True,
+)
+fitted = training.fit(
+    start,
+    cifar.train.take(S.train_photos),
+    epochs=S.photo_epochs,
+    lr=S.rate,
+    batch_size=S.batch,
+    precision=training.fast_precision(),
+    augment=training.flip_and_shift,
+    seed=SEED,
+    checkpoint=run.scratch("photos.pt") if PROFILE == "full" else None,
+)
+four_bits = fitted.model
+run.record("photo_seconds", sum(row["seconds"] for row in fitted.history), timing=True)
+
+# %%
+photo_arms = {"32 bits": base["photographs"], "4 bits, not trained": accuracy(start, "photographs"),
+              "4 bits, trained": accuracy(four_bits, "photographs")}  # fmt: skip
+run.record("four_bits", photo_arms)
+say(
+    f"In 4 bits the photographs fall from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and training "
+    f"({S.photo_epochs} × {S.train_photos:,} images) brings them to {photo_arms['4 bits, trained']:.1%}."
+)
+
+# %% [markdown]
+# ### Where BatchNorm goes
+#
+# A processor that multiplies integers has no BatchNorm. In evaluation BatchNorm multiplies each channel by a constant $r$ and adds
+# another, so it can be **folded** into the convolution before it. With a step for each channel nothing is lost by that: the weight of
+# channel $c$ is $s_c q$, and $r_c s_c q$ has the same codes and the step $r_c s_c$. So train with BatchNorm as it is, and fold
+# afterwards:
+
+# %%
+folded = quantization.fold_batchnorm(four_bits, calibration["photographs"].inputs[:2])
+codes, folded_codes = quantization.integers(four_bits), quantization.integers(folded)
+changed = sum(int((codes[name].codes != folded_codes[name].codes).sum()) for name in codes)
+run.claim("same-codes", "Codes of weights that folding BatchNorm changes", changed, at_most=0)
+say(f"Accuracy with BatchNorm {accuracy(four_bits, 'photographs'):.2%}, folded {accuracy(folded, 'photographs'):.2%}.")
+
+# %% [markdown]
+# The trap: fold in *training* mode. There BatchNorm divides by the spread of the batch at hand, not by the constants that are
+# folded. Nothing crashes; the network just answers otherwise than the one that was trained. How much otherwise? The same
+# images, the same weights, the two modes. And what the helper says to it:
+
+# %%
+images, trap = calibration["photographs"].inputs[:50], deepcopy(four_bits).train()
+with torch.no_grad():
+    in_training = trap(images).argmax(1)
+differing = (training.predict(four_bits, images).argmax(1) != in_training).float().mean()
+print(f"In training mode {differing:.0%} of the answers are others.")
+try:
+    quantization.fold_batchnorm(trap, images)
+except ValueError as error:
+    print(f"ValueError: {error}")
+
+# %% [markdown]
+# ## 9. The file, packed to the bit
+#
+# So far all of this was pretence: the weights are 32-bit floats that happen to lie on marks. A float that could be a 4-bit code
+# takes 32 bits. To be small, a file must hold the *codes*, packed without gaps. For four bits that is two codes a byte:
+
+
+# %%
+def pack_pairs(codes):
+    """Return codes from -8 to 7 as bytes: the first of each pair in the low half, the second in the high half."""
+    unsigned = (codes.reshape(-1) + 8).astype(np.uint8)
+    return unsigned[0::2] | unsigned[1::2] << 4
+
+
+def unpack_pairs(packed):
+    return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8) - 8
+
+
+inner_codes = codes["conv2.conv.weight"].codes
+packed = pack_pairs(inner_codes)
+assert np.array_equal(unpack_pairs(packed), inner_codes.reshape(-1))
+as_floats = 4 * inner_codes.size
+say(f"conv2: {inner_codes.size:,} weights, {as_floats:,} bytes as floats, {packed.nbytes:,} as pairs of codes.")
+
+# %% [markdown]
+# `packing.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero points,
+# the rulers of the inputs, biases. `write_sparse` would store floats. It says so instead:
+
+# %%
+small = {"LeNet-5, 2 bits": trained[True], f"{S.net}, 4 bits": folded}
+dense = {"LeNet-5, 2 bits": nets["digits"], f"{S.net}, 4 bits": nets["photographs"]}
+try:
+    packing.write_sparse(small["LeNet-5, 2 bits"], run.scratch("no.pack"))
+except ValueError as error:
+    print(f"ValueError: {error}")
+
+# %% [markdown]
+# **Predict** the factors. LeNet-5 went from 32 bits to 2, the photographs' network from 32 to 4.
+
+# %%
+files, weighed = {}, {}
+for name, model in small.items():
+    stem = run.scratch(name.split(",")[0])
+    files[name] = packing.write_quantized(model, stem.with_suffix(".quantized.pack"))
+    full = packing.write_dense(dense[name], stem.with_suffix(".dense.pack"))
+    numbers = quantization.integers(model).values()
+    bits = sum(part.codes.size * part.bits for part in numbers)
+    steps = sum(4 * part.scale.size for part in numbers)
+    weighed[name] = {"dense file": full.bytes, "codes": bits / 8, "steps": steps, "file": files[name].bytes}
+    weighed[name] |= {
+        "times smaller": full.bytes / files[name].bytes,
+        "bits a weight": 8 * files[name].bytes / measure.count_weights(model),
+    }
+weighed = pd.DataFrame(weighed).T
+weighed.map("{:,.1f}".format)
+
+# %%
+for name, task in zip(small, nets, strict=True):
+    packing.verify(files[name].path, small[name], sets[task].inputs[:256])
+lenet_ratio, photo_ratio = weighed["times smaller"]
+run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file, read back, same logits", lenet_ratio,
+          at_least=14)  # fmt: skip
+run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
+gained = weighed["codes"] - (weighed["file"] - weighed["steps"])  # what leaving out zeros saves, less all other parts
+say(
+    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy alone, put the "
+    f"numbers into a fresh network, and got the same logits, bit for bit. Steps, biases, a header and two layers of eight bits keep "
+    "the files from being 16 and 8 times smaller. "
+    + " ".join(
+        f"{name}: {saved:,.0f} bytes came back, because so many codes are zero that it pays to leave them out."
+        for name, saved in gained.items()
+        if saved > 0
+    )
+)
+
+# %% [markdown]
+# Smaller is not faster yet: these networks still multiply floats. Notebook 10 gives them to runtimes that multiply integers.
+#
+# Now the test images, once for each network.
+
+# %%
+test_sets = {"digits": mnist.test.take(S.tested), "photographs": cifar.test.take(S.tested)}
+tests = {
+    "lenet5-dense": run.test("lenet5-dense", nets["digits"], test_sets["digits"]),
+    "lenet5-2bit": run.test("lenet5-2bit", trained[True], test_sets["digits"]),
+    f"{S.net}-dense": run.test(f"{S.net}-dense", nets["photographs"], test_sets["photographs"]),
+    f"{S.net}-4bit": run.test(f"{S.net}-4bit", folded, test_sets["photographs"]),
+}
+error_2bit = 1 - tests["lenet5-2bit"].accuracy
+lost_4bit = tests[f"{S.net}-dense"].accuracy - tests[f"{S.net}-4bit"].accuracy
+pd.Series({name: f"{test.accuracy:.2%}" for name, test in tests.items()}).to_frame("test accuracy")
+
+# %%
+if PROFILE == "full":
+    run.claim("lenet5-two-bits", "Test error of LeNet-5 with 2 bits everywhere, mean over the seeds", error_2bit,
+              at_most=0.0103, over_seeds=True)  # fmt: skip
+    run.claim("cifar-four-bits", "Test accuracy lost with 4 bits, mean over the seeds", lost_4bit, at_most=0.01,
+              over_seeds=True)  # fmt: skip
+else:
+    run.claim("quick-two-bits", "Test error of LeNet-5 with 2 bits everywhere", error_2bit, at_most=0.04)
+    run.claim("quick-four-bits", "Test accuracy lost with 4 bits", lost_4bit, at_most=0.04)
+marks = pd.concat([results.literature("mnist-quantization"), results.literature("cifar10-quantization")])
+marks["change"] = (100 * (marks["accuracy"] - marks["base_accuracy"])).map("{:+.2f}".format)
+marks["error"] = (100 * (1 - marks["accuracy"])).map("{:.2f}".format)
+marks.set_index(["model", "method"])[["year", "error", "change", "seen"]].rename(
+    columns={"error": "test error (%)", "change": "change (points)", "seen": "read in the paper itself"}
+)
+
+# %% [markdown]
+# Those are the marks of the literature, for other networks and much longer trainings.
+#
+# ## 10. Exercises
+#
+# **09.1 · Predict the file.** LeNet-5 with 6-bit weights, a step for each output channel, inputs in floating point. No processor has
+# a type of six bits; a file can. It has 430,500 weights, and 580 output channels with a bias each. How many bytes will it take?
+# Return your number; within one in a hundred is fine.
+
+
+# %%
+def predicted_bytes():
+    """Return the predicted size of the file in bytes."""
+    ### BEGIN SOLUTION
+    return 430_500 * 6 / 8 + 580 * 4 + 580 * 4 + 400  # codes, steps, biases, header
+    ### END SOLUTION
+
+
+six_bits = quantization.quantize_model(nets["digits"], weights=6)
+measured = packing.write_quantized(six_bits, run.scratch("exercise.pack")).bytes
+exercises.check("09.1", predicted_bytes, measured=measured)
+
+# %% [markdown]
+# **09.2 · A ruler for each row, with a zero point.** Weights are not always centred. Write an asymmetric quantizer with a scale and a
+# zero point for *each row* of a matrix. Codes run from 0 to $2^b - 1$, and 0 must be met exactly, also in a row whose numbers are
+# all positive. No row consists of zeros only.
+
+
+# %%
+def quantize_rows(weight, bits):
+    """Return codes (the shape of `weight`), scale and zero point (rows, 1), such that weight ≈ (codes - zero) * scale."""
+    ### BEGIN SOLUTION
+    lowest = weight.amin(1, keepdim=True).clamp(max=0)
+    highest = weight.amax(1, keepdim=True).clamp(min=0)
+    scale = (highest - lowest) / (2**bits - 1)
+    zero = -(lowest / scale).round()
+    return ((weight / scale).round() + zero).clamp(0, 2**bits - 1), scale, zero
+    ### END SOLUTION
+
+
+exercises.check("09.2", quantize_rows)
+
+# %% [markdown]
+# **09.3 · Sums of powers of two.** Additive powers of two keep the shifts and fill the gaps. With four bits for a magnitude, take one
+# number of each group and add them: $a \in \{0, 1, 2^{-2}, 2^{-4}\}$ and $b \in \{0, 2^{-1}, 2^{-3}, 2^{-5}\}$. Return the sixteen sums, rising, and
+# divided by the largest, so that they end at 1.
+
+
+# %%
+def additive_levels():
+    """Return the 16 levels as a tensor, from 0 to 1."""
+    ### BEGIN SOLUTION
+    first = torch.tensor([0, 1, 2**-2, 2**-4])
+    second = torch.tensor([0, 2**-1, 2**-3, 2**-5])
+    sums = (first[:, None] + second).flatten().sort().values
+    return sums / sums.max()
+    ### END SOLUTION
+
+
+exercises.check("09.3", additive_levels)
+
+# %% [markdown]
+# ## What was measured
+
+# %%
+say(
+    f"- **A bit of weight**: {slopes.mean():.1f} dB. A step for each channel: {gains['photographs']:.1f} dB on `{S.net}`. A zero point after "
+    f"ReLU: {gain:.1f} dB. The MSE range at 4 bits: {won[4]:.1f} dB on activations.\n"
+    f"- **Untrained**: 8 bits everywhere change the photographs by {-100 * lost:+.1f} points; LeNet-5 "
+    f"{first_loss('digits', 'weights and activations')}.\n"
+    f"- **Trained, LeNet-5 in 2 bits**: {100 * error_2bit:.2f} % test error (dense {100 * (1 - tests['lenet5-dense'].accuracy):.2f} %), "
+    f"{files['LeNet-5, 2 bits'].bytes:,} bytes, {lenet_ratio:.1f} times smaller.\n"
+    f"- **Trained, `{S.net}` in 4 bits**: {100 * tests[f'{S.net}-4bit'].accuracy:.2f} % (dense "
+    f"{100 * tests[f'{S.net}-dense'].accuracy:.2f} %), {photo_ratio:.1f} times smaller."
+)
+
+# %%
+recorded = {
+    "lenet5-2bit": (
+        "mnist",
+        "lenet5-dense",
+        trained[True],
+        files["LeNet-5, 2 bits"],
+        "2-bit weights and activations, learned steps",
+    ),
+    f"{S.net}-4bit": (
+        "cifar10",
+        f"{S.net}-dense",
+        folded,
+        files[f"{S.net}, 4 bits"],
+        "4-bit weights and activations, learned steps",
+    ),
+}
+originals = {"mnist": nets["digits"], "cifar10": nets["photographs"]}
+for name, (task, dense_name, model, file, method) in recorded.items():
+    example = (mnist if task == "mnist" else cifar).train.inputs[:1]
+    macs = measure.count_macs(originals[task], example)
+    full = run.scratch(f"{dense_name}.pack")
+    packing.write_dense(originals[task], full)
+    run.model(dense_name, task=task, method="dense", accuracy=tests[dense_name].accuracy, macs=macs, file=full,
+              weights=measure.count_weights(originals[task]), nonzero=measure.count_nonzero(originals[task]))  # fmt: skip
+    run.model(name, task=task, method=method, base=dense_name, accuracy=tests[name].accuracy, macs=macs, file=file.path,
+              weights=measure.count_weights(model), nonzero=measure.count_nonzero(model))  # fmt: skip
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - A bit is worth six decibels. A zero point after ReLU is worth one bit, a step for each channel often more.
+# - The range is a compromise between rounding and cutting off, and the fewer the bits, the more it matters.
+# - K-means makes files small; only an even ruler makes arithmetic cheap. Powers of two stop improving after a few bits.
+# - Eight bits need no training. The fewer there are, the more training helps, and the steps can learn, too.
+# - Train with BatchNorm as it is; fold it afterwards, in evaluation mode.
+# - Fake quantization saves nothing. The file is small when the codes are packed, and it counts when it was read back.
+#
+# **Read**
+# - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for Efficient
+#   Integer-Arithmetic-Only Inference*: the affine ruler, and folding.
+# - Esser, McKinstry, Bablani, Appuswamy and Modha 2020, *Learned Step Size Quantization*.
+# - Han, Mao and Dally 2016, *Deep Compression*: codebooks by k-means.
+# - Li, Dong and Wang 2020, *Additive Powers-of-Two Quantization*.
+# - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network Quantization*: all of it,
+#   in order.
+#
+# **Next**: notebook 10 gives integers to runtimes that multiply integers, and looks at the clock.
