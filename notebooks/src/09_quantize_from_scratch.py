@@ -9,14 +9,15 @@
 # %% [markdown]
 # # 09 · Quantize from scratch: what does each bit buy?
 #
-# A float32 number takes 32 bits and tells four billion values apart. A network does not need four billion values. How many
-# does it need? Here you build the quantizer that decides it, bit by bit: where the marks lie, how wide the range should be,
-# what a network does with three bits, with two, and what training can still rescue. At the end stands a file in which a
-# weight really takes two bits.
+# A float32 number takes 32 bits and tells four billion values apart. A network does not need four billion values. How
+# many does it need? Here you build the quantizer that decides it, bit by bit: where the marks lie, how wide the range
+# should be, what a network does with three bits, with two, and what training can still rescue. At the end stands a file
+# in which a weight really takes two bits.
 #
 # **You will be able to**
 # - write the affine quantizer (scale, zero point, rounding, saturation) and get PyTorch's numbers, every one;
-# - say what a bit is worth in decibels, and what a step for each channel, a zero point or a better range is worth in bits;
+# - say what a bit is worth in decibels, and what a step for each channel, a zero point or a better range is worth in
+#   bits;
 # - place marks by k-means or at powers of two, and know when that pays;
 # - train through rounding, with a step size that is learned;
 # - store a network of 2-bit weights in 2 bits a weight, and prove it.
@@ -48,8 +49,8 @@ run = results.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
 say(results.timetable("09_quantize_from_scratch"))
 
 # %% [markdown]
-# The settings. `digits` and `photos` are validation images, `calibration` training images that only show the network what to
-# expect. `train_digits`, `train_photos` and the epochs are the budget of the retraining in sections 7 and 8.
+# The settings. `digits` and `photos` are validation images, `calibration` training images that only show the network what
+# to expect. `train_digits`, `train_photos` and the epochs are the budget of the retraining in sections 7 and 8.
 
 # %%
 S = results.settings(
@@ -79,26 +80,27 @@ def accuracy(model, task):
 
 base = {task: accuracy(net, task) for task, net in nets.items()}
 say(
-    f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names {base['photographs']:.1%} of "
+    f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names "
+    f"{base['photographs']:.1%} of "
     f"{S.photos:,} photographs. All choices below are made on these validation images."
 )
 
 # %% [markdown]
 # ## 1. A ruler with few marks
 #
-# With $b$ bits you can number $2^b$ marks. The **affine** quantizer lays them out evenly. A whole number $q$, the **code**,
-# stands for the value
+# With $b$ bits you can number $2^b$ marks. The **affine** quantizer lays them out evenly. A whole number $q$, the
+# **code**, stands for the value
 #
 # $$x = s\,(q - z).$$
 #
-# The **scale** $s$ is the distance between two marks, the *step*. The **zero point** $z$ is the code that stands for 0. Two ways
-# to choose them for values between $l$ and $h$:
+# The **scale** $s$ is the distance between two marks, the *step*. The **zero point** $z$ is the code that stands for 0.
+# Two ways to choose them for values between $l$ and $h$:
 #
 # - **symmetric**: $z = 0$, codes from $-2^{b-1}$ to $2^{b-1}-1$, and a range as long on either side. For weights.
 # - **asymmetric**: codes from 0 to $2^b-1$, and $z$ wherever 0 happens to fall. For what is all positive, or nearly so.
 #
-# Zero gets a mark of its own either way. It has to: padding, ReLU and pruned weights are exactly zero, and there are many of
-# them.
+# Zero gets a mark of its own either way. It has to: padding, ReLU and pruned weights are exactly zero, and there are many
+# of them.
 
 
 # %%
@@ -123,8 +125,8 @@ def to_values(codes, scale, zero):
 
 
 # %% [markdown]
-# Three bits, symmetric, with a step of 0.5: the codes run from −4 to 3. **Predict** the codes of 0.25, 0.75 and 1.25, which lie
-# exactly between two marks, and of 3.0, which lies outside.
+# Three bits, symmetric, with a step of 0.5: the codes run from −4 to 3. **Predict** the codes of 0.25, 0.75 and 1.25,
+# which lie exactly between two marks, and of 3.0, which lies outside.
 
 # %%
 x = torch.tensor([-3.0, -0.3, 0.0, 0.25, 0.75, 1.25, 1.4, 3.0])
@@ -134,16 +136,16 @@ values = to_values(codes, step, zero)
 pd.DataFrame({"value": x, "code": codes.int(), "stands for": values, "error": values - x}).round(2).set_index("value")
 
 # %% [markdown]
-# Two things happened. **Saturation**: 3.0 became 1.5, the last mark. Nothing wraps around. And **rounding half to even**: 0.25
-# went down, 0.75 and 1.25 both went to 1.0. If every half went up, all sums would drift upwards a little; this way the halves
-# cancel.
+# Two things happened. **Saturation**: 3.0 became 1.5, the last mark. Nothing wraps around. And **rounding half to even**:
+# 0.25 went down, 0.75 and 1.25 both went to 1.0. If every half went up, all sums would drift upwards a little; this way
+# the halves cancel.
 #
 # ### The same numbers from PyTorch
 #
-# PyTorch finds the range with **observers** and rounds with `fake_quantize`, *fake* because the result is a float again. (It
-# also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 10 says what replaced them.) The
-# helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of ruler, one for the whole tensor (**per tensor**) or
-# one for each row (**per channel**): do the three ever disagree?
+# PyTorch finds the range with **observers** and rounds with `fake_quantize`, *fake* because the result is a float again.
+# (It also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 10 says what replaced
+# them.) The helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of ruler, one for the whole tensor
+# (**per tensor**) or one for each row (**per channel**): do the three ever disagree?
 
 
 # %%
@@ -176,14 +178,14 @@ run.claim("same-numbers", f"Numbers on which cell, helper and PyTorch differ, {l
 # %% [markdown]
 # ## 2. What a bit buys: weights
 #
-# One more bit halves the step. A rounding error lies anywhere between $-s/2$ and $s/2$, with a mean square of $s^2/12$. So the
-# mean square of the error falls to a quarter. Engineers count that in **decibels**, ten times the logarithm of the ratio of signal
-# to error:
+# One more bit halves the step. A rounding error lies anywhere between $-s/2$ and $s/2$, with a mean square of $s^2/12$.
+# So the mean square of the error falls to a quarter. Engineers count that in **decibels**, ten times the logarithm of the
+# ratio of signal to error:
 #
 # $$\mathrm{dB} = 10\,\log_{10}\frac{\overline{x^2}}{\overline{(\hat x - x)^2}}.$$
 #
-# **Predict**: how many decibels is a bit worth? And if every output channel of a layer gets a step of its own, how much does
-# that add?
+# **Predict**: how many decibels is a bit worth? And if every output channel of a layer gets a step of its own, how much
+# does that add?
 
 
 # %%
@@ -235,17 +237,18 @@ run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20
 # %%
 say(
     f"Theory says {theory:.2f} dB a bit. A step for each channel adds {gains['digits']:.1f} dB on LeNet-5 and "
-    f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one number of four "
+    f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one "
+    "number of four "
     "bytes a channel. Channels differ in size, and one large channel stretches the ruler of all the others."
 )
 
 # %% [markdown]
 # ## 3. What a bit buys: activations
 #
-# To multiply integers, both factors must be integers: the weights, and what they are multiplied with, the **activations**. Weights
-# can be looked at in peace. Activations depend on the image, so somebody has to watch some images go by first. That is
-# **calibration**. `quantization.sample_inputs` runs a few training images through a network and keeps some of the numbers
-# that reach each layer.
+# To multiply integers, both factors must be integers: the weights, and what they are multiplied with, the
+# **activations**. Weights can be looked at in peace. Activations depend on the image, so somebody has to watch some
+# images go by first. That is **calibration**. `quantization.sample_inputs` runs a few training images through a network
+# and keeps some of the numbers that reach each layer.
 
 # %%
 seen = {task: quantization.sample_inputs(net, calibration[task]) for task, net in nets.items()}
@@ -263,8 +266,8 @@ summary = pd.DataFrame({"value": inner.quantile(torch.tensor([0.0, 0.5, 0.99, 0.
 plots.show(fig, alt=f"Histogram of the activations. {plots.in_words(summary, '{:.2f}')}", table=summary)
 
 # %% [markdown]
-# Which images? Never those of the test set: a range that was fitted to the test images has seen them, and the test is no longer
-# one. The splits of this course know what they are, and the helper refuses:
+# Which images? Never those of the test set: a range that was fitted to the test images has seen them, and the test is no
+# longer one. The splits of this course know what they are, and the helper refuses:
 
 # %%
 try:
@@ -273,8 +276,8 @@ except ValueError as error:
     print(f"ValueError: {error}")
 
 # %% [markdown]
-# After a ReLU nothing is negative. A symmetric ruler spends half of its marks there all the same. **Predict**, in decibels, what
-# an unsigned ruler with a zero point gains on such a layer.
+# After a ReLU nothing is negative. A symmetric ruler spends half of its marks there all the same. **Predict**, in
+# decibels, what an unsigned ruler with a zero point gains on such a layer.
 
 
 # %%
@@ -302,16 +305,17 @@ run.claim(
     "zero-point", "Gain by an unsigned ruler on layers that see no negative number (dB, 8 bits)", gain, at_least=4
 )
 say(
-    f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images themselves, "
+    f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images "
+    "themselves, "
     f"which have both signs, it is {rulers.loc[rulers['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
 )
 
 # %% [markdown]
 # ## 4. Which range?
 #
-# The tail of that histogram is long. If the ruler reaches to the largest value, most marks stand where hardly any number is. If
-# it ends earlier, the marks come closer together, and what lies beyond is cut off. Two errors, and one of them grows as the other
-# falls. Take four bits and shrink the range, part by part.
+# The tail of that histogram is long. If the ruler reaches to the largest value, most marks stand where hardly any number
+# is. If it ends earlier, the marks come closer together, and what lies beyond is cut off. Two errors, and one of them
+# grows as the other falls. Take four bits and shrink the range, part by part.
 
 
 # %%
@@ -345,9 +349,9 @@ rows = curves.iloc[[0, 10, 20, 30, 40, 49]].rename(index="{:.0f}".format)
 plots.show(fig, alt=f"Squared errors against the range. {plots.in_words(rows, '{:.2g}')}", table=rows)
 
 # %% [markdown]
-# Three rules are in use. **Min/max**: everything counts. **Percentile**: leave out the outermost 0.1 % at each end. **MSE**: try ranges
-# and keep the one with the smallest squared error, the minimum of the curve above. The helper knows all three; its MSE rule
-# must find the very range that the cell found.
+# Three rules are in use. **Min/max**: everything counts. **Percentile**: leave out the outermost 0.1 % at each end.
+# **MSE**: try ranges and keep the one with the smallest squared error, the minimum of the curve above. The helper knows
+# all three; its MSE rule must find the very range that the cell found.
 
 # %%
 mine = ruler(best_part / 100 * inner.amin(), best_part / 100 * inner.amax(), 4, symmetric=False)[0]
@@ -368,9 +372,11 @@ rules.round(1)
 won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
 run.claim("better-range", "Gain by the MSE range over min/max on activations (dB, 4 bits)", won[4], at_least=0.5)
 say(
-    f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB with 2. With many "
+    f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB with "
+    "2. With many "
     "marks there is one for everything; with few, a mark for a rare giant is a mark less for all the others. "
-    f"The percentile rule does not know how many marks there are: against min/max it changes {np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB "
+    "The percentile rule does not know how many marks there are: against min/max it changes "
+    f"{np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB "
     f"with 8 bits and {np.mean(rules['2 bits, percentile'] - rules['2 bits, minmax']):+.1f} dB with 2."
 )
 
@@ -383,11 +389,12 @@ say(
 # - weights only, MSE range, a step for each channel;
 # - the same, and every layer's input in as many bits as its weights.
 #
-# **Predict** at how many bits each network loses its first point in the second variant, and at how many bits it is no better than
-# guessing.
+# **Predict** at how many bits each network loses its first point in the second variant, and at how many bits it is no
+# better than guessing.
 #
-# `quantization.quantize_model` returns a new network that computes so. Each weight carries its ruler as a parametrization, as masks
-# did in notebook 02, and each layer rounds its input first. Biases and BatchNorm stay in floating point: they are few.
+# `quantization.quantize_model` returns a new network that computes so. Each weight carries its ruler as a
+# parametrization, as masks did in notebook 02, and each layer rounds its input first. Biases and BatchNorm stay in
+# floating point: they are few.
 
 # %%
 VARIANTS = {
@@ -444,20 +451,21 @@ alone, both = falls["photographs"]["weights, channel by channel"], falls["photog
 say(
     f"With four bits, weights alone cost the photographs {100 * alone[4]:.1f} points, weights and activations "
     f"{100 * both[4]:.1f}; with two bits {100 * alone[2]:.1f} and {100 * both[2]:.1f}. The digits pay "
-    f"{100 * falls['digits'].loc[4, 'weights and activations']:.1f} points for four bits everywhere. How many bits a network needs is not "
+    f"{100 * falls['digits'].loc[4, 'weights and activations']:.1f} points for four bits everywhere. How many bits a "
+    "network needs is not "
     "its own affair alone: the task decides, and the care that was taken with the ruler."
 )
 
 # %% [markdown]
-# Eight bits cost next to nothing, which is why so many processors multiply them. Further down, a network that was trained for 32
-# bits comes apart. Two ways lead on: marks at better places, and training.
+# Eight bits cost next to nothing, which is why so many processors multiply them. Further down, a network that was trained
+# for 32 bits comes apart. Two ways lead on: marks at better places, and training.
 #
 # ## 6. Marks where the numbers are
 #
-# Weights are bell-shaped: many small ones, few large ones. An even ruler treats all regions alike. **K-means** puts the marks where
-# the numbers are: each number goes to its nearest mark, each mark moves to the mean of its numbers, and again (Lloyd's
-# algorithm). For plain numbers it is short, because they can be sorted: the numbers of a mark are then neighbours, and their sum
-# is a difference of two running totals.
+# Weights are bell-shaped: many small ones, few large ones. An even ruler treats all regions alike. **K-means** puts the
+# marks where the numbers are: each number goes to its nearest mark, each mark moves to the mean of its numbers, and again
+# (Lloyd's algorithm). For plain numbers it is short, because they can be sorted: the numbers of a mark are then
+# neighbours, and their sum is a difference of two running totals.
 
 
 # %%
@@ -485,11 +493,13 @@ run.claim("same-marks", "Largest difference between the marks of cell, helper an
           gap / np.diff(mine).mean(), at_most=0.01)  # fmt: skip
 
 # %% [markdown]
-# Such a layer stores its 2, 3 or 4 bits a weight, and once a **codebook**: which mark means which value (Han et al. 2016).
+# Such a layer stores its 2, 3 or 4 bits a weight, and once a **codebook**: which mark means which value (Han et al.
+# 2016).
 #
-# The other classic is the opposite of a free choice: marks at 0 and at **powers of two** times a scale, $\pm 1, \pm\frac12,
-# \pm\frac14, \dots$ To multiply by a power of two, hardware shifts bits; it needs no multiplier at all. The marks crowd around zero,
-# where most weights are. That sounds like what we want. **Predict**: what does a fourth bit add to a third?
+# The other classic is the opposite of a free choice: marks at 0 and at **powers of two** times a scale, $\pm 1,
+# \pm\frac12, \pm\frac14, \dots$ To multiply by a power of two, hardware shifts bits; it needs no multiplier at all. The
+# marks crowd around zero, where most weights are. That sounds like what we want. **Predict**: what does a fourth bit add
+# to a third?
 
 # %%
 pd.DataFrame(
@@ -556,29 +566,31 @@ run.claim("k-means", "What k-means adds to the best even ruler at 4 bits (dB, me
 fourth = means.loc[4] - means.loc[3]
 say(
     f"K-means is worth {means.loc[4, 'k-means'] - means.loc[4, 'even']:.1f} dB at 4 bits and "
-    f"{means.loc[2, 'k-means'] - means.loc[2, 'even']:.1f} dB at 2. The fourth bit adds {fourth['even']:.1f} dB to an even ruler, "
+    f"{means.loc[2, 'k-means'] - means.loc[2, 'even']:.1f} dB at 2. The fourth bit adds {fourth['even']:.1f} dB to an "
+    "even ruler, "
     f"{fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two."
 )
 
 # %% [markdown]
-# Powers of two do not get finer where it would count: between 1 and 1/2 there is no other mark, with 3 bits or with 8. Each new bit
-# only divides the space around zero once more. (Li et al. 2020 repair that with *sums* of powers of two; that is exercise 09.3.)
-# And k-means has a price of its own: its marks are no multiples of one step, so no integer unit can multiply them. A codebook
-# makes the *file* small. An even ruler makes the *arithmetic* cheap.
+# Powers of two do not get finer where it would count: between 1 and 1/2 there is no other mark, with 3 bits or with 8.
+# Each new bit only divides the space around zero once more. (Li et al. 2020 repair that with *sums* of powers of two;
+# that is exercise 09.3.) And k-means has a price of its own: its marks are no multiples of one step, so no integer unit
+# can multiply them. A codebook makes the *file* small. An even ruler makes the *arithmetic* cheap.
 #
 # ## 7. A step that is learned
 #
-# Training can move the weights to where the marks are. But rounding is a staircase: its derivative is zero almost everywhere, and
-# no gradient comes through. The **straight-through estimator** pretends on the way back that rounding was not there. In PyTorch
-# it is one line: add the rounding error as a constant.
+# Training can move the weights to where the marks are. But rounding is a staircase: its derivative is zero almost
+# everywhere, and no gradient comes through. The **straight-through estimator** pretends on the way back that rounding was
+# not there. In PyTorch it is one line: add the rounding error as a constant.
 #
-# Then the step itself can be learned. Inside the range, $\hat x = s\cdot\mathrm{round}(x/s)$. Treat the rounding as the identity
-# when you differentiate, and the product rule gives
+# Then the step itself can be learned. Inside the range, $\hat x = s\cdot\mathrm{round}(x/s)$. Treat the rounding as the
+# identity when you differentiate, and the product rule gives
 #
 # $$\frac{\partial \hat x}{\partial s} = \mathrm{round}\!\left(\frac{x}{s}\right) - \frac{x}{s},$$
 #
-# and outside, where $\hat x = s\,q_{\text{last}}$, simply $q_{\text{last}}$. Numbers that are cut off pull the step up; how strongly
-# those inside pull depends on which side of their mark they lie. This is **learned step size quantization** (Esser et al. 2020).
+# and outside, where $\hat x = s\,q_{\text{last}}$, simply $q_{\text{last}}$. Numbers that are cut off pull the step up;
+# how strongly those inside pull depends on which side of their mark they lie. This is **learned step size quantization**
+# (Esser et al. 2020).
 
 
 # %%
@@ -592,8 +604,8 @@ def on_a_learned_ruler(x, step, low, high):
 
 
 # %% [markdown]
-# Check it three ways: the step's gradient against the formula, the gradient of $x$ against PyTorch's `fake_quantize`, and both against
-# the helper.
+# Check it three ways: the step's gradient against the formula, the gradient of $x$ against PyTorch's `fake_quantize`, and
+# both against the helper.
 
 # %%
 x = torch.linspace(-2, 2, 400, requires_grad=True)
@@ -617,12 +629,13 @@ gap = torch.cat([of_step, theirs - mine[0], helper[0] - mine[0]]).abs().max()
 run.claim("same-gradients", "Largest difference of a gradient from formula, helper and PyTorch", gap, at_most=1e-3)
 
 # %% [markdown]
-# Now the hardest case of this notebook: LeNet-5 with **two bits**, four marks, for every weight and every activation, the image
-# included. `learned=True` makes the steps parameters. (The helper trains the *logarithm* of each step's growth, so that no
-# optimizer can make a step negative.) `training.fit` trains it like any other network: it *is* an ordinary network.
+# Now the hardest case of this notebook: LeNet-5 with **two bits**, four marks, for every weight and every activation, the
+# image included. `learned=True` makes the steps parameters. (The helper trains the *logarithm* of each step's growth, so
+# that no optimizer can make a step negative.) `training.fit` trains it like any other network: it *is* an ordinary
+# network.
 #
-# Three arms: no training; training with the steps fixed where the MSE rule put them; training with learned steps. **Predict** the
-# three accuracies.
+# Three arms: no training; training with the steps fixed where the MSE rule put them; training with learned steps.
+# **Predict** the three accuracies.
 
 
 # %%
@@ -660,12 +673,14 @@ run.claim("two-bits", "Validation accuracy with 2 bits everywhere and learned st
 fixed = arms["2 bits, trained, fixed steps"]
 say(
     f"Four marks for a weight and four for an activation, and {learned:.2%} of the digits are read; learned steps end "
-    f"{100 * abs(learned - fixed):.2f} points {'above' if learned >= fixed else 'below'} fixed ones. One seed, {S.digit_epochs} epochs "
+    f"{100 * abs(learned - fixed):.2f} points {'above' if learned >= fixed else 'below'} fixed ones. One seed, "
+    f"{S.digit_epochs} epochs "
     f"of {S.train_digits:,} digits."
 )
 
 # %% [markdown]
-# How far did the steps move? Each weight has a step for every channel, each input one. Below: the factor by which they grew.
+# How far did the steps move? Each weight has a step for every channel, each input one. Below: the factor by which they
+# grew.
 
 # %%
 before, after = two_bits[True], trained[True]
@@ -680,8 +695,8 @@ pd.Series(growth).map("× {:.3f}".format).to_frame("mean growth of the steps")
 # %% [markdown]
 # ## 8. Four bits on photographs
 #
-# The photographs need more care, and their network has BatchNorm. Four bits for all weights and all activations; the first layer
-# and the last keep eight, as is usual: they are small, and everything passes through them.
+# The photographs need more care, and their network has BatchNorm. Four bits for all weights and all activations; the
+# first layer and the last keep eight, as is usual: they are small, and everything passes through them.
 #
 # **Predict** what is lost after training, in points.
 
@@ -713,17 +728,18 @@ photo_arms = {"32 bits": base["photographs"], "4 bits, not trained": accuracy(st
               "4 bits, trained": accuracy(four_bits, "photographs")}  # fmt: skip
 run.record("four_bits", photo_arms)
 say(
-    f"In 4 bits the photographs fall from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and training "
+    f"In 4 bits the photographs fall from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and "
+    "training "
     f"({S.photo_epochs} × {S.train_photos:,} images) brings them to {photo_arms['4 bits, trained']:.1%}."
 )
 
 # %% [markdown]
 # ### Where BatchNorm goes
 #
-# A processor that multiplies integers has no BatchNorm. In evaluation BatchNorm multiplies each channel by a constant $r$ and adds
-# another, so it can be **folded** into the convolution before it. With a step for each channel nothing is lost by that: the weight of
-# channel $c$ is $s_c q$, and $r_c s_c q$ has the same codes and the step $r_c s_c$. So train with BatchNorm as it is, and fold
-# afterwards:
+# A processor that multiplies integers has no BatchNorm. In evaluation BatchNorm multiplies each channel by a constant $r$
+# and adds another, so it can be **folded** into the convolution before it. With a step for each channel nothing is lost
+# by that: the weight of channel $c$ is $s_c q$, and $r_c s_c q$ has the same codes and the step $r_c s_c$. So train with
+# BatchNorm as it is, and fold afterwards:
 
 # %%
 folded = quantization.fold_batchnorm(four_bits, calibration["photographs"].inputs[:2])
@@ -733,9 +749,9 @@ run.claim("same-codes", "Codes of weights that folding BatchNorm changes", chang
 say(f"Accuracy with BatchNorm {accuracy(four_bits, 'photographs'):.2%}, folded {accuracy(folded, 'photographs'):.2%}.")
 
 # %% [markdown]
-# The trap: fold in *training* mode. There BatchNorm divides by the spread of the batch at hand, not by the constants that are
-# folded. Nothing crashes; the network just answers otherwise than the one that was trained. How much otherwise? The same
-# images, the same weights, the two modes. And what the helper says to it:
+# The trap: fold in *training* mode. There BatchNorm divides by the spread of the batch at hand, not by the constants that
+# are folded. Nothing crashes; the network just answers otherwise than the one that was trained. How much otherwise? The
+# same images, the same weights, the two modes. And what the helper says to it:
 
 # %%
 images, trap = calibration["photographs"].inputs[:50], deepcopy(four_bits).train()
@@ -751,8 +767,9 @@ except ValueError as error:
 # %% [markdown]
 # ## 9. The file, packed to the bit
 #
-# So far all of this was pretence: the weights are 32-bit floats that happen to lie on marks. A float that could be a 4-bit code
-# takes 32 bits. To be small, a file must hold the *codes*, packed without gaps. For four bits that is two codes a byte:
+# So far all of this was pretence: the weights are 32-bit floats that happen to lie on marks. A float that could be a
+# 4-bit code takes 32 bits. To be small, a file must hold the *codes*, packed without gaps. For four bits that is two
+# codes a byte:
 
 
 # %%
@@ -773,8 +790,8 @@ as_floats = 4 * inner_codes.size
 say(f"conv2: {inner_codes.size:,} weights, {as_floats:,} bytes as floats, {packed.nbytes:,} as pairs of codes.")
 
 # %% [markdown]
-# `packing.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero points,
-# the rulers of the inputs, biases. `write_sparse` would store floats. It says so instead:
+# `packing.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero
+# points, the rulers of the inputs, biases. `write_sparse` would store floats. It says so instead:
 
 # %%
 small = {"LeNet-5, 2 bits": trained[True], f"{S.net}, 4 bits": folded}
@@ -813,8 +830,10 @@ run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file,
 run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
 gained = weighed["codes"] - (weighed["file"] - weighed["steps"])  # what leaving out zeros saves, less all other parts
 say(
-    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy alone, put the "
-    f"numbers into a fresh network, and got the same logits, bit for bit. Steps, biases, a header and two layers of eight bits keep "
+    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy alone, "
+    "put the "
+    "numbers into a fresh network, and got the same logits, bit for bit. Steps, biases, a header and two layers of "
+    "eight bits keep "
     "the files from being 16 and 8 times smaller. "
     + " ".join(
         f"{name}: {saved:,.0f} bytes came back, because so many codes are zero that it pays to leave them out."
@@ -824,7 +843,8 @@ say(
 )
 
 # %% [markdown]
-# Smaller is not faster yet: these networks still multiply floats. Notebook 10 gives them to runtimes that multiply integers.
+# Smaller is not faster yet: these networks still multiply floats. Notebook 10 gives them to runtimes that multiply
+# integers.
 #
 # Now the test images, once for each network.
 
@@ -861,9 +881,9 @@ marks.set_index(["model", "method"])[["year", "error", "change", "seen"]].rename
 #
 # ## 10. Exercises
 #
-# **09.1 · Predict the file.** LeNet-5 with 6-bit weights, a step for each output channel, inputs in floating point. No processor has
-# a type of six bits; a file can. It has 430,500 weights, and 580 output channels with a bias each. How many bytes will it take?
-# Return your number; within one in a hundred is fine.
+# **09.1 · Predict the file.** LeNet-5 with 6-bit weights, a step for each output channel, inputs in floating point. No
+# processor has a type of six bits; a file can. It has 430,500 weights, and 580 output channels with a bias each. How many
+# bytes will it take? Return your number; within one in a hundred is fine.
 
 
 # %%
@@ -879,9 +899,9 @@ measured = packing.write_quantized(six_bits, run.scratch("exercise.pack")).bytes
 exercises.check("09.1", predicted_bytes, measured=measured)
 
 # %% [markdown]
-# **09.2 · A ruler for each row, with a zero point.** Weights are not always centred. Write an asymmetric quantizer with a scale and a
-# zero point for *each row* of a matrix. Codes run from 0 to $2^b - 1$, and 0 must be met exactly, also in a row whose numbers are
-# all positive. No row consists of zeros only.
+# **09.2 · A ruler for each row, with a zero point.** Weights are not always centred. Write an asymmetric quantizer with a
+# scale and a zero point for *each row* of a matrix. Codes run from 0 to $2^b - 1$, and 0 must be met exactly, also in a
+# row whose numbers are all positive. No row consists of zeros only.
 
 
 # %%
@@ -899,9 +919,9 @@ def quantize_rows(weight, bits):
 exercises.check("09.2", quantize_rows)
 
 # %% [markdown]
-# **09.3 · Sums of powers of two.** Additive powers of two keep the shifts and fill the gaps. With four bits for a magnitude, take one
-# number of each group and add them: $a \in \{0, 1, 2^{-2}, 2^{-4}\}$ and $b \in \{0, 2^{-1}, 2^{-3}, 2^{-5}\}$. Return the sixteen sums, rising, and
-# divided by the largest, so that they end at 1.
+# **09.3 · Sums of powers of two.** Additive powers of two keep the shifts and fill the gaps. With four bits for a
+# magnitude, take one number of each group and add them: $a \in \{0, 1, 2^{-2}, 2^{-4}\}$ and $b \in \{0, 2^{-1}, 2^{-3},
+# 2^{-5}\}$. Return the sixteen sums, rising, and divided by the largest, so that they end at 1.
 
 
 # %%
@@ -922,11 +942,13 @@ exercises.check("09.3", additive_levels)
 
 # %%
 say(
-    f"- **A bit of weight**: {slopes.mean():.1f} dB. A step for each channel: {gains['photographs']:.1f} dB on `{S.net}`. A zero point after "
+    f"- **A bit of weight**: {slopes.mean():.1f} dB. A step for each channel: {gains['photographs']:.1f} dB on "
+    f"`{S.net}`. A zero point after "
     f"ReLU: {gain:.1f} dB. The MSE range at 4 bits: {won[4]:.1f} dB on activations.\n"
     f"- **Untrained**: 8 bits everywhere change the photographs by {-100 * lost:+.1f} points; LeNet-5 "
     f"{first_loss('digits', 'weights and activations')}.\n"
-    f"- **Trained, LeNet-5 in 2 bits**: {100 * error_2bit:.2f} % test error (dense {100 * (1 - tests['lenet5-dense'].accuracy):.2f} %), "
+    f"- **Trained, LeNet-5 in 2 bits**: {100 * error_2bit:.2f} % test error (dense "
+    f"{100 * (1 - tests['lenet5-dense'].accuracy):.2f} %), "
     f"{files['LeNet-5, 2 bits'].bytes:,} bytes, {lenet_ratio:.1f} times smaller.\n"
     f"- **Trained, `{S.net}` in 4 bits**: {100 * tests[f'{S.net}-4bit'].accuracy:.2f} % (dense "
     f"{100 * tests[f'{S.net}-dense'].accuracy:.2f} %), {photo_ratio:.1f} times smaller."
@@ -971,12 +993,12 @@ run.finish()
 # - Fake quantization saves nothing. The file is small when the codes are packed, and it counts when it was read back.
 #
 # **Read**
-# - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for Efficient
-#   Integer-Arithmetic-Only Inference*: the affine ruler, and folding.
+# - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
+#   Efficient Integer-Arithmetic-Only Inference*: the affine ruler, and folding.
 # - Esser, McKinstry, Bablani, Appuswamy and Modha 2020, *Learned Step Size Quantization*.
 # - Han, Mao and Dally 2016, *Deep Compression*: codebooks by k-means.
 # - Li, Dong and Wang 2020, *Additive Powers-of-Two Quantization*.
-# - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network Quantization*: all of it,
-#   in order.
+# - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network
+#   Quantization*: all of it, in order.
 #
 # **Next**: notebook 10 gives integers to runtimes that multiply integers, and looks at the clock.

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # 10 · Quantize in practice: dynamic, static, QAT: is int8 really faster here?
 #
-# In notebook 09 the network only pretended: floats that happened to lie on marks. Now integers multiply integers. You compute a
-# layer that way by hand, hand the network to two libraries that do it for real, ONNX Runtime and torchao, and let the clock and
-# the file say what it brought. Some of it disappoints, and you will see why.
+# In notebook 09 the network only pretended: floats that happened to lie on marks. Now integers multiply integers. You
+# compute a layer that way by hand, hand the network to two libraries that do it for real, ONNX Runtime and torchao, and
+# let the clock and the file say what it brought. Some of it disappoints, and you will see why.
 #
 # **You will be able to**
 # - compute a convolution in integers, and get a runtime's numbers;
@@ -75,9 +75,10 @@ run = results.start("10_quantize_in_practice", profile=PROFILE, seed=SEED)
 say(results.timetable("10_quantize_in_practice"))
 
 # %% [markdown]
-# The settings. `calibration` training images show the networks what to expect; `draws` says how often a calibration set of each of
-# the sizes in `sizes` is drawn. `train` and `epochs` are the budget of the retraining in section 9, `probe` the images by which
-# single layers are judged, `timings` the rounds of the clock, and `compiled` whether PyTorch may compile (tens of seconds).
+# The settings. `calibration` training images show the networks what to expect; `draws` says how often a calibration set
+# of each of the sizes in `sizes` is drawn. `train` and `epochs` are the budget of the retraining in section 9, `probe`
+# the images by which single layers are judged, `timings` the rounds of the clock, and `compiled` whether PyTorch may
+# compile (tens of seconds).
 
 # %%
 S = results.settings(
@@ -104,13 +105,13 @@ say(f"`{S.net}` in floating point names {base:.1%} of {len(validation):,} valida
 # %% [markdown]
 # ## 1. First, BatchNorm goes
 #
-# An integer processor knows multiplication, addition, and little else. BatchNorm in evaluation multiplies channel $c$ by a constant
-# and adds another:
+# An integer processor knows multiplication, addition, and little else. BatchNorm in evaluation multiplies channel $c$ by
+# a constant and adds another:
 #
 # $$y_c = \gamma_c\,\frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \varepsilon}} + \beta_c .$$
 #
-# Here $\mu_c$ and $\sigma_c^2$ are the running mean and variance, $\gamma_c$ and $\beta_c$ the trained scale and shift, $\varepsilon$ a
-# tiny constant. The convolution before it multiplies anyway, so it can do that, too.
+# Here $\mu_c$ and $\sigma_c^2$ are the running mean and variance, $\gamma_c$ and $\beta_c$ the trained scale and shift,
+# $\varepsilon$ a tiny constant. The convolution before it multiplies anyway, so it can do that, too.
 
 
 # %%
@@ -122,8 +123,8 @@ def folded_weights(block):
 
 
 # %% [markdown]
-# PyTorch has `fuse_conv_bn_eval`, and our helper folds whole networks (and refuses one in training mode, see notebook 09). The
-# three must agree, and the network must not notice.
+# PyTorch has `fuse_conv_bn_eval`, and our helper folds whole networks (and refuses one in training mode, see notebook
+# 09). The three must agree, and the network must not notice.
 
 # %%
 folded = quantization.fold_batchnorm(net, TWO)
@@ -141,13 +142,13 @@ say(f"Folded, it names {training.evaluate(folded, validation).accuracy:.1%}.")
 # %% [markdown]
 # ## 2. One layer in integers
 #
-# A layer's input is a real number $s_x\,(q_x - z_x)$: scale, code, zero point. Its weight is $s_w\,q_w$, with one scale for each output
-# channel. The sum of their products is
+# A layer's input is a real number $s_x\,(q_x - z_x)$: scale, code, zero point. Its weight is $s_w\,q_w$, with one scale
+# for each output channel. The sum of their products is
 #
 # $$\sum s_x\,(q_x - z_x)\; s_w\,q_w = s_x s_w \sum (q_x - z_x)\,q_w ,$$
 #
-# and the sum on the right has whole numbers only. The bias becomes a whole number of steps $s_x s_w$. At the end the result gets the
-# output's scale $s_y$ and zero point $z_y$:
+# and the sum on the right has whole numbers only. The bias becomes a whole number of steps $s_x s_w$. At the end the
+# result gets the output's scale $s_y$ and zero point $z_y$:
 #
 # $$q_y = \mathrm{clamp}\!\left(\mathrm{round}\!\left(\frac{s_x s_w}{s_y}\Big(\sum (q_x - z_x)\,q_w + q_b\Big)\right) + z_y,\; 0,\; 255\right).$$
 #
@@ -165,10 +166,10 @@ def integer_convolution(x, n):
 
 
 # %% [markdown]
-# Where do the numbers come from? We let ONNX Runtime find them. `deploy.quantize_static` takes an ONNX file and training images,
-# runs the images through it, notes the range of each tensor, and writes a file with integers. (It calls ONNX Runtime's own
-# quantizer, and checks that no weight stayed behind in floating point.) Here the file is one block of the network, a convolution and
-# its ReLU, and the images are what reaches that block.
+# Where do the numbers come from? We let ONNX Runtime find them. `deploy.quantize_static` takes an ONNX file and training
+# images, runs the images through it, notes the range of each tensor, and writes a file with integers. (It calls ONNX
+# Runtime's own quantizer, and checks that no weight stayed behind in floating point.) Here the file is one block of the
+# network, a convolution and its ReLU, and the images are what reaches that block.
 
 # %%
 block = folded.res1.block1
@@ -180,8 +181,8 @@ stored = {t.name: torch.tensor(onnx.numpy_helper.to_array(t)) for t in onnx.load
 pd.Series({name: f"{tuple(t.shape)} {t.dtype}" for name, t in stored.items()}, name="stored in the file").to_frame()
 
 # %% [markdown]
-# Input and output have codes without a sign (uint8), the weights with one (int8), the bias 32 bits. **Predict**: how many of the
-# output's codes will differ between our function and the runtime? And where did the ReLU go?
+# Input and output have codes without a sign (uint8), the weights with one (int8), the bias 32 bits. **Predict**: how many
+# of the output's codes will differ between our function and the runtime? And where did the ReLU go?
 
 # %%
 weight = next(name for name in stored if name.endswith("weight_quantized")).removesuffix("_quantized")
@@ -211,8 +212,8 @@ say(
 # %% [markdown]
 # ## 3. The whole network, after training
 #
-# **Predict** three numbers: the points lost, how many times smaller the file gets, and how much faster it will be at batch 64. (The
-# third is measured in section 7.)
+# **Predict** three numbers: the points lost, how many times smaller the file gets, and how much faster it will be at
+# batch 64. (The third is measured in section 7.)
 
 
 # %%
@@ -243,13 +244,14 @@ run.record("static", {"float32": base, "int8": static, "times_smaller": ratio})
 run.claim("int8-static", "Validation accuracy lost by int8 in ONNX Runtime", lost, at_most=0.015)
 run.claim("int8-file", "Times smaller than the float32 file", ratio, at_least=3.8 if S.net == "cifar_base" else 3.2)
 say(
-    f"{100 * lost:+.2f} points lost without a minute of training, and a file {ratio:.2f} times smaller. Not 4 times: scales, biases of four "
+    f"{100 * lost:+.2f} points lost without a minute of training, and a file {ratio:.2f} times smaller. Not 4 times: "
+    "scales, biases of four "
     "bytes, and the graph itself do not shrink."
 )
 
 # %% [markdown]
-# The trap of a nominal 4: a library can *pretend* to quantize and store floats all the same. So look into the file. Which types take
-# its bytes?
+# The trap of a nominal 4: a library can *pretend* to quantize and store floats all the same. So look into the file. Which
+# types take its bytes?
 
 
 # %%
@@ -266,8 +268,8 @@ pd.DataFrame({"float32 file": bytes_by_type(graph), "int8 file": bytes_by_type(i
 # %% [markdown]
 # ## 4. Calibration: how many images, and which?
 #
-# Weights can be measured in peace; the ranges of activations depend on the images that went by. **Predict** how many it takes: one,
-# ten, a hundred? And what happens if they are the wrong ones?
+# Weights can be measured in peace; the ranges of activations depend on the images that went by. **Predict** how many it
+# takes: one, ten, a hundred? And what happens if they are the wrong ones?
 
 
 # %%
@@ -309,11 +311,11 @@ plots.show(
 )
 
 # %% [markdown]
-# Each photograph brings many thousands of activations, and a layer's range is the same for all of them; so few photographs go far, if
-# they are like those to come. Now sets that are not: one class only, photographs nobody standardized (pixels from 0 to 1),
-# photographs four times too bright, noise, one grey image. And the two rules by which ONNX
-# Runtime makes a range of what it saw: all of it, or all but 0.001 % of it. (It has a third, *entropy*; with the number of
-# bins that its function asks for, that one tries a single range, and it is the whole one.)
+# Each photograph brings many thousands of activations, and a layer's range is the same for all of them; so few
+# photographs go far, if they are like those to come. Now sets that are not: one class only, photographs nobody
+# standardized (pixels from 0 to 1), photographs four times too bright, noise, one grey image. And the two rules by which
+# ONNX Runtime makes a range of what it saw: all of it, or all but 0.001 % of it. (It has a third, *entropy*; with the
+# number of bins that its function asks for, that one tries a single range, and it is the whole one.)
 
 # %%
 good = calibration.inputs[: max(S.sizes[-1], 16)]
@@ -361,7 +363,8 @@ say(
     )
     + f"Frogs alone cost {points['frogs only']:.2f} points"
     + (": the ranges of one class are nearly those of all. " if points["frogs only"] <= 1 else ". ")
-    + f"Ranges four times too long cost {points['four times too bright']:.2f} points, those of one grey image {points['one grey image']:.1f}. "
+    + f"Ranges four times too long cost {points['four times too bright']:.2f} points, those of one grey image "
+    f"{points['one grey image']:.1f}. "
     + (
         "Too long costs two of the eight bits; too short cuts off what the network needs."
         if points["one grey image"] > points["four times too bright"]
@@ -381,10 +384,10 @@ except ValueError as error:
 # %% [markdown]
 # ## 5. The same in PyTorch: PT2E
 #
-# torchao does it in four steps, called **PT2E** (for PyTorch 2 export). *Export* turns the module into a graph of PyTorch's basic
-# operators. *Prepare* folds BatchNorm and puts an observer at each edge that shall be quantized; a *quantizer* knows which edges a
-# kind of processor wants, here an x86 CPU's. Then *calibrate*: run images. *Convert* replaces observers by pairs of quantize and
-# dequantize, and stores weights in int8.
+# torchao does it in four steps, called **PT2E** (for PyTorch 2 export). *Export* turns the module into a graph of
+# PyTorch's basic operators. *Prepare* folds BatchNorm and puts an observer at each edge that shall be quantized; a
+# *quantizer* knows which edges a kind of processor wants, here an x86 CPU's. Then *calibrate*: run images. *Convert*
+# replaces observers by pairs of quantize and dequantize, and stores weights in int8.
 
 
 # %%
@@ -417,7 +420,8 @@ runtimes = [training.predict(model, validation.inputs).argmax(1) for model in (i
 same = (runtimes[0] == runtimes[1]).float().mean().item()
 run.claim("int8-pt2e", "Validation accuracy lost by int8 in PT2E", base - torchs, at_most=0.015)
 say(
-    f"PT2E loses {100 * (base - torchs):+.2f} points. The two libraries give the same answer to {same:.1%} of the photographs; they round at "
+    f"PT2E loses {100 * (base - torchs):+.2f} points. The two libraries give the same answer to {same:.1%} of the "
+    "photographs; they round at "
     "other places."
 )
 
@@ -446,19 +450,21 @@ run.claim(
 say(
     f"It holds {everything:,} bytes, the network held {dense_bytes:,}. "
     + ("That is *more*: the int8 weights came, and the float weights never left. " if everything > dense_bytes else "")
-    + f"What the graph reads takes {read:,} bytes, {dense_bytes / read:.2f} times less. Save the graph's `state_dict`, and you save the leftovers, too: "
+    + f"What the graph reads takes {read:,} bytes, {dense_bytes / read:.2f} times less. Save the graph's `state_dict`, "
+    "and you save the leftovers, too: "
     "a file of a quantized network is small when you have looked."
 )
 
 # %% [markdown]
-# Small already, but not fast yet: such a graph *describes* integer arithmetic, and run as it is, it rounds and computes in floats.
-# `torch.compile` turns the description into integer kernels. That needs a C++ compiler and tens of seconds, so only the full profile
-# does it (section 7).
+# Small already, but not fast yet: such a graph *describes* integer arithmetic, and run as it is, it rounds and computes
+# in floats. `torch.compile` turns the description into integer kernels. That needs a C++ compiler and tens of seconds, so
+# only the full profile does it (section 7).
 #
 # ## 6. Which layer hurts?
 #
-# When the loss is too large, do not give up eight bits everywhere: find out who is to blame. Quantize one layer at a time, its weights
-# and its input, and measure the noise in the logits: the mean square of their change, relative to their own.
+# When the loss is too large, do not give up eight bits everywhere: find out who is to blame. Quantize one layer at a
+# time, its weights and its input, and measure the noise in the logits: the mean square of their change, relative to their
+# own.
 #
 # **Predict**: which layer is worst? And is the noise of all layers together the sum of the single ones?
 
@@ -493,27 +499,31 @@ plots.show(fig, alt=f"Noise by layer. {plots.in_words(share, '{:.0f}')}", table=
 additive = {bits: together[bits] / single[bits].sum() for bits in single}
 step = np.mean(10 * np.log10(single[4] / single[8]))
 say(
-    f"All layers together make {additive[8]:.2f} times the sum of the single noises with 8 bits, and {additive[4]:.2f} times with 4. "
+    f"All layers together make {additive[8]:.2f} times the sum of the single noises with 8 bits, and {additive[4]:.2f} "
+    "times with 4. "
     + (
-        "Small errors add up as independent noise does, so measuring one layer at a time tells you what a mixture will cost. "
+        "Small errors add up as independent noise does, so measuring one layer at a time tells you what a mixture will "
+        "cost. "
         if 0.7 <= additive[8] <= 1.4
         else "They do not simply add up here: the layers' errors are not independent. "
     )
     + f"Four bits fewer add {step:.1f} dB; at 6.02 dB a bit it should be 24.1. The first and the last layer make "
     f"{share.loc[[layers[0], layers[-1]], '4 bits'].sum():.0f} % of the noise and hold "
-    f"{sum(net.get_submodule(n).weight.numel() for n in (layers[0], layers[-1])) / measure.count_weights(net):.1%} of the weights: "
+    f"{sum(net.get_submodule(n).weight.numel() for n in (layers[0], layers[-1])) / measure.count_weights(net):.1%} of "
+    "the weights: "
     "keeping those two in eight bits is cheap."
 )
 
 # %% [markdown]
 # ## 7. The clock
 #
-# An x86 processor with **VNNI** has one instruction that multiplies four *unsigned* bytes by four *signed* bytes and adds the products
-# to a 32-bit sum, where it would multiply one pair of floats. So that instruction promises a factor of four (units for whole
-# matrices, as AMX, promise more), and the types matter: unsigned activations, signed weights. Any other pair must first be turned
-# into something that the processor has.
+# An x86 processor with **VNNI** has one instruction that multiplies four *unsigned* bytes by four *signed* bytes and adds
+# the products to a 32-bit sum, where it would multiply one pair of floats. So that instruction promises a factor of four
+# (units for whole matrices, as AMX, promise more), and the types matter: unsigned activations, signed weights. Any other
+# pair must first be turned into something that the processor has.
 #
-# **Predict** the speed of three pairs, activations × weights, against float32 in the *same* runtime: u8 × s8, u8 × u8, s8 × s8.
+# **Predict** the speed of three pairs, activations × weights, against float32 in the *same* runtime: u8 × s8, u8 × u8, s8
+# × s8.
 
 # %%
 capabilities = torch.cpu.get_capabilities()
@@ -532,8 +542,8 @@ say(
 )
 
 # %% [markdown]
-# And against PyTorch as one writes it (*eager*), which is what many a report of a speed-up compares with. In the full profile PT2E's
-# graph is compiled, too.
+# And against PyTorch as one writes it (*eager*), which is what many a report of a speed-up compares with. In the full
+# profile PT2E's graph is compiled, too.
 
 
 # %%
@@ -571,15 +581,17 @@ elif VNNI:  # the upper end: on a busy machine the interval is wide, and noise a
               right.interval[1], at_least=1.1, timing=True)  # fmt: skip
 # %%
 say(
-    f"At batch {large}, u8 × s8 runs {right.ratio:.2f} times as fast as float32 in the same runtime, and {against_eager:.1f} times as fast as eager "
-    f"PyTorch; a factor of {1 / eager.ratio:.1f} of that is the runtime alone. At batch {S.batches[0]} it is {clock[S.batches[0]]['int8, u8 × s8'].ratio:.2f}. "
+    f"At batch {large}, u8 × s8 runs {right.ratio:.2f} times as fast as float32 in the same runtime, and "
+    f"{against_eager:.1f} times as fast as eager "
+    f"PyTorch; a factor of {1 / eager.ratio:.1f} of that is the runtime alone. At batch {S.batches[0]} it is "
+    f"{clock[S.batches[0]]['int8, u8 × s8'].ratio:.2f}. "
     f"The slowest pair, {wrong.name.removeprefix('int8, ')}, reaches {wrong.ratio:.2f}"
     + (': slower than floats. The word "int8" promises nothing.' if wrong.verdict == "slower" else ".")
 )
 
 # %% [markdown]
-# Where does the time go? ONNX Runtime can say how long each kind of operator took. `QLinearConv` is a convolution in integers;
-# `QuantizeLinear` and `DequantizeLinear` are the fees at the borders between integers and floats.
+# Where does the time go? ONNX Runtime can say how long each kind of operator took. `QLinearConv` is a convolution in
+# integers; `QuantizeLinear` and `DequantizeLinear` are the fees at the borders between integers and floats.
 
 # %%
 spent = pd.DataFrame(
@@ -594,16 +606,18 @@ convolutions = {name: sum(spent.loc[spent.index.str.contains("Conv"), name]) for
 conv_ratio = convolutions["float32"] / convolutions["int8, u8 × s8"]
 rest = {name: spent[name].sum() - convolutions[name] for name in ("float32", "int8, u8 × s8")}
 say(
-    f"The convolutions alone run {conv_ratio:.1f} times as fast in integers. All other operators took {rest['float32']:.2f} ms and take "
-    f"{rest['int8, u8 × s8']:.2f}, which is {rest['int8, u8 × s8'] / spent['int8, u8 × s8'].sum():.0%} of the integer network's time (Amdahl's law, notebook 01)."
+    f"The convolutions alone run {conv_ratio:.1f} times as fast in integers. All other operators took "
+    f"{rest['float32']:.2f} ms and take "
+    f"{rest['int8, u8 × s8']:.2f}, which is {rest['int8, u8 × s8'] / spent['int8, u8 × s8'].sum():.0%} of the integer "
+    "network's time (Amdahl's law, notebook 01)."
 )
 
 # %% [markdown]
 # ## 8. Dynamic: for networks that mostly read weights
 #
-# A recurrent network applies one matrix again and again, to one vector at a time. It spends its time reading weights, and its states
-# have no fixed range. **Dynamic quantization** stores the weights in int8, and finds the range of the activations while it runs, for each
-# batch anew. No calibration. Here is a linear layer that does it:
+# A recurrent network applies one matrix again and again, to one vector at a time. It spends its time reading weights, and
+# its states have no fixed range. **Dynamic quantization** stores the weights in int8, and finds the range of the
+# activations while it runs, for each batch anew. No calibration. Here is a linear layer that does it:
 
 
 # %%
@@ -619,8 +633,8 @@ def dynamic_linear(x, weight, bias):
 
 
 # %% [markdown]
-# ONNX Runtime's own function takes one line, after `quant_pre_process`, which computes whatever is constant in the graph. The network is
-# LeNet-300-100, three linear layers on MNIST's digits.
+# ONNX Runtime's own function takes one line, after `quant_pre_process`, which computes whatever is constant in the graph.
+# The network is LeNet-300-100, three linear layers on MNIST's digits.
 
 
 # %%
@@ -655,8 +669,8 @@ run.claim(
 )
 
 # %% [markdown]
-# One thing about dynamic quantization is easily overlooked. The range is that of the *batch*. **Predict**: does an image get the same
-# logits alone and among others?
+# One thing about dynamic quantization is easily overlooked. The range is that of the *batch*. **Predict**: does an image
+# get the same logits alone and among others?
 
 # %%
 alone = training.predict(in_runtime(small_file), digits.inputs[:64], batch_size=1)
@@ -665,14 +679,17 @@ run.record(
     "batch_matters", {"logits_changed": moved, "answers_changed": int((alone.argmax(1) != whole.argmax(1)).sum())}
 )
 say(
-    f"{moved:.0%} of the logits change with the neighbours in the batch; {int((alone.argmax(1) != whole.argmax(1)).sum())} of 64 answers do. "
-    "What the network says of an image depends on who happens to stand beside it: remember that when a test is not reproducible."
+    f"{moved:.0%} of the logits change with the neighbours in the batch; "
+    f"{int((alone.argmax(1) != whole.argmax(1)).sum())} of 64 answers do. "
+    "What the network says of an image depends on who happens to stand beside it: remember that when a test is not "
+    "reproducible."
 )
 
 # %% [markdown]
-# Now the LSTM that judges film reviews. Its own `forward` cuts each batch to its longest text, which a graph cannot express; so we export
-# a twin that always reads all 250 tokens. (Padding changes nothing.) PyTorch's new exporter, which `export_onnx` uses, traces all 250 steps
-# one by one and takes minutes; the old one knows what an LSTM is. So this file is exported the old way, and checked here.
+# Now the LSTM that judges film reviews. Its own `forward` cuts each batch to its longest text, which a graph cannot
+# express; so we export a twin that always reads all 250 tokens. (Padding changes nothing.) PyTorch's new exporter, which
+# `export_onnx` uses, traces all 250 steps one by one and takes minutes; the old one knows what an LSTM is. So this file
+# is exported the old way, and checked here.
 
 
 # %%
@@ -735,12 +752,16 @@ run.claim(
     at_least=3,
 )
 say(
-    f"The LSTM's file shrinks {rows['LSTM']['times smaller']:.1f} times, and the reason is not the LSTM: its matrix of word vectors is "
-    f'{table_bytes / lstm_file.stat().st_size:.0%} of the file. ONNX Runtime rounds that table, too; many a library leaves it alone, and then a "quantized" text '
-    f"classifier keeps nearly all its bytes. On the clock the LSTM is *{rows['LSTM']['verdict']}* ({rows['LSTM']['times faster']:.2f}), the linear network "
+    f"The LSTM's file shrinks {rows['LSTM']['times smaller']:.1f} times, and the reason is not the LSTM: its matrix of "
+    "word vectors is "
+    f"{table_bytes / lstm_file.stat().st_size:.0%} of the file. ONNX Runtime rounds that table, too; many a library "
+    'leaves it alone, and then a "quantized" text '
+    f"classifier keeps nearly all its bytes. On the clock the LSTM is *{rows['LSTM']['verdict']}* "
+    f"({rows['LSTM']['times faster']:.2f}), the linear network "
     f"*{rows['LeNet-300-100']['verdict']}* ({rows['LeNet-300-100']['times faster']:.2f}). "
     + (
-        f"With {lstm.encoder.recurrent.in_features} units, to measure and round the state takes at least as long as the small matrix saves; dynamic quantization is made for large ones."
+        f"With {lstm.encoder.recurrent.in_features} units, to measure and round the state takes at least as long as the "
+        "small matrix saves; dynamic quantization is made for large ones."
         if rows["LSTM"]["times faster"] <= 1
         else ""
     )
@@ -749,8 +770,9 @@ say(
 # %% [markdown]
 # ## 9. Four bits
 #
-# **Weights only.** ONNX can store int4, two weights a byte. No CPU here multiplies four bits; the runtime unpacks them when it opens the
-# file. So four bits are for the *file*, and for memory traffic where a kernel unpacks on the fly, as those for language models do.
+# **Weights only.** ONNX can store int4, two weights a byte. No CPU here multiplies four bits; the runtime unpacks them
+# when it opens the file. So four bits are for the *file*, and for memory traffic where a kernel unpacks on the fly, as
+# those for language models do.
 
 # %%
 int4 = deploy.quantize_static(graph, calibration, run.scratch("int4.onnx"), weights="int4")
@@ -766,14 +788,16 @@ run.claim(
     at_least=7 if S.net == "cifar_base" else 5,
 )
 say(
-    f"The file is {ratio4:.1f} times smaller and loses {100 * (base - weights_only):.1f} points (activations in 8 bits). The ranges are min/max, as everywhere in that "
-    f"tool. With the ranges of notebook 09, which minimize the squared error, 4-bit weights alone lose {100 * (base - mse_accuracy):.1f}."
+    f"The file is {ratio4:.1f} times smaller and loses {100 * (base - weights_only):.1f} points (activations in 8 bits). "
+    "The ranges are min/max, as everywhere in that "
+    "tool. With the ranges of notebook 09, which minimize the squared error, 4-bit weights alone lose "
+    f"{100 * (base - mse_accuracy):.1f}."
 )
 
 # %% [markdown]
-# **Everything in four bits** needs training: **QAT**, quantization-aware training. Notebook 09 built it. PT2E does it with
-# `prepare_qat_pt2e`, whose observers follow the ranges with a moving average while the network learns. Its quantizer describes eight
-# bits; a description of our own says four (and eight for the first and the last layer).
+# **Everything in four bits** needs training: **QAT**, quantization-aware training. Notebook 09 built it. PT2E does it
+# with `prepare_qat_pt2e`, whose observers follow the ranges with a moving average while the network learns. Its quantizer
+# describes eight bits; a description of our own says four (and eight for the first and the last layer).
 
 
 # %%
@@ -796,13 +820,14 @@ def config(bits):
 
 
 # %% [markdown]
-# Now BatchNorm, the trap of QAT. While the network trains, BatchNorm divides by the spread of the *batch*; when it runs, by the running
-# statistics, and those are what is folded. PT2E folds in a way that learns: it rounds the weights *as they will be after folding*, and
-# divides again before BatchNorm. And an exported graph does not know `eval()`: its mode was fixed when it was exported. So export in
-# training mode, and switch the graph explicitly before you convert or measure. Forget it, and nothing crashes.
+# Now BatchNorm, the trap of QAT. While the network trains, BatchNorm divides by the spread of the *batch*; when it runs,
+# by the running statistics, and those are what is folded. PT2E folds in a way that learns: it rounds the weights *as they
+# will be after folding*, and divides again before BatchNorm. And an exported graph does not know `eval()`: its mode was
+# fixed when it was exported. So export in training mode, and switch the graph explicitly before you convert or measure.
+# Forget it, and nothing crashes.
 #
-# A second trap of the same kind: the observers do not know either when training is over. Run test images through the graph, and the
-# ranges move, towards the test images. `disable_observer` stops them.
+# A second trap of the same kind: the observers do not know either when training is over. Run test images through the
+# graph, and the ranges move, towards the test images. `disable_observer` stops them.
 
 # %%
 with warnings.catch_warnings():
@@ -854,10 +879,12 @@ pd.Series(arms).map("{:.1%}".format).to_frame("validation accuracy")
 learned = results.measurements("09_quantize_from_scratch", "four_bits", profile=PROFILE).get(SEED)
 say(
     f"Training ({S.epochs} × {S.train:,} images) brings four bits from {arms['4 bits, not trained, min/max']:.1%} to "
-    f"{right_mode:.1%}. Left in training mode, the same network, in batches of ten, names {wrong_mode:.1%}: each photograph is judged by the "
+    f"{right_mode:.1%}. Left in training mode, the same network, in batches of ten, names {wrong_mode:.1%}: each "
+    "photograph is judged by the "
     "statistics of its neighbours."
     + (
-        f" Notebook 09, with learned steps and its own budget, reached {learned['4 bits, trained']:.1%} from {learned['32 bits']:.1%}."
+        f" Notebook 09, with learned steps and its own budget, reached {learned['4 bits, trained']:.1%} from "
+        f"{learned['32 bits']:.1%}."
         if learned
         else ""
     )
@@ -866,7 +893,8 @@ say(
 # %% [markdown]
 # ## 10. Reading old code
 #
-# Most quantization code that you will find was written for `torch.ao.quantization`. It had two modes. **Eager mode** replaces modules:
+# Most quantization code that you will find was written for `torch.ao.quantization`. It had two modes. **Eager mode**
+# replaces modules:
 #
 # ```python
 # model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
@@ -876,8 +904,9 @@ say(
 # model = torch.ao.quantization.convert(model)                                  # int8 modules
 # ```
 #
-# The model needs `QuantStub()` and `DeQuantStub()` in its `forward`, where integers begin and end, and a `FloatFunctional` in place of each
-# `+`. Whoever forgets one gets an error at best. **FX mode** traced the module and put all of that in by itself:
+# The model needs `QuantStub()` and `DeQuantStub()` in its `forward`, where integers begin and end, and a
+# `FloatFunctional` in place of each `+`. Whoever forgets one gets an error at best. **FX mode** traced the module and put
+# all of that in by itself:
 #
 # ```python
 # prepared = prepare_fx(model.eval(), get_default_qconfig_mapping("x86"), example_inputs)
@@ -930,8 +959,10 @@ run.claim(
     "ported", "Fraction of photographs to which FX mode and its port to PT2E give the same answer", agree, at_least=0.9
 )
 say(
-    f"FX mode names {old_accuracy:.1%}, PT2E {torchs:.1%}, and they agree on {agree:.1%} of the photographs. (Eager mode's dynamic LeNet-300-100 reads {old_digits:.1%} of the digits, ONNX "
-    "Runtime's the same within rounding.) One thing was lost on the way: the old result ran integer kernels at once, the new one is a description that wants a compiler or "
+    f"FX mode names {old_accuracy:.1%}, PT2E {torchs:.1%}, and they agree on {agree:.1%} of the photographs. (Eager "
+    f"mode's dynamic LeNet-300-100 reads {old_digits:.1%} of the digits, ONNX "
+    "Runtime's the same within rounding.) One thing was lost on the way: the old result ran integer kernels at once, the "
+    "new one is a description that wants a compiler or "
     "another runtime."
 )
 
@@ -986,9 +1017,9 @@ else:
 # %% [markdown]
 # ## 12. Exercises
 #
-# **10.1 · Predict the sum.** In section 2, each output of `res1.block1` is a sum of `terms` products: a code minus the zero point (at
-# most 255), times a weight's code (at most 127 in magnitude). How large, in magnitude, is the largest sum that occurs in 50
-# photographs? Within a factor of 4 is fine. (Then ask yourself whether 16 bits would do.)
+# **10.1 · Predict the sum.** In section 2, each output of `res1.block1` is a sum of `terms` products: a code minus the
+# zero point (at most 255), times a weight's code (at most 127 in magnitude). How large, in magnitude, is the largest sum
+# that occurs in 50 photographs? Within a factor of 4 is fine. (Then ask yourself whether 16 bits would do.)
 
 
 # %%
@@ -1003,10 +1034,11 @@ terms = numbers["weight"][0].numel()
 exercises.check("10.1", largest_sum, terms=terms, measured=float(sums.abs().max()))
 
 # %% [markdown]
-# **10.2 · No floats at all.** The factor $M = s_x s_w / s_y$ is a float, but a processor without floating point can multiply by it, too: by a
-# whole number $m$ of 31 bits and a shift by $n$ bits to the right, $M \approx m\,2^{-n}$ with $2^{30} \le m < 2^{31}$. Write `requantize`: it takes
-# sums (a tensor of int64), a Python float $M$ below 1 and a zero point, and returns codes from 0 to 255 as uint8. Round to the
-# nearest: add half of $2^n$ before you shift. Between the input and the output, whole numbers only.
+# **10.2 · No floats at all.** The factor $M = s_x s_w / s_y$ is a float, but a processor without floating point can
+# multiply by it, too: by a whole number $m$ of 31 bits and a shift by $n$ bits to the right, $M \approx m\,2^{-n}$ with
+# $2^{30} \le m < 2^{31}$. Write `requantize`: it takes sums (a tensor of int64), a Python float $M$ below 1 and a zero
+# point, and returns codes from 0 to 255 as uint8. Round to the nearest: add half of $2^n$ before you shift. Between the
+# input and the output, whole numbers only.
 
 
 # %%
@@ -1025,10 +1057,11 @@ def requantize(sums, factor, zero):
 exercises.check("10.2", requantize)
 
 # %% [markdown]
-# **10.3 · Feed it bytes.** A camera delivers bytes $p$ from 0 to 255, and our networks want $(p/255 - \mu)/\sigma$. Somebody has to compute that, in
-# floats, for each pixel. Fold it into the first layer instead, as section 1 folded BatchNorm: return weight and bias of a linear layer
-# that takes the bytes as they are and gives the same outputs. (The bytes then need no quantizer: they *are* codes, with scale 1. In a
-# convolution with padding it is not exact at the border. Why?)
+# **10.3 · Feed it bytes.** A camera delivers bytes $p$ from 0 to 255, and our networks want $(p/255 - \mu)/\sigma$.
+# Somebody has to compute that, in floats, for each pixel. Fold it into the first layer instead, as section 1 folded
+# BatchNorm: return weight and bias of a linear layer that takes the bytes as they are and gives the same outputs. (The
+# bytes then need no quantizer: they *are* codes, with scale 1. In a convolution with padding it is not exact at the
+# border. Why?)
 
 
 # %%
@@ -1046,11 +1079,15 @@ exercises.check("10.3", for_bytes)
 
 # %%
 say(
-    f"- **int8 after training**: ONNX Runtime {100 * lost_on_test[f'{S.net}-int8']:+.2f} points lost on test, PT2E {100 * lost_on_test[f'{S.net}-int8-pt2e']:+.2f}; the file "
+    f"- **int8 after training**: ONNX Runtime {100 * lost_on_test[f'{S.net}-int8']:+.2f} points lost on test, PT2E "
+    f"{100 * lost_on_test[f'{S.net}-int8-pt2e']:+.2f}; the file "
     f"{ratio:.2f} times smaller.\n"
-    f"- **Calibration**: {f'{enough} images suffice' if enough else 'no size sufficed'}; the worst set costs {points[worst]:.1f} points.\n"
-    f"- **Speed** at batch {large}: {right.ratio:.2f} times float32 in the same runtime, {against_eager:.1f} times eager; the worst pair of types {wrong.ratio:.2f}.\n"
-    f"- **Dynamic**: LSTM {rows['LSTM']['times smaller']:.1f} times smaller, {rows['LSTM']['points lost']:+.2f} points lost, {rows['LSTM']['times faster']:.2f} times as fast.\n"
+    f"- **Calibration**: {f'{enough} images suffice' if enough else 'no size sufficed'}; the worst set costs "
+    f"{points[worst]:.1f} points.\n"
+    f"- **Speed** at batch {large}: {right.ratio:.2f} times float32 in the same runtime, {against_eager:.1f} times "
+    f"eager; the worst pair of types {wrong.ratio:.2f}.\n"
+    f"- **Dynamic**: LSTM {rows['LSTM']['times smaller']:.1f} times smaller, {rows['LSTM']['points lost']:+.2f} points "
+    f"lost, {rows['LSTM']['times faster']:.2f} times as fast.\n"
     f"- **4 bits**: {100 * lost_on_test[f'{S.net}-4bit-pt2e']:+.2f} points lost on test after training."
 )
 
@@ -1080,11 +1117,12 @@ run.finish()
 # - Four bits make files small. They make nothing faster where no kernel multiplies four bits.
 #
 # **Read**
-# - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for Efficient
-#   Integer-Arithmetic-Only Inference*: sections 2 and 3 are sections 1, 2 and 9 here.
+# - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
+#   Efficient Integer-Arithmetic-Only Inference*: sections 2 and 3 are sections 1, 2 and 9 here.
 # - Krishnamoorthi 2018, *Quantizing Deep Convolutional Networks for Efficient Inference: A Whitepaper*.
-# - Wu, Judd, Zhang, Isaev and Micikevicius 2020, *Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation*: calibration,
-#   and one layer at a time.
-# - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network Quantization*.
+# - Wu, Judd, Zhang, Isaev and Micikevicius 2020, *Integer Quantization for Deep Learning Inference: Principles and
+#   Empirical Evaluation*: calibration, and one layer at a time.
+# - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network
+#   Quantization*.
 #
 # **Next**: notebook 11 lets a large network teach a small one.

@@ -9,10 +9,10 @@
 # %% [markdown]
 # # 11 · Distil: what does a teacher add?
 #
-# A label says: seven. A trained network says: seven, a little like a one, nothing like an eight. That is more, and a small
-# network can learn from it: **distillation**. Here you write its losses, measure what the temperature is for, and let
-# teachers train students on digits, photographs and reviews. Beside each of them stands a student that saw the very same
-# inputs and had the labels alone.
+# A label says: seven. A trained network says: seven, a little like a one, nothing like an eight. That is more, and a
+# small network can learn from it: **distillation**. Here you write its losses, measure what the temperature is for, and
+# let teachers train students on digits, photographs and reviews. Beside each of them stands a student that saw the very
+# same inputs and had the labels alone.
 #
 # **You will be able to**
 # - write the soft-target loss, and derive and measure why it is multiplied by the square of the temperature;
@@ -63,9 +63,9 @@ run = results.start("11_distill", profile=PROFILE, seed=SEED)
 say(results.timetable("11_distill"))
 
 # %% [markdown]
-# The settings. Sections 6, 9, 10 and 13 train many tiny students on `digits` digits, with several `seeds` in every profile.
-# Section 7 is Hinton's experiment: `hinton` digits, and `extra` teachers beside the trained LeNet-5. Digits are moved by up
-# to `pixels`. Section 11 uses photographs, section 12 reviews.
+# The settings. Sections 6, 9, 10 and 13 train many tiny students on `digits` digits, with several `seeds` in every
+# profile. Section 7 is Hinton's experiment: `hinton` digits, and `extra` teachers beside the trained LeNet-5. Digits are
+# moved by up to `pixels`. Section 11 uses photographs, section 12 reviews.
 
 # %%
 S = results.settings(
@@ -122,8 +122,8 @@ def softened(logits, temperature):
 
 
 # %% [markdown]
-# **Predict.** LeNet-5 was trained on labels that are 0 or 1. Take the digit that it reads correctly with the strongest second
-# thoughts: how much probability does the runner-up get at $T = 1$, and how much at $T = 4$?
+# **Predict.** LeNet-5 was trained on labels that are 0 or 1. Take the digit that it reads correctly with the strongest
+# second thoughts: how much probability does the runner-up get at $T = 1$, and how much at $T = 4$?
 
 # %%
 said = training.predict(lenet, unseen.inputs)
@@ -191,8 +191,8 @@ run.claim("same-loss", "Largest relative difference of three ways to compute the
 
 # %% [markdown]
 # PyTorch's own function is `F.kl_div`, and it has two traps. It wants the *logarithm* of the student's answers first and
-# the teacher's answers second. And of its reductions, `"mean"` divides by the examples *and the classes*; the divergence is
-# `"batchmean"`. **Predict**: ten classes. How large is the mistake?
+# the teacher's answers second. And of its reductions, `"mean"` divides by the examples *and the classes*; the divergence
+# is `"batchmean"`. **Predict**: ten classes. How large is the mistake?
 
 # %%
 terms = F.kl_div(F.log_softmax(z / 4, dim=1), F.softmax(v / 4, dim=1), reduction="none")
@@ -211,8 +211,8 @@ say(
 #
 # $$\frac{\partial}{\partial z_i} \sum_j p_j \log\frac{p_j}{q_j} = \frac{q_i - p_i}{T}.$$
 #
-# One factor $1/T$ stands there. The other hides in $q_i - p_i$: at a high temperature all answers come close to each other.
-# With $e^{x} \approx 1 + x$, $N$ classes and $\bar z, \bar v$ the means of the logits,
+# One factor $1/T$ stands there. The other hides in $q_i - p_i$: at a high temperature all answers come close to each
+# other. With $e^{x} \approx 1 + x$, $N$ classes and $\bar z, \bar v$ the means of the logits,
 #
 # $$q_i \approx \frac1N\Big(1 + \frac{z_i - \bar z}{T}\Big), \qquad
 # \frac{q_i - p_i}{T} \approx \frac{1}{N\,T^2}\big((z_i - \bar z) - (v_i - \bar v)\big).$$
@@ -254,9 +254,8 @@ plots.show(fig, alt=f"Length of the gradient. {plots.in_words(lengths, '{:.2g}')
 run.claim("inverse-square", "Power of T with which the gradient falls without T²", slope, at_most=-1.9)
 
 # %% [markdown]
-# The last formula says more. Multiplied by $T^2$, the gradient at a high temperature is that of
-# $\frac{1}{2N}\sum_i (z_i - v_i)^2$ with centred logits. **Matching logits** (Ba and Caruana 2014) is distillation with an
-# infinite temperature.
+# The last formula says more. Multiplied by $T^2$, the gradient at a high temperature is that of $\frac{1}{2N}\sum_i (z_i
+# - v_i)^2$ with centred logits. **Matching logits** (Ba and Caruana 2014) is distillation with an infinite temperature.
 
 
 # %%
@@ -314,10 +313,10 @@ say(f"With this teacher the loss is {once:.2f}; with LeNet-5 in its place, {othe
 # %% [markdown]
 # ## 5. Ask once, look up ever after
 #
-# A teacher that runs beside the student costs a forward pass in every step, in every epoch, for every student. And it says
-# the same things each time, unless the inputs change. So we fix them: each digit has a number of **views**, moved by up to
-# `pixels` in each direction. A teacher answers each view once. Then students train on views drawn at random, with the
-# answers looked up.
+# A teacher that runs beside the student costs a forward pass in every step, in every epoch, for every student. And it
+# says the same things each time, unless the inputs change. So we fix them: each digit has a number of **views**, moved by
+# up to `pixels` in each direction. A teacher answers each view once. Then students train on views drawn at random, with
+# the answers looked up.
 
 
 # %%
@@ -368,8 +367,8 @@ say(
 plain = answers[:, [middle]]  # (digits, 1, 10): for students whose digits do not move
 
 # %% [markdown]
-# The loss then gets the *numbers* of the examples in place of the examples. It draws a view for each, makes the inputs, and
-# looks up what the teacher said about those very inputs.
+# The loss then gets the *numbers* of the examples in place of the examples. It draws a view for each, makes the inputs,
+# and looks up what the teacher said about those very inputs.
 
 
 # %%
@@ -384,8 +383,8 @@ def looked_up(view, answers, loss):
 
 
 # %% [markdown]
-# The helper is `distillation.taught_from`, and its usual loss is `distillation.mixed_loss`, with $T = 4$ and $\lambda = 0.9$.
-# Asked with the same random state, the cell's loss, the helper's, and a teacher who is asked anew must agree:
+# The helper is `distillation.taught_from`, and its usual loss is `distillation.mixed_loss`, with $T = 4$ and $\lambda =
+# 0.9$. Asked with the same random state, the cell's loss, the helper's, and a teacher who is asked anew must agree:
 
 # %%
 student, numbers = models.mlp_800(), torch.arange(64)
@@ -407,13 +406,14 @@ run.claim("same-looked-up", "Largest relative difference of three ways to get th
           max(values) / min(values) - 1, at_most=1e-4)  # fmt: skip
 
 # %% [markdown]
-# This buys a fair comparison, too. The draw depends on the seed alone. A student with the share 0 never hears its teacher,
-# and sees, step by step, the very same inputs as one with the share 0.9. From here on that student is "labels alone".
+# This buys a fair comparison, too. The draw depends on the seed alone. A student with the share 0 never hears its
+# teacher, and sees, step by step, the very same inputs as one with the share 0.9. From here on that student is "labels
+# alone".
 #
 # ## 6. Four losses
 #
-# The student is tiny: 784-30-30-10. It trains in a second, so each loss gets several seeds. As in Hinton's experiment, its
-# digits do not move. **Predict** the order of:
+# The student is tiny: 784-30-30-10. It trains in a second, so each loss gets several seeds. As in Hinton's experiment,
+# its digits do not move. **Predict** the order of:
 #
 # | name | loss |
 # |---|---|
@@ -496,16 +496,16 @@ lines = [f"- {name}: {gain_of(found, name, 'labels alone')};" for name in found 
 say(f"Against labels alone, over {len(SEEDS)} seeds (mean, paired 95 % interval):\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# The last row is the control that is easily forgotten. The teacher's students got something extra. Would labels have done as
-# well with extra *time*? And be honest about where the gain comes from: this LeNet-5 has seen 55,000 digits, in the quick
-# profile many more than its students. Part of what it hands on is data. Section 10 takes the two apart.
+# The last row is the control that is easily forgotten. The teacher's students got something extra. Would labels have done
+# as well with extra *time*? And be honest about where the gain comes from: this LeNet-5 has seen 55,000 digits, in the
+# quick profile many more than its students. Part of what it hands on is data. Section 10 takes the two apart.
 #
 # ## 7. Hinton's experiment
 #
-# Hinton, Vinyals and Dean 2015 (*Distilling the Knowledge in a Neural Network*, section 3) trained a network of two hidden
-# layers of 1,200 units, with dropout and with digits moved by up to two pixels. It made 67 errors on the 10,000 test digits.
-# A network of 800 units a layer, trained on labels alone and on digits that did not move, made 146. The same small network,
-# taught at $T = 20$, made 74.
+# Hinton, Vinyals and Dean 2015 (*Distilling the Knowledge in a Neural Network*, section 3) trained a network of two
+# hidden layers of 1,200 units, with dropout and with digits moved by up to two pixels. It made 67 errors on the 10,000
+# test digits. A network of 800 units a layer, trained on labels alone and on digits that did not move, made 146. The same
+# small network, taught at $T = 20$, made 74.
 #
 # We ask a stricter question: teacher or none, **both students see the same moved digits**. And we allow ourselves better
 # teachers. Any network can teach, whatever it is made of: ours are convolutional. In quick it is LeNet-5 alone; in full,
@@ -566,20 +566,21 @@ run.record("hinton_validation", {"digits": S.hinton, "teachers": len(committee),
 saved = errors["labels alone"] - errors["soft targets and labels"]
 run.claim("hinton", "Validation errors that the teacher saves Hinton's student, of 5,000 digits", saved, at_least=1)
 say(
-    f"{S.hinton:,} digits, {S.hinton_epochs} epochs, the same views in the same order. Errors on {len(unseen):,} validation "
+    f"{S.hinton:,} digits, {S.hinton_epochs} epochs, the same views in the same order. Errors on {len(unseen):,} "
+    "validation "
     f"digits: the {len(committee)} teacher(s) {errors['the teacher']}, labels alone **{errors['labels alone']}**, taught "
     f"**{errors['soft targets and labels']}**: {saved / max(1, errors['labels alone']):.0%} fewer."
 )
 
 # %% [markdown]
-# One caution. A teacher's logits lie far apart (section 1), and a student has a long way to travel until its own do. A training
-# that is too short, or too timid, ends before it arrives, and then labels alone look better. If a teacher "does not help", give
-# its student more steps, or a larger learning rate, before you believe it.
+# One caution. A teacher's logits lie far apart (section 1), and a student has a long way to travel until its own do. A
+# training that is too short, or too timid, ends before it arrives, and then labels alone look better. If a teacher "does
+# not help", give its student more steps, or a larger learning rate, before you believe it.
 #
 # ## 8. The digit that was never shown
 #
-# What is in those soft targets? Hinton's most striking answer: leave all the threes out. The student never sees one. It sees
-# eights, fives and twos, and hears each time *how much they are like a three*.
+# What is in those soft targets? Hinton's most striking answer: leave all the threes out. The student never sees one. It
+# sees eights, fives and twos, and hears each time *how much they are like a three*.
 #
 # **Predict**: of the validation threes, how many does it read?
 
@@ -594,9 +595,9 @@ before = (logits.argmax(1) == 3)[three].float().mean().item()
 say(f"It has never seen a three, and reads **{before:.0%}** of them.")
 
 # %% [markdown]
-# It also learned that three is never the *best* answer, and so the bias of that class came out far too low. Hinton raised it,
-# by the errors on the test digits. We can do it without any labels. About one digit in ten is a three, so raise the bias until
-# one in ten is called one. We use the first half of the validation digits for that, and count on the second.
+# It also learned that three is never the *best* answer, and so the bias of that class came out far too low. Hinton raised
+# it, by the errors on the test digits. We can do it without any labels. About one digit in ten is a three, so raise the
+# bias until one in ten is called one. We use the first half of the validation digits for that, and count on the second.
 
 # %%
 ahead = logits[:, 3] - logits[:, [k for k in range(10) if k != 3]].amax(dim=1)
@@ -616,9 +617,9 @@ say(
 # %% [markdown]
 # ## 9. Which temperature?
 #
-# A low temperature shows the winner only. A very high one is logit matching: every logit counts alike, also those of hopeless
-# classes, which are mostly noise. Hinton found that a student of 300 units or more hardly cares above 8, and that one
-# of 30 units wants 2.5 to 4: it has no room for the noise.
+# A low temperature shows the winner only. A very high one is logit matching: every logit counts alike, also those of
+# hopeless classes, which are mostly noise. Hinton found that a student of 300 units or more hardly cares above 8, and
+# that one of 30 units wants 2.5 to 4: it has no room for the noise.
 #
 # **Predict** where the curve has its top.
 
@@ -654,9 +655,9 @@ say(
 )
 
 # %% [markdown]
-# The temperature is chosen like any other setting, on validation data. What it should be depends on the teacher: a network
-# trained for longer has larger logits, and needs more heat to show its doubts. There is no temperature that carries over
-# from one paper to the next.
+# The temperature is chosen like any other setting, on validation data. What it should be depends on the teacher: a
+# network trained for longer has larger logits, and needs more heat to show its doubts. There is no temperature that
+# carries over from one paper to the next.
 #
 # ## 10. Which teacher, and how many?
 #
@@ -702,26 +703,27 @@ summary = pd.DataFrame(
 ).loc[list(told)]
 order = summary[["teacher (%)", "student (%)"]].corr(method="spearman").iloc[0, 1]
 say(
-    f"Do better teachers have better students? Rank correlation over these five: **{order:+.2f}** (1 is always, 0 not at all)."
+    f"Do better teachers have better students? Rank correlation over these five: **{order:+.2f}** (1 is always, 0 not at "
+    "all)."
 )
 summary.round(2)
 
 # %% [markdown]
-# That a network can gain from its equal has been found many times (Furlanello et al. 2018, *Born-Again Neural Networks*). Soft
-# targets are also a regulariser: they keep the student from certainty. And a larger teacher is not always better. Where the
-# gap is wide, a student may not be able to follow (Mirzadeh et al. 2020, *Improved Knowledge Distillation via Teacher
-# Assistant*). Read the last column before you believe in an order: these are few seeds.
+# That a network can gain from its equal has been found many times (Furlanello et al. 2018, *Born-Again Neural Networks*).
+# Soft targets are also a regulariser: they keep the student from certainty. And a larger teacher is not always better.
+# Where the gap is wide, a student may not be able to follow (Mirzadeh et al. 2020, *Improved Knowledge Distillation via
+# Teacher Assistant*). Read the last column before you believe in an order: these are few seeds.
 #
 # ## 11. Photographs: where to look
 #
-# Answers come at the end of a network. Zagoruyko and Komodakis 2017 (*Paying More Attention to Attention*) let the student
-# learn where the teacher *looks* on the way. A layer puts out $C$ channels $A_c$ on a grid of places. Sum their squares over
-# the channels, and scale the result to length 1: the **attention map**
+# Answers come at the end of a network. Zagoruyko and Komodakis 2017 (*Paying More Attention to Attention*) let the
+# student learn where the teacher *looks* on the way. A layer puts out $C$ channels $A_c$ on a grid of places. Sum their
+# squares over the channels, and scale the result to length 1: the **attention map**
 #
 # $$Q = \frac{\sum_c A_c^2}{\big\lVert \sum_c A_c^2 \big\rVert_2}.$$
 #
-# The channels are gone from it. So networks of different widths can be compared, as long as the grids are equal. The loss is
-# the squared distance of the two maps, summed over some layers, times a weight.
+# The channels are gone from it. So networks of different widths can be compared, as long as the grids are equal. The loss
+# is the squared distance of the two maps, summed over some layers, times a weight.
 
 
 # %%
@@ -820,14 +822,16 @@ macs = {name: measure.count_macs(net, photos.inputs[:1]) for name, net in {"teac
 right = their_logits[:, 0].gather(1, photos.labels[:, None])[:, 0]
 lead = (right - (their_logits[:, 0].sum(dim=1) - right) / 9).mean().item()
 say(
-    f"The teacher: {macs['teacher'] / 1e6:.1f} million MACs, {accuracy(big, unseen_photos):.1%} of {len(unseen_photos):,} "
-    f"validation photographs. The student has {macs['teacher'] / macs['student']:.1f} times fewer. The teacher's right logit "
+    f"The teacher: {macs['teacher'] / 1e6:.1f} million MACs, {accuracy(big, unseen_photos):.1%} of "
+    f"{len(unseen_photos):,} "
+    f"validation photographs. The student has {macs['teacher'] / macs['student']:.1f} times fewer. The teacher's right "
+    "logit "
     f"leads the mean of the others by {lead:.1f}, so $T = {S.heat:.0f}$."
 )
 
 # %% [markdown]
-# (That lead is the reason for another temperature in full. `cifar_base` was trained with smoothed labels, which keep the logits
-# close together; section 13 comes back to what that does to a teacher.)
+# (That lead is the reason for another temperature in full. `cifar_base` was trained with smoothed labels, which keep the
+# logits close together; section 13 comes back to what that does to a teacher.)
 #
 # **Predict** the order of the four after a short training on the same views.
 
@@ -874,7 +878,8 @@ gains = {way: 100 * (score - scores["labels alone"]) for way, score in scores.it
 say(
     f"{S.photos:,} photographs, {S.photo_epochs} epoch(s), **one seed**. Above labels alone: "
     f"{', '.join(f'{way} {gain:+.1f} points' for way, gain in gains.items())}. The last section shows what the published "
-    f"seeds decide. The student's maps are {distance_to_teacher(pupils['labels alone']):.2f} away from the teacher's if it "
+    f"seeds decide. The student's maps are {distance_to_teacher(pupils['labels alone']):.2f} away from the teacher's if "
+    "it "
     f"learned from labels alone, and {distance_to_teacher(pupils['all three']):.2f} with all three."
 )
 
@@ -882,13 +887,13 @@ say(
 # ## 12. Reviews: teachers who read what the student cannot
 #
 # `imdb_bag` of notebook 06 averages word vectors; order is lost on it. Other networks of that notebook do better or know
-# other things: an LSTM reads in order, and `imdb_bigrams` has a vector for each *pair* of words. A teacher and its student
-# need the same classes, and nothing else in common. Looked-up answers do not care which vocabulary gave them.
+# other things: an LSTM reads in order, and `imdb_bigrams` has a vector for each *pair* of words. A teacher and its
+# student need the same classes, and nothing else in common. Looked-up answers do not care which vocabulary gave them.
 #
-# Two things differ from digits. With two classes there is no "a little like": all that a soft target tells is *how sure* the
-# teacher is. And these teachers know the training reviews nearly by heart, where they are sure of everything. So we also ask
-# them about **halves**: three views of each review, the whole, its first half, and its second. The label of a half is that
-# of the whole review, and may be wrong for it. The teacher reads the half.
+# Two things differ from digits. With two classes there is no "a little like": all that a soft target tells is *how sure*
+# the teacher is. And these teachers know the training reviews nearly by heart, where they are sure of everything. So we
+# also ask them about **halves**: three views of each review, the whole, its first half, and its second. The label of a
+# half is that of the whole review, and may be wrong for it. The teacher reads the half.
 
 # %%
 reviews = data.imdb()
@@ -944,7 +949,8 @@ sure = {name: torch.softmax(each, dim=2).amax(dim=2).mean(dim=0).tolist() for na
 say(
     "Validation accuracy of the teachers: "
     + ", ".join(f"{name} {value:.1%}" for name, value in knows.items())
-    + f". How sure of their answer all three together are, on average: {sure['all three'][0]:.1%} on whole training reviews, "
+    + f". How sure of their answer all three together are, on average: {sure['all three'][0]:.1%} on whole training "
+    "reviews, "
     f"{sure['all three'][1]:.1%} on first halves."
 )
 
@@ -995,8 +1001,8 @@ say(
 # %% [markdown]
 # ## 13. When there is nothing left to distil
 #
-# A teacher helps by telling what the data does not. So let the data tell more. The student of 30 units, the same number of
-# steps each time, and three recipes: few digits; all the digits of the sections above; and the same digits, moved.
+# A teacher helps by telling what the data does not. So let the data tell more. The student of 30 units, the same number
+# of steps each time, and three recipes: few digits; all the digits of the sections above; and the same digits, moved.
 #
 # **Predict** how much the teacher adds to each.
 
@@ -1029,21 +1035,23 @@ plots.show(fig, alt=f"Gain by recipe. {plots.in_words(table, '{:+.2f}')}", table
 
 # %%
 say(
-    "\n".join(f"- {recipe}: labels {recipes[recipe]['labels'].mean():.1%}, taught {recipes[recipe]['taught'].mean():.1%}; "
+    "\n".join(f"- {recipe}: labels {recipes[recipe]['labels'].mean():.1%}, taught "
+    "{recipes[recipe]['taught'].mean():.1%}; "
               f"{gain_of(recipes[recipe], 'taught', 'labels')}" for recipe in order)
-    + f"\n\nThe better recipe {'shrinks' if strong < weak else 'does not shrink'} the teacher's part: {strong - weak:+.1f} points."
+    + f"\n\nThe better recipe {'shrinks' if strong < weak else 'does not shrink'} the teacher's part: "
+    f"{strong - weak:+.1f} points."
 )  # fmt: skip
 
 # %% [markdown]
-# On ImageNet this has gone all the way to zero, and below. Trained with a strong recipe (long, with heavy augmentation and
-# smoothed labels), a student can lose by plain distillation. Three of the reasons that were found:
+# On ImageNet this has gone all the way to zero, and below. Trained with a strong recipe (long, with heavy augmentation
+# and smoothed labels), a student can lose by plain distillation. Three of the reasons that were found:
 #
 # - the recipe already does what the teacher did: it smooths the targets and forbids certainty;
-# - a teacher that was itself trained with smoothed labels has forgotten what is like what (Müller, Kornblith and Hinton 2019,
-#   *When Does Label Smoothing Help?*);
+# - a teacher that was itself trained with smoothed labels has forgotten what is like what (Müller, Kornblith and Hinton
+#   2019, *When Does Label Smoothing Help?*);
 # - the teacher was asked about other inputs than the student saw. Teacher and student must see the *same* crop, and then
-#   patience pays (Beyer et al. 2022, *Knowledge Distillation: A Good Teacher Is Patient and Consistent*). Looked-up answers
-#   for views drawn anew would be that very mistake.
+#   patience pays (Beyer et al. 2022, *Knowledge Distillation: A Good Teacher Is Patient and Consistent*). Looked-up
+#   answers for views drawn anew would be that very mistake.
 
 # %%
 published = pd.concat(results.literature(task) for task in ("imagenet-distillation", "cifar100-distillation"))
@@ -1072,9 +1080,9 @@ def soft_gradient(student, teacher, temperature):
 exercises.check("11.1", soft_gradient)
 
 # %% [markdown]
-# **11.2 · Predict the doubt.** Section 1 measured by how much LeNet-5's right logit leads the mean of the other nine. From that
-# number alone: how much probability is left for the right digit at $T = 20$, on average? Pretend that the other nine are
-# equal. Within 15 % is right.
+# **11.2 · Predict the doubt.** Section 1 measured by how much LeNet-5's right logit leads the mean of the other nine.
+# From that number alone: how much probability is left for the right digit at $T = 20$, on average? Pretend that the other
+# nine are equal. Within 15 % is right.
 
 
 # %%
@@ -1090,9 +1098,9 @@ measured = softened(said, 20).gather(1, unseen.labels[:, None]).mean().item()
 exercises.check("11.2", predicted_probability, measured=measured)
 
 # %% [markdown]
-# **11.3 · Labels are dear, digits are cheap.** A teacher needs no labels. Write the mixed loss for a batch in which some labels
-# are unknown: they are $-1$. The soft targets are for every example, the cross-entropy is the mean over the *known* labels,
-# and 0 if there is none in the batch. `distillation.soft_target_loss` may be used.
+# **11.3 · Labels are dear, digits are cheap.** A teacher needs no labels. Write the mixed loss for a batch in which some
+# labels are unknown: they are $-1$. The soft targets are for every example, the cross-entropy is the mean over the
+# *known* labels, and 0 if there is none in the batch. `distillation.soft_target_loss` may be used.
 
 
 # %%
@@ -1120,14 +1128,15 @@ if feedback.right:
                          progress=False).model  # fmt: skip
     say(
         f"{LABELLED} labels and a teacher: {accuracy(model):.1%}. With all {S.digits:,} labels and the teacher: "
-        f"{found['soft targets and labels'].mean():.1%}; with all labels and no teacher: {found['labels alone'].mean():.1%}."
+        f"{found['soft targets and labels'].mean():.1%}; with all labels and no teacher: "
+        f"{found['labels alone'].mean():.1%}."
     )
 
 # %% [markdown]
 # ## What was measured
 #
-# The test examples, once. Which students are tested was fixed beforehand: labels alone, and soft targets with labels; of the
-# photographs also the one with attention; of the reviews the one taught by all three.
+# The test examples, once. Which students are tested was fixed beforehand: labels alone, and soft targets with labels; of
+# the photographs also the one with attention; of the reviews the one taught by all three.
 
 # %%
 test = mnist.test.take(S.test)
@@ -1143,8 +1152,10 @@ if PROFILE == "full":
     run.claim("hinton-saved", "Test errors that the teachers save it: mean over the seeds",
               wrong["labels alone"] - wrong["taught"], at_least=1, over_seeds=True)  # fmt: skip
 say(
-    f"**Digits**, {base_test.count:,} of them, moved by up to {S.pixels} pixel(s) in training: {wrong['teachers']} errors of "
-    f"the {len(committee)} teacher(s), **{wrong['labels alone']}** of the student with labels alone, **{wrong['taught']}** "
+    f"**Digits**, {base_test.count:,} of them, moved by up to {S.pixels} pixel(s) in training: {wrong['teachers']} "
+    "errors of "
+    f"the {len(committee)} teacher(s), **{wrong['labels alone']}** of the student with labels alone, "
+    f"**{wrong['taught']}** "
     "of the student that was taught. Hinton's: 67, 146 (digits not moved) and 74."
 )
 
@@ -1181,7 +1192,8 @@ if len(on_photos) >= 2:
     low, high = results.paired_interval(on_digits["labels alone"], on_digits["taught"])
     mean = on_digits.mean()
     lines.append(
-        f"- digits: {mean['labels alone']:.1f} errors with labels alone, {mean['taught']:.1f} taught; {low:.1f} to {high:.1f} saved"
+        f"- digits: {mean['labels alone']:.1f} errors with labels alone, {mean['taught']:.1f} taught; {low:.1f} to "
+        f"{high:.1f} saved"
     )
     say(f"Against labels alone, {len(on_photos)} full runs, paired 95 % interval:\n\n" + "\n".join(lines))
 else:
@@ -1211,11 +1223,12 @@ run.finish()
 # - A teacher replaces what the recipe lacks. Improve the recipe first; then see what is left to distil.
 #
 # **Read**
-# - Buciluă, Caruana and Niculescu-Mizil 2006, *Model Compression*: where it began. Ba and Caruana 2014, *Do Deep Nets Really
-#   Need to be Deep?*
+# - Buciluă, Caruana and Niculescu-Mizil 2006, *Model Compression*: where it began. Ba and Caruana 2014, *Do Deep Nets
+#   Really Need to be Deep?*
 # - Hinton, Vinyals and Dean 2015, *Distilling the Knowledge in a Neural Network*: four pages, read them all.
 # - Zagoruyko and Komodakis 2017, *Paying More Attention to Attention*.
 # - Beyer et al. 2022, *Knowledge Distillation: A Good Teacher Is Patient and Consistent*.
-# - Stanton et al. 2021, *Does Knowledge Distillation Really Work?*: students agree with their teachers less than you think.
+# - Stanton et al. 2021, *Does Knowledge Distillation Really Work?*: students agree with their teachers less than you
+#   think.
 #
 # **Next**: notebook 12 puts pruning, quantization and teachers together. In which order?
