@@ -256,11 +256,16 @@ def kmeans_table(values: Float[Tensor, "..."], bits: int, *, iterations: int = 1
     table = different[(middles * len(different)).long()]
     totals = F.pad(ordered.cumsum(0), (1, 0))
     for _ in range(iterations):
-        borders = F.pad(torch.searchsorted(ordered, (table[1:] + table[:-1]) / 2), (1, 0))
-        borders = F.pad(borders, (0, 1), value=len(ordered))
+        borders = _borders(ordered, table)
         counts = borders.diff()
         table = torch.where(counts > 0, totals[borders].diff() / counts.clamp(min=1), table)
     return table.to(values)
+
+
+def _borders(ordered: Float[Tensor, " n"], table: Float[Tensor, " entries"]) -> Integer[Tensor, " borders"]:
+    """Return where in the sorted numbers those of each entry begin, and behind them where the last one's end."""
+    begins = torch.searchsorted(ordered, (table[1:] + table[:-1]) / 2)
+    return F.pad(F.pad(begins, (1, 0)), (0, 1), value=len(ordered))
 
 
 def powers_of_two(bits: int) -> Float[Tensor, " entries"]:
@@ -280,9 +285,18 @@ def fit_table(values: Float[Tensor, "..."], levels: Float[Tensor, " entries"]) -
 
     Fifty factors are tried, from the largest magnitude of `values` down to a twentieth of it.
     """
-    largest = checks.not_empty("values", values.reshape(-1)).abs().max()
-    tables = [part * largest * levels.to(values) for part in SHRINKINGS]
-    return min(tables, key=lambda table: float((table[nearest(values, table)] - values).square().sum()))
+    flat = checks.not_empty("values", values.reshape(-1))
+    tables = [part * flat.abs().max() * levels.to(values) for part in SHRINKINGS]
+    ordered = flat.double().sort().values
+    totals = F.pad(ordered.cumsum(0), (1, 0))
+
+    def error(table: Tensor) -> float:
+        """The squared error, less the sum of the squares of the values, which is the same for each table."""
+        entries = table.double()
+        borders = _borders(ordered, entries)
+        return float((borders.diff() * entries**2 - 2 * totals[borders].diff() * entries).sum())
+
+    return min(tables, key=error)
 
 
 def share_weights(model: nn.Module, tables: Mapping[str, Tensor]) -> nn.Module:
