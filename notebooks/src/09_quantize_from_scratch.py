@@ -55,12 +55,12 @@ say(results.timetable("09_quantize_from_scratch"))
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(net="cifar_small", digits=200, photos=50, calibration=50, bits=[8, 4, 2], train_digits=256, digit_epochs=1,
-               train_photos=128, photo_epochs=1, batch=64, rate=0.02, tested=100),
-    quick=dict(net="cifar_small", digits=2_500, photos=1_000, calibration=500, bits=[8, 6, 5, 4, 3, 2], train_digits=10_000,
-               digit_epochs=2, train_photos=8_000, photo_epochs=1, batch=64, rate=0.02, tested=10_000),
+    smoke=dict(net="cifar_small", digits=100, photos=20, calibration=20, bits=[8, 4, 2], train_digits=128, digit_epochs=1,
+               train_photos=64, photo_epochs=1, batch=64, rate=0.001, tested=100),
+    quick=dict(net="cifar_small", digits=2_500, photos=1_000, calibration=200, bits=[8, 6, 5, 4, 3, 2], train_digits=6_000,
+               digit_epochs=2, train_photos=5_000, photo_epochs=1, batch=64, rate=0.001, tested=5_000),
     full=dict(net="cifar_base", digits=5_000, photos=2_500, calibration=1_000, bits=[8, 7, 6, 5, 4, 3, 2],
-              train_digits=55_000, digit_epochs=12, train_photos=45_000, photo_epochs=5, batch=128, rate=0.04,
+              train_digits=55_000, digit_epochs=6, train_photos=45_000, photo_epochs=3, batch=128, rate=0.002,
               tested=10_000),
 )  # fmt: skip
 
@@ -600,7 +600,9 @@ def round_through(x):
 
 
 def on_a_learned_ruler(x, step, low, high):
-    return round_through(x / step).clamp(low, high) * step
+    code = round_through(x / step)
+    last = code.detach().clamp(low, high)
+    return torch.where(code == last, code, last) * step  # a plain clamp stops the gradient at the last mark already
 
 
 # %% [markdown]

@@ -72,16 +72,16 @@ S = results.settings(
     PROFILE,
     smoke=dict(digits=256, epochs=1, seeds=2, sizes=(30,), few=128, pixels=1, validation=200,
                hinton=256, hinton_epochs=1, hinton_lr=4e-3, extra=1, extra_epochs=1, wide_epochs=1,
-               teacher="cifar_small", widths=(8, 12, 24, 48), photos=128, views=2, photo_epochs=1, batch=64, lr=0.1, heat=4.0,
-               reviews=128, review_epochs=1, held_out=200, test=200),
-    quick=dict(digits=3_072, epochs=10, seeds=3, sizes=(30,), few=256, pixels=1, validation=5_000,
+               teacher="cifar_small", widths=(8, 12, 24, 48), photos=128, views=2, photo_epochs=1, batch=64, lr=0.1,
+               heat=4.0, reviews=128, review_epochs=1, held_out=200, test=200, photo_test=100),
+    quick=dict(digits=2_048, epochs=12, seeds=3, sizes=(30,), few=256, pixels=1, validation=5_000,
                hinton=4_096, hinton_epochs=6, hinton_lr=4e-3, extra=0, extra_epochs=0, wide_epochs=4,
-               teacher="cifar_small", widths=(8, 12, 24, 48), photos=2_048, views=2, photo_epochs=5, batch=64, lr=0.1, heat=4.0,
-               reviews=2_000, review_epochs=3, held_out=2_500, test=10_000),
+               teacher="cifar_small", widths=(8, 12, 24, 48), photos=1_536, views=2, photo_epochs=4, batch=64, lr=0.1,
+               heat=4.0, reviews=2_000, review_epochs=3, held_out=2_500, test=10_000, photo_test=4_000),
     full=dict(digits=10_240, epochs=12, seeds=3, sizes=(30, 300), few=256, pixels=2, validation=5_000,
               hinton=55_000, hinton_epochs=30, hinton_lr=2e-3, extra=2, extra_epochs=6, wide_epochs=12,
-              teacher="cifar_base", widths=(16, 24, 48, 96), photos=40_000, views=4, photo_epochs=5, batch=256, lr=0.2, heat=2.0,
-              reviews=20_000, review_epochs=3, held_out=2_500, test=10_000),
+              teacher="cifar_base", widths=(16, 24, 48, 96), photos=40_000, views=4, photo_epochs=5, batch=256, lr=0.2,
+              heat=2.0, reviews=20_000, review_epochs=3, held_out=2_500, test=10_000, photo_test=10_000),
 )  # fmt: skip
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
 
@@ -1036,7 +1036,7 @@ plots.show(fig, alt=f"Gain by recipe. {plots.in_words(table, '{:+.2f}')}", table
 # %%
 say(
     "\n".join(f"- {recipe}: labels {recipes[recipe]['labels'].mean():.1%}, taught "
-    "{recipes[recipe]['taught'].mean():.1%}; "
+    f"{recipes[recipe]['taught'].mean():.1%}; "
               f"{gain_of(recipes[recipe], 'taught', 'labels')}" for recipe in order)
     + f"\n\nThe better recipe {'shrinks' if strong < weak else 'does not shrink'} the teacher's part: "
     f"{strong - weak:+.1f} points."
@@ -1161,7 +1161,7 @@ say(
 
 # %%
 tested = ["labels alone", "soft targets and labels", "all three"]
-photo_tests = {way: run.test(f"photos, {way}", pupils[way], cifar.test.take(S.test)) for way in tested}
+photo_tests = {way: run.test(f"photos, {way}", pupils[way], cifar.test.take(S.photo_test)) for way in tested}
 photo_scores = {way: each.accuracy for way, each in photo_tests.items()}
 run.record("photos_test", photo_scores)
 test_texts = reviews.test.take(S.held_out)
