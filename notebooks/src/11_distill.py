@@ -79,7 +79,7 @@ S = results.settings(
                teacher="cifar_small", widths=(8, 12, 24, 48), photos=1_536, views=2, photo_epochs=4, batch=64, lr=0.1,
                heat=4.0, reviews=2_000, review_epochs=3, held_out=2_500, test=10_000, photo_test=4_000),
     full=dict(digits=10_240, epochs=12, seeds=3, sizes=(30, 300), few=256, pixels=2, validation=5_000,
-              hinton=55_000, hinton_epochs=30, hinton_lr=2e-3, extra=2, extra_epochs=6, wide_epochs=12,
+              hinton=55_000, hinton_epochs=30, hinton_lr=2e-3, extra=1, extra_epochs=6, wide_epochs=12,
               teacher="cifar_base", widths=(16, 24, 48, 96), photos=40_000, views=4, photo_epochs=5, batch=256, lr=0.2,
               heat=2.0, reviews=20_000, review_epochs=3, held_out=2_500, test=10_000, photo_test=10_000),
 )  # fmt: skip
