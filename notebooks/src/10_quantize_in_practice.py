@@ -833,7 +833,8 @@ def config(bits):
 # Forget it, and nothing crashes.
 #
 # A second trap of the same kind: the observers do not know either when training is over. Run test images through the
-# graph, and the ranges move, towards the test images. `disable_observer` stops them.
+# graph, and the ranges move, towards the test images. `disable_observer` stops them. BatchNorm's running statistics do
+# the same in a graph left in training mode, so even to *measure* the wrong mode below we take a copy.
 
 # %%
 with warnings.catch_warnings():
@@ -859,11 +860,11 @@ trained = training.fit(
 )
 run.record("qat_seconds", sum(row["seconds"] for row in trained.history), timing=True)
 qat = trained.model.apply(pt2e.disable_observer)
-wrong_mode = training.evaluate(in_graph(qat), validation, batch_size=10).accuracy
+wrong_mode = training.evaluate(in_graph(copy.deepcopy(qat)), validation, batch_size=10).accuracy
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pt2e.move_exported_model_to_eval(qat)
-    right_mode = training.evaluate(in_graph(qat), validation, batch_size=10).accuracy
+    right_mode = training.evaluate(in_graph(qat), validation).accuracy
     if S.compiled:
         qat = convert_pt2e(qat)  # to integers; with BatchNorm in the graph it takes PyTorch half a minute
 
