@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,7 @@ def modules_sha256(names: Iterable[str]) -> str:
 
     Docstrings, comments and layout do not count, nor do the modules that only set up and build.
     """
-    code = "\n".join(f"{name}: {_canonical(_tree(name))}" for name in sorted(_closure(names)))
+    code = "\n".join(f"{name}: {_canonical_code(_code(name))}" for name in sorted(_closure(names)))
     return hashlib.sha256(code.encode()).hexdigest()
 
 
@@ -170,7 +171,7 @@ def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
     """Return what a built notebook's metadata say: source, code, profile, seed, versions, machine."""
     return {
         "source_sha256": _file_sha256(source),
-        "helpers_sha256": modules_sha256(_imported(ast.parse(source.read_bytes()))),
+        "helpers_sha256": modules_sha256(_imported(source.read_bytes())),
         "profile": profile,
         "seed": seed,
         "versions": environment.versions(),
@@ -335,13 +336,13 @@ def _why_stale(source: Path) -> str:
     recorded = _recorded(path)
     if recorded.get("source_sha256") != _file_sha256(source):
         return "is older than its source"
-    if recorded.get("helpers_sha256") != modules_sha256(_imported(ast.parse(source.read_bytes()))):
+    if recorded.get("helpers_sha256") != modules_sha256(_imported(source.read_bytes())):
         return "was built with other helpers"
     return ""
 
 
-def _tree(name: str) -> ast.Module:
-    return ast.parse((HELPERS / f"{name}.py").read_bytes())
+def _code(name: str) -> bytes:
+    return (HELPERS / f"{name}.py").read_bytes()
 
 
 def _closure(names: Iterable[str]) -> set[str]:
@@ -351,22 +352,32 @@ def _closure(names: Iterable[str]) -> set[str]:
     while waiting:
         name = waiting.pop()
         found.add(name)
-        waiting |= _imported(_tree(name)) - found - NOT_HASHED
+        waiting |= _imported(_code(name)) - found - NOT_HASHED
     return found
 
 
-def _imported(tree: ast.AST) -> set[str]:
-    """Return the helpers modules that `tree` imports, wherever the statement stands."""
+def _imported(code: bytes) -> set[str]:
+    """Return the helpers modules that `code` imports, wherever the statement stands."""
+    return {name for name in _named(code) if (HELPERS / f"{name}.py").exists()}
+
+
+@cache  # sixteen notebooks import the same twenty modules
+def _named(code: bytes) -> frozenset[str]:
+    """Return what `code` imports from helpers, modules and other names."""
     dotted: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             dotted |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = "helpers" if node.level else node.module or ""
             module = f"helpers.{node.module}" if node.level and node.module else package
             dotted |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    candidates = {name.split(".")[1] for name in dotted if name.startswith("helpers.")}
-    return {name for name in candidates if (HELPERS / f"{name}.py").exists()}
+    return frozenset(name.split(".")[1] for name in dotted if name.startswith("helpers."))
+
+
+@cache
+def _canonical_code(code: bytes) -> str:
+    return _canonical(ast.parse(code))
 
 
 def _canonical(node: Any) -> str:

@@ -291,7 +291,7 @@ def fit_table(values: Float[Tensor, "..."], levels: Float[Tensor, " entries"]) -
     totals = F.pad(ordered.cumsum(0), (1, 0))
 
     def error(table: Tensor) -> float:
-        """The squared error, less the sum of the squares of the values, which is the same for each table."""
+        """Return the squared error, less the sum of the squares of the values: the same for each table."""
         entries = table.double()
         borders = _borders(ordered, entries)
         return float((borders.diff() * entries**2 - 2 * totals[borders].diff() * entries).sum())

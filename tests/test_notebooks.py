@@ -1,4 +1,3 @@
-import ast
 import json
 import os
 import re
@@ -327,7 +326,7 @@ def wait_until(condition, seconds: float) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
 def test_every_notebook_uses_the_shared_package_and_its_record(source):
     code = source.read_text()
-    assert notebooks._imported(ast.parse(code)), "imports helpers"
+    assert notebooks._imported(code.encode()), "imports helpers"
     assert f'results.start("{source.stem}", profile=PROFILE, seed=SEED' in code
     assert "run.finish()" in code
 
