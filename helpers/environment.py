@@ -63,6 +63,8 @@ def ensure() -> None:
         return
     python = python_of(venv)
     os.environ["PATH"] = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])  # npm, jupyter
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # as in containers: every kernel would compile torch anew
+        os.environ["PYTHONPYCACHEPREFIX"] = str(venv / "pycache")  # beside no source, as was wished
     become([str(python), "-m", "helpers", *sys.argv[1:]])
 
 

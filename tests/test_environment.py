@@ -13,6 +13,7 @@ from helpers import environment
 from helpers.environment import SetupError
 from helpers.paths import ROOT
 
+PYTHON = sys.executable  # a fixture pretends another
 PIP = """#!/bin/sh
 [ "$1" = -c ] && exit {runs}
 echo "$@" >> "{folder}/calls"
@@ -234,6 +235,25 @@ def test_ensure_installs_what_is_missing_and_goes_on_in_the_venv(inside, holds, 
     if "become" in expected:
         assert done[-1] == [str(project / ".venv/bin/python"), "-m", "helpers", "course", "02"]
         assert os.environ["PATH"].split(os.pathsep) == [str(project / ".venv/bin"), "before"]
+
+
+@pytest.mark.parametrize("wished", ["", "1"])
+def test_compiled_code_is_kept_and_if_wished_beside_no_source(wished, project, monkeypatch):
+    """Without it each kernel compiles torch anew, which takes as long as importing it."""
+    for name, answer in {"_is_venv": False, "holds_pins": False, "is_ready": True}.items():
+        monkeypatch.setattr(environment, name, lambda *_, answer=answer: answer)
+    seen: list[str] = []
+    code = "import os, sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+
+    def run(command):
+        seen.extend(subprocess.run([PYTHON, "-c", code], capture_output=True, text=True).stdout.split())
+
+    monkeypatch.setattr(environment, "become", run)
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # both are put back afterwards
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", wished)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "")
+    environment.ensure()
+    assert seen == ["False", str(project / ".venv/pycache") if wished else "None"]
 
 
 @pytest.mark.parametrize("system", ["posix", "nt"])
