@@ -81,8 +81,7 @@ def accuracy(model, task):
 base = {task: accuracy(net, task) for task, net in nets.items()}
 say(
     f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names "
-    f"{base['photographs']:.1%} of "
-    f"{S.photos:,} photographs. All choices below are made on these validation images."
+    f"{base['photographs']:.1%} of {S.photos:,} photographs. All choices below are made on these validation images."
 )
 
 # %% [markdown]
@@ -238,8 +237,8 @@ run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20
 say(
     f"Theory says {theory:.2f} dB a bit. A step for each channel adds {gains['digits']:.1f} dB on LeNet-5 and "
     f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one "
-    "number of four "
-    "bytes a channel. Channels differ in size, and one large channel stretches the ruler of all the others."
+    "number of four bytes a channel. Channels differ in size, and one large channel stretches the ruler of all the "
+    "others."
 )
 
 # %% [markdown]
@@ -306,8 +305,7 @@ run.claim(
 )
 say(
     f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images "
-    "themselves, "
-    f"which have both signs, it is {rulers.loc[rulers['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
+    f"themselves, which have both signs, it is {rulers.loc[rulers['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
 )
 
 # %% [markdown]
@@ -372,12 +370,11 @@ rules.round(1)
 won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
 run.claim("better-range", "Gain by the MSE range over min/max on activations (dB, 4 bits)", won[4], at_least=0.5)
 say(
-    f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB with "
-    "2. With many "
-    "marks there is one for everything; with few, a mark for a rare giant is a mark less for all the others. "
-    "The percentile rule does not know how many marks there are: against min/max it changes "
-    f"{np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB "
-    f"with 8 bits and {np.mean(rules['2 bits, percentile'] - rules['2 bits, minmax']):+.1f} dB with 2."
+    f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB "
+    "with 2. With many marks there is one for everything; with few, a mark for a rare giant is a mark less for all "
+    "the others. The percentile rule does not know how many marks there are: against min/max it changes "
+    f"{np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB with 8 bits and "
+    f"{np.mean(rules['2 bits, percentile'] - rules['2 bits, minmax']):+.1f} dB with 2."
 )
 
 # %% [markdown]
@@ -452,8 +449,7 @@ say(
     f"With four bits, weights alone cost the photographs {100 * alone[4]:.1f} points, weights and activations "
     f"{100 * both[4]:.1f}; with two bits {100 * alone[2]:.1f} and {100 * both[2]:.1f}. The digits pay "
     f"{100 * falls['digits'].loc[4, 'weights and activations']:.1f} points for four bits everywhere. How many bits a "
-    "network needs is not "
-    "its own affair alone: the task decides, and the care that was taken with the ruler."
+    "network needs is not its own affair alone: the task decides, and the care that was taken with the ruler."
 )
 
 # %% [markdown]
@@ -567,8 +563,7 @@ fourth = means.loc[4] - means.loc[3]
 say(
     f"K-means is worth {means.loc[4, 'k-means'] - means.loc[4, 'even']:.1f} dB at 4 bits and "
     f"{means.loc[2, 'k-means'] - means.loc[2, 'even']:.1f} dB at 2. The fourth bit adds {fourth['even']:.1f} dB to an "
-    "even ruler, "
-    f"{fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two."
+    f"even ruler, {fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two."
 )
 
 # %% [markdown]
@@ -676,8 +671,7 @@ fixed = arms["2 bits, trained, fixed steps"]
 say(
     f"Four marks for a weight and four for an activation, and {learned:.2%} of the digits are read; learned steps end "
     f"{100 * abs(learned - fixed):.2f} points {'above' if learned >= fixed else 'below'} fixed ones. One seed, "
-    f"{S.digit_epochs} epochs "
-    f"of {S.train_digits:,} digits."
+    f"{S.digit_epochs} epochs of {S.train_digits:,} digits."
 )
 
 # %% [markdown]
@@ -731,8 +725,7 @@ photo_arms = {"32 bits": base["photographs"], "4 bits, not trained": accuracy(st
 run.record("four_bits", photo_arms)
 say(
     f"In 4 bits the photographs fall from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and "
-    "training "
-    f"({S.photo_epochs} × {S.train_photos:,} images) brings them to {photo_arms['4 bits, trained']:.1%}."
+    f"training ({S.photo_epochs} × {S.train_photos:,} images) brings them to {photo_arms['4 bits, trained']:.1%}."
 )
 
 # %% [markdown]
@@ -832,11 +825,9 @@ run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file,
 run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
 gained = weighed["codes"] - (weighed["file"] - weighed["steps"])  # what leaving out zeros saves, less all other parts
 say(
-    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy alone, "
-    "put the "
-    "numbers into a fresh network, and got the same logits, bit for bit. Steps, biases, a header and two layers of "
-    "eight bits keep "
-    "the files from being 16 and 8 times smaller. "
+    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy "
+    "alone, put the numbers into a fresh network, and got the same logits, bit for bit. Steps, biases, a header and "
+    "two layers of eight bits keep the files from being 16 and 8 times smaller. "
     + " ".join(
         f"{name}: {saved:,.0f} bytes came back, because so many codes are zero that it pays to leave them out."
         for name, saved in gained.items()
@@ -945,15 +936,13 @@ exercises.check("09.3", additive_levels)
 # %%
 say(
     f"- **A bit of weight**: {slopes.mean():.1f} dB. A step for each channel: {gains['photographs']:.1f} dB on "
-    f"`{S.net}`. A zero point after "
-    f"ReLU: {gain:.1f} dB. The MSE range at 4 bits: {won[4]:.1f} dB on activations.\n"
-    f"- **Untrained**: 8 bits everywhere change the photographs by {-100 * lost:+.1f} points; LeNet-5 "
-    f"{first_loss('digits', 'weights and activations')}.\n"
-    f"- **Trained, LeNet-5 in 2 bits**: {100 * error_2bit:.2f} % test error (dense "
-    f"{100 * (1 - tests['lenet5-dense'].accuracy):.2f} %), "
-    f"{files['LeNet-5, 2 bits'].bytes:,} bytes, {lenet_ratio:.1f} times smaller.\n"
-    f"- **Trained, `{S.net}` in 4 bits**: {100 * tests[f'{S.net}-4bit'].accuracy:.2f} % (dense "
-    f"{100 * tests[f'{S.net}-dense'].accuracy:.2f} %), {photo_ratio:.1f} times smaller."
+    f"`{S.net}`. A zero point after ReLU: {gain:.1f} dB. The MSE range at 4 bits: {won[4]:.1f} dB on activations.\n- "
+    f"**Untrained**: 8 bits everywhere change the photographs by {-100 * lost:+.1f} points; LeNet-5 "
+    f"{first_loss('digits', 'weights and activations')}.\n- **Trained, LeNet-5 in 2 bits**: {100 * error_2bit:.2f} % "
+    f"test error (dense {100 * (1 - tests['lenet5-dense'].accuracy):.2f} %), {files['LeNet-5, 2 bits'].bytes:,} bytes, "
+    f"{lenet_ratio:.1f} times smaller.\n- **Trained, `{S.net}` in 4 bits**: "
+    f"{100 * tests[f'{S.net}-4bit'].accuracy:.2f} % (dense {100 * tests[f'{S.net}-dense'].accuracy:.2f} %), "
+    f"{photo_ratio:.1f} times smaller."
 )
 
 # %%

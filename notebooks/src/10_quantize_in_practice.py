@@ -246,8 +246,7 @@ run.claim("int8-static", "Validation accuracy lost by int8 in ONNX Runtime", los
 run.claim("int8-file", "Times smaller than the float32 file", ratio, at_least=3.8 if S.net == "cifar_base" else 3.2)
 say(
     f"{100 * lost:+.2f} points lost without a minute of training, and a file {ratio:.2f} times smaller. Not 4 times: "
-    "scales, biases of four "
-    "bytes, and the graph itself do not shrink."
+    "scales, biases of four bytes, and the graph itself do not shrink."
 )
 
 # %% [markdown]
@@ -422,8 +421,7 @@ same = (runtimes[0] == runtimes[1]).float().mean().item()
 run.claim("int8-pt2e", "Validation accuracy lost by int8 in PT2E", base - torchs, at_most=0.015)
 say(
     f"PT2E loses {100 * (base - torchs):+.2f} points. The two libraries give the same answer to {same:.1%} of the "
-    "photographs; they round at "
-    "other places."
+    "photographs; they round at other places."
 )
 
 # %% [markdown]
@@ -452,8 +450,7 @@ say(
     f"It holds {everything:,} bytes, the network held {dense_bytes:,}. "
     + ("That is *more*: the int8 weights came, and the float weights never left. " if everything > dense_bytes else "")
     + f"What the graph reads takes {read:,} bytes, {dense_bytes / read:.2f} times less. Save the graph's `state_dict`, "
-    "and you save the leftovers, too: "
-    "a file of a quantized network is small when you have looked."
+    "and you save the leftovers, too: a file of a quantized network is small when you have looked."
 )
 
 # %% [markdown]
@@ -503,16 +500,15 @@ say(
     f"All layers together make {additive[8]:.2f} times the sum of the single noises with 8 bits, and {additive[4]:.2f} "
     "times with 4. "
     + (
-        "Small errors add up as independent noise does, so measuring one layer at a time tells you what a mixture will "
-        "cost. "
+        "Small errors add up as independent noise does, so measuring one layer at a time tells you what a mixture "
+        "will cost. "
         if 0.7 <= additive[8] <= 1.4
         else "They do not simply add up here: the layers' errors are not independent. "
     )
     + f"Four bits fewer add {step:.1f} dB; at 6.02 dB a bit it should be 24.1. The first and the last layer make "
     f"{share.loc[[layers[0], layers[-1]], '4 bits'].sum():.0f} % of the noise and hold "
     f"{sum(net.get_submodule(n).weight.numel() for n in (layers[0], layers[-1])) / measure.count_weights(net):.1%} of "
-    "the weights: "
-    "keeping those two in eight bits is cheap."
+    "the weights: keeping those two in eight bits is cheap."
 )
 
 # %% [markdown]
@@ -586,11 +582,11 @@ elif VNNI:  # the upper end: on a busy machine the interval is wide, and noise a
 # %%
 small, best_eager = S.batches[0], max(eager.ratio, clock[large]["PyTorch eager, channels last"].ratio)
 say(
-    f"At batch {large}, u8 × s8 runs **{right.ratio:.2f} times** as fast as float32 in the same runtime, at batch {small} "
-    f"{clock[small]['int8, u8 × s8'].ratio:.2f} times. Against eager PyTorch, batch {large}, it is **{against_eager:.1f} "
-    f"times**, and {right.ratio / best_eager:.1f} against the faster of its two orders of memory; of that a factor of "
-    f"{1 / best_eager:.1f} is the runtime alone. The slowest pair, {wrong.name.removeprefix('int8, ')}, reaches "
-    f"{wrong.ratio:.2f}"
+    f"At batch {large}, u8 × s8 runs **{right.ratio:.2f} times** as fast as float32 in the same runtime, at batch "
+    f"{small} {clock[small]['int8, u8 × s8'].ratio:.2f} times. Against eager PyTorch, batch {large}, it is "
+    f"**{against_eager:.1f} times**, and {right.ratio / best_eager:.1f} against the faster of its two orders of "
+    f"memory; of that a factor of {1 / best_eager:.1f} is the runtime alone. The slowest pair, "
+    f"{wrong.name.removeprefix('int8, ')}, reaches {wrong.ratio:.2f}"
     + (': slower than floats. The word "int8" promises nothing.' if wrong.verdict == "slower" else ".")
 )
 
@@ -612,9 +608,9 @@ conv_ratio = convolutions["float32"] / convolutions["int8, u8 × s8"]
 rest = {name: spent[name].sum() - convolutions[name] for name in ("float32", "int8, u8 × s8")}
 say(
     f"The convolutions alone run {conv_ratio:.1f} times as fast in integers. All other operators took "
-    f"{rest['float32']:.2f} ms and take "
-    f"{rest['int8, u8 × s8']:.2f}, which is {rest['int8, u8 × s8'] / spent['int8, u8 × s8'].sum():.0%} of the integer "
-    "network's time (Amdahl's law, notebook 01)."
+    f"{rest['float32']:.2f} ms and take {rest['int8, u8 × s8']:.2f}, which is "
+    f"{rest['int8, u8 × s8'] / spent['int8, u8 × s8'].sum():.0%} of the integer network's time (Amdahl's law, notebook "
+    "01)."
 )
 
 # %% [markdown]
@@ -685,9 +681,8 @@ run.record(
 )
 say(
     f"{moved:.0%} of the logits change with the neighbours in the batch; "
-    f"{int((alone.argmax(1) != whole.argmax(1)).sum())} of 64 answers do. "
-    "What the network says of an image depends on who happens to stand beside it: remember that when a test is not "
-    "reproducible."
+    f"{int((alone.argmax(1) != whole.argmax(1)).sum())} of 64 answers do. What the network says of an image depends on "
+    "who happens to stand beside it: remember that when a test is not reproducible."
 )
 
 # %% [markdown]
@@ -759,15 +754,15 @@ run.claim(
 )
 say(
     f"The LSTM's file shrinks {rows['LSTM']['times smaller']:.1f} times, and the reason is not the LSTM: its matrix of "
-    "word vectors is "
-    f"{table_bytes / lstm_file.stat().st_size:.0%} of the file. ONNX Runtime rounds that table, too; many a library "
+    f"word vectors is {table_bytes / lstm_file.stat().st_size:.0%} of the file. ONNX Runtime rounds that table, too; "
+    "many a library "
     'leaves it alone, and then a "quantized" text '
     f"classifier keeps nearly all its bytes. On the clock the LSTM is *{rows['LSTM']['verdict']}* "
-    f"({rows['LSTM']['times faster']:.2f}), the linear network "
-    f"*{rows['LeNet-300-100']['verdict']}* ({rows['LeNet-300-100']['times faster']:.2f}). "
+    f"({rows['LSTM']['times faster']:.2f}), the linear network *{rows['LeNet-300-100']['verdict']}* "
+    f"({rows['LeNet-300-100']['times faster']:.2f}). "
     + (
-        f"With {lstm.encoder.recurrent.in_features} units, to measure and round the state takes at least as long as the "
-        "small matrix saves; dynamic quantization is made for large ones."
+        f"With {lstm.encoder.recurrent.in_features} units, to measure and round the state takes at least as long as "
+        "the small matrix saves; dynamic quantization is made for large ones."
         if rows["LSTM"]["times faster"] <= 1
         else ""
     )
@@ -794,10 +789,9 @@ run.claim(
     at_least=7 if S.net == "cifar_base" else 5,
 )
 say(
-    f"The file is {ratio4:.1f} times smaller and loses {100 * (base - weights_only):.1f} points (activations in 8 bits). "
-    "The ranges are min/max, as everywhere in that "
-    "tool. With the ranges of notebook 09, which minimize the squared error, 4-bit weights alone lose "
-    f"{100 * (base - mse_accuracy):.1f}."
+    f"The file is {ratio4:.1f} times smaller and loses {100 * (base - weights_only):.1f} points (activations in 8 "
+    "bits). The ranges are min/max, as everywhere in that tool. With the ranges of notebook 09, which minimize the "
+    f"squared error, 4-bit weights alone lose {100 * (base - mse_accuracy):.1f}."
 )
 
 # %% [markdown]
@@ -887,8 +881,7 @@ learned = results.measurements("09_quantize_from_scratch", "four_bits", profile=
 say(
     f"Training ({S.epochs} × {S.train:,} images) brings four bits from {arms['4 bits, not trained, min/max']:.1%} to "
     f"{right_mode:.1%}. Left in training mode, the same network, in batches of ten, names {wrong_mode:.1%}: each "
-    "photograph is judged by the "
-    "statistics of its neighbours."
+    "photograph is judged by the statistics of its neighbours."
     + (
         f" Notebook 09, with learned steps and its own budget, reached {learned['4 bits, trained']:.1%} from "
         f"{learned['32 bits']:.1%}."
@@ -966,10 +959,10 @@ run.claim(
     "ported", "Fraction of photographs to which FX mode and its port to PT2E give the same answer", agree, at_least=0.9
 )
 say(
-    f"FX mode names {old_accuracy:.1%}, PT2E {torchs:.1%}, and they agree on {agree:.1%} of the photographs. Eager mode's "
-    f"dynamic LeNet-300-100 reads {old_digits:.1%} of the digits, ONNX Runtime's {rows['LeNet-300-100']['accuracy']:.1%}. "
-    "One thing was lost on the way: the old result ran integer kernels at once, the new one is a description that wants a "
-    "compiler or another runtime."
+    f"FX mode names {old_accuracy:.1%}, PT2E {torchs:.1%}, and they agree on {agree:.1%} of the photographs. Eager "
+    f"mode's dynamic LeNet-300-100 reads {old_digits:.1%} of the digits, ONNX Runtime's "
+    f"{rows['LeNet-300-100']['accuracy']:.1%}. One thing was lost on the way: the old result ran integer kernels at "
+    "once, the new one is a description that wants a compiler or another runtime."
 )
 
 # %% [markdown]
@@ -1086,15 +1079,12 @@ exercises.check("10.3", for_bytes)
 # %%
 say(
     f"- **int8 after training**: ONNX Runtime {100 * lost_on_test[f'{S.net}-int8']:+.2f} points lost on test, PT2E "
-    f"{100 * lost_on_test[f'{S.net}-int8-pt2e']:+.2f}; the file "
-    f"{ratio:.2f} times smaller.\n"
-    f"- **Calibration**: {f'{enough} images suffice' if enough else 'no size sufficed'}; the worst set costs "
-    f"{points[worst]:.1f} points.\n"
+    f"{100 * lost_on_test[f'{S.net}-int8-pt2e']:+.2f}; the file {ratio:.2f} times smaller.\n- **Calibration**: "
+    f"{f'{enough} images suffice' if enough else 'no size sufficed'}; the worst set costs {points[worst]:.1f} points.\n"
     f"- **Speed** at batch {large}: {right.ratio:.2f} times float32 in the same runtime, {against_eager:.1f} times "
-    f"eager; the worst pair of types {wrong.ratio:.2f}.\n"
-    f"- **Dynamic**: LSTM {rows['LSTM']['times smaller']:.1f} times smaller, {rows['LSTM']['points lost']:+.2f} points "
-    f"lost, {rows['LSTM']['times faster']:.2f} times as fast.\n"
-    f"- **4 bits**: {100 * lost_on_test[f'{S.net}-4bit-pt2e']:+.2f} points lost on test after training."
+    f"eager; the worst pair of types {wrong.ratio:.2f}.\n- **Dynamic**: LSTM {rows['LSTM']['times smaller']:.1f} times "
+    f"smaller, {rows['LSTM']['points lost']:+.2f} points lost, {rows['LSTM']['times faster']:.2f} times as fast.\n- "
+    f"**4 bits**: {100 * lost_on_test[f'{S.net}-4bit-pt2e']:+.2f} points lost on test after training."
 )
 
 # %%
