@@ -70,9 +70,9 @@ say(results.timetable("08_prune_and_transfer"))
 OLD, NEW = "Taylor, old task", "Taylor, new task"
 S = results.settings(
     PROFILE,
-    smoke=dict(labels=32, batch=16, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=16,
-               trained=["magnitude", NEW, "not cut"], longer=1, curve=[3.0], taught=1, small=1, small_lr=0.05,
-               validation=20, tested=20, timings=20, batches=[1, 2]),
+    smoke=dict(labels=16, batch=8, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=8,
+               trained=["magnitude", NEW], longer=0, curve=[3.0], taught=1, small=1, small_lr=0.05,
+               validation=10, tested=10, timings=20, batches=[1]),
     quick=dict(labels=240, batch=30, lr=0.02, first=3, second=2, cuts=2, ratio=3.0, same_macs=False, scored=100,
                trained=["magnitude", NEW], longer=0, curve=[3.0, 6.0], taught=2, small=10, small_lr=0.05,
                validation=400, tested=500, timings=20, batches=[1, 16]),
