@@ -405,8 +405,9 @@ say(
 # %% [markdown]
 # ## 5. What the published seeds decide
 #
-# One seed decides little. Here are all full runs that exist, ranked as in notebook 05: a way's rank is one more than the
-# number of ways that beat it, and "beat" means that the interval of the difference, paired by seed, lies above zero.
+# One seed decides little. Here are all full runs that exist, ranked as in notebook 05: "beat" means that the interval of the
+# difference, paired by seed, lies above zero; two ways that cannot be told apart share a rank, and the last column counts
+# by how many a way is beaten.
 
 
 # %%
@@ -563,8 +564,8 @@ nets["small net"] = rounded(small)
 # ### Exercise 08.1 — predict
 #
 # Take the first of the cuts. How many times smaller is its file than the dense one's? The table of section 1 says where the
-# parameters are, and this one what is left of the channels. Put your guess into the function before you run the cells below it; within a
-# factor of 1.5 is fine.
+# parameters are, and this one what is left of the channels. Put your guess into the function before you run the cells
+# below it; within a factor of 1.5 is fine.
 
 # %%
 first_cut = f"pruned {S.curve[0]:g}x"
