@@ -362,18 +362,25 @@ def difference(accuracies: "pd.DataFrame", a: str, b: str) -> str:
 def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
     """Return mean, spread and rank of each method (a column of `accuracies`; see `difference`), the highest mean first.
 
-    A method's rank is one more than the number of methods that beat it: whose paired 95 % interval over it lies above
-    0. Methods that cannot be told apart share a rank. Raises ValueError below two seeds.
+    One method beats another if the paired 95 % interval of their difference lies above 0. A new rank, its number one
+    more than the methods above it, begins only where each method above beats each one from there on: any two that
+    cannot be told apart share a rank. "beaten by" counts who beats a method, also within a rank. Raises ValueError
+    below two seeds.
     """
     import pandas as pd
 
     if len(accuracies) < 2:
         raise ValueError(f"accuracies has {len(accuracies)} row(s); allowed: at least two, one for each seed")
-    means, methods = accuracies.mean(), list(accuracies)
-    beaten_by = {b: [a for a in methods if paired_interval(accuracies[a], accuracies[b])[0] > 0] for b in methods}
-    said = {name: f"{100 * means[name]:.2f} ± {100 * accuracies[name].std():.2f}" for name in methods}
-    ranked = pd.DataFrame({"accuracy (%)": said, "rank": {name: 1 + len(beaten_by[name]) for name in methods}})
-    return ranked.loc[means.sort_values(ascending=False).index]
+    ordered = list(accuracies.mean().sort_values(ascending=False).index)
+    beaten_by = {b: {a for a in ordered if paired_interval(accuracies[a], accuracies[b])[0] > 0} for b in ordered}
+    rows, rank = {}, 1
+    for place, name in enumerate(ordered):
+        if all(beaten_by[lower].issuperset(ordered[:place]) for lower in ordered[place:]):
+            rank = place + 1
+        values = 100 * accuracies[name]
+        said = f"{values.mean():.2f} ± {values.std():.2f}"
+        rows[name] = {"accuracy (%)": said, "rank": rank, "beaten by": len(beaten_by[name])}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # ---------------------------------------------------------------- the leaderboard
@@ -708,7 +715,7 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
         yield {
             "task": seeds[0]["task"],
             "name": name,
-            "method": seeds[0]["method"],
+            "method": " or ".join(dict.fromkeys(m["method"] for m in seeds)),  # a seed may have chosen another
             "accuracy": round(accuracy.mean, 12),  # one network in 2 and in 3 runs: one row, whatever the rounding
             "std": accuracy.std,
             "n": accuracy.n,

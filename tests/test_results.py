@@ -333,13 +333,30 @@ ACCURACIES = pd.DataFrame(
 )
 
 
-def test_ranking_lets_columns_share_a_rank_unless_the_paired_interval_excludes_zero():
+def test_ranking_counts_who_beats_a_column_and_lets_those_share_a_rank_that_cannot_be_told_apart():
     ranked = results.ranking(ACCURACIES)
     assert list(ranked.index) == ["noisy", "high", "low"]
-    assert ranked["rank"].to_dict() == {"noisy": 1, "high": 1, "low": 2}  # "high" beats "low"; nobody is above "noisy"
+    assert ranked["rank"].to_dict() == {"noisy": 1, "high": 1, "low": 1}  # "low" cannot be told from "noisy"
+    assert ranked["beaten by"].to_dict() == {"noisy": 0, "high": 0, "low": 1}
     assert ranked.loc["low", "accuracy (%)"] == f"85.00 ± {100 * statistics.stdev([0.80, 0.90, 0.85]):.2f}"
+    two = results.ranking(ACCURACIES[["low", "high"]].assign(lowest=[0.1, 0.11, 0.12]))
+    assert two["rank"].to_dict() == {"high": 1, "low": 2, "lowest": 3}
     with pytest.raises(ValueError, match=r"accuracies has 1 row\(s\); allowed: at least two"):
         results.ranking(ACCURACIES.iloc[:1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_rank_ends_only_where_scipy_tells_every_pair_apart(seed):
+    random = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        random.choice([0.0, 0.03, 0.2], 4) + 0.02 * random.standard_normal((3, 4)), columns=list("abcd")
+    )
+    ranks = results.ranking(table)["rank"]
+    names = list(ranks.index)
+    apart = {(a, b): stats.ttest_rel(table[a], table[b]).confidence_interval().low > 0 for a in names for b in names}
+    for place in range(1, 4):
+        parted = all(apart[a, b] for a in names[:place] for b in names[place:])
+        assert ranks[names[place]] == (place + 1 if parted else ranks[names[place - 1]])
 
 
 @pytest.mark.parametrize(

@@ -314,22 +314,28 @@ run.claim("same-interval", "Largest difference between the cell's, the helper's 
 
 
 # %% [markdown]
-# "A beats B" means here: the interval of A − B lies above zero. A way's **rank** is one more than the number of ways
-# that beat it. Two that cannot be told apart share a rank.
+# "A beats B" means here: the interval of A − B lies above zero. Go down the list, the highest mean first: a new **rank**
+# begins where every way above beats every way from there on. So two that cannot be told apart always share a rank. The
+# last column counts by how many a way is beaten, also within its rank.
 
 
 # %%
 def ranking(table):
-    """Mean, spread and rank of each column of `table` (a row for each seed), the highest mean first."""
-    beaten_by = {b: sum(results.paired_interval(table[a], table[b])[0] > 0 for a in table if a != b) for b in table}
-    said = {way: f"{100 * values.mean():.2f} ± {100 * values.std():.2f}" for way, values in table.items()}
-    ranked = pd.DataFrame({"accuracy (%)": said, "rank": {way: 1 + n for way, n in beaten_by.items()}})
-    return ranked.loc[table.mean().sort_values(ascending=False).index]
+    """Mean, spread, rank of each column of `table` (a row for each seed), and how many beat it."""
+    ordered = table.mean().sort_values(ascending=False).index
+    beats = {(a, b): a != b and results.paired_interval(table[a], table[b])[0] > 0 for a in table for b in table}
+    rows, rank = {}, 1
+    for place, way in enumerate(ordered):
+        if all(beats[a, b] for a in ordered[:place] for b in ordered[place:]):
+            rank = place + 1
+        said = f"{100 * table[way].mean():.2f} ± {100 * table[way].std():.2f}"
+        rows[way] = {"accuracy (%)": said, "rank": rank, "beaten by": sum(beats[a, way] for a in table)}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 ranked = ranking(hardest)
 run.claim("same-ranks", "Ranks that differ between the cell and the helper",
-          int((ranked["rank"] != results.ranking(hardest)["rank"]).sum()), at_most=0)  # fmt: skip
+          int((ranked != results.ranking(hardest)).to_numpy().sum()), at_most=0)  # fmt: skip
 ranked
 
 # %%

@@ -70,9 +70,9 @@ say(results.timetable("08_prune_and_transfer"))
 OLD, NEW = "Taylor, old task", "Taylor, new task"
 S = results.settings(
     PROFILE,
-    smoke=dict(labels=32, batch=16, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=16,
-               trained=["magnitude", NEW, "not cut"], longer=1, curve=[3.0], taught=1, small=1, small_lr=0.05,
-               validation=20, tested=20, timings=20, batches=[1, 2]),
+    smoke=dict(labels=16, batch=8, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=8,
+               trained=["magnitude", NEW], longer=0, curve=[3.0], taught=1, small=1, small_lr=0.05,
+               validation=10, tested=10, timings=20, batches=[1]),
     quick=dict(labels=240, batch=30, lr=0.02, first=3, second=2, cuts=2, ratio=3.0, same_macs=False, scored=100,
                trained=["magnitude", NEW], longer=0, curve=[3.0, 6.0], taught=2, small=10, small_lr=0.05,
                validation=400, tested=500, timings=20, batches=[1, 16]),
@@ -405,8 +405,9 @@ say(
 # %% [markdown]
 # ## 5. What the published seeds decide
 #
-# One seed decides little. Here are all full runs that exist, ranked as in notebook 05: a way's rank is one more than the
-# number of ways that beat it, and "beat" means that the interval of the difference, paired by seed, lies above zero.
+# One seed decides little. Here are all full runs that exist, ranked as in notebook 05: "beat" means that the interval of the
+# difference, paired by seed, lies above zero; two ways that cannot be told apart share a rank, and the last column counts
+# by how many a way is beaten.
 
 
 # %%
@@ -563,8 +564,8 @@ nets["small net"] = rounded(small)
 # ### Exercise 08.1 — predict
 #
 # Take the first of the cuts. How many times smaller is its file than the dense one's? The table of section 1 says where the
-# parameters are, and this one what is left of the channels. Put your guess into the function before you run the cells below it; within a
-# factor of 1.5 is fine.
+# parameters are, and this one what is left of the channels. Put your guess into the function before you run the cells
+# below it; within a factor of 1.5 is fine.
 
 # %%
 first_cut = f"pruned {S.curve[0]:g}x"
