@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Feedback", "Wrong", "check", "exercise", "registered", "within_factor"]
 
@@ -825,9 +826,9 @@ def _six_bit_file(guess: Callable[[], float], *, measured: int) -> str:
     return within_factor(
         guess,
         measured,
-        factor=1.01,
+        factor=1.005,
         unit="bytes",
-        too_low="Codes are not all: each output channel has a step and a bias, and each of them takes four bytes.",
+        too_low="Codes are not all: each output channel has a step *and* a bias, and each of them takes four bytes.",
         too_high="Six bits are not a byte: four codes share three bytes. Only the end of a layer is filled up.",
     )
 
@@ -840,7 +841,11 @@ def _quantize_rows(quantize: Callable[[torch.Tensor, int], tuple[torch.Tensor, t
         given = weight.clone()
         found = quantize(given, bits)
         _are_codes(found, weight, bits)
-        codes, scale, zero = found
+        codes, scale, zero = (
+            found[0].to(weight),
+            found[1],
+            found[2].to(weight),
+        )  # differences of bytes would wrap around
         lowest, highest = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
         expected = (highest - lowest) / (2**bits - 1)
         if not torch.allclose(scale, expected, rtol=1e-3):
@@ -900,7 +905,7 @@ def _additive_levels(levels: Callable[[], torch.Tensor]) -> str:
             raise Wrong(f"The largest level is {float(found.max()):g}.", hint="Divide by it, so that the scale is 1.")
         if not (found.diff() > 0).all():
             raise Wrong("The levels do not rise.", hint="sort() returns values and indices: take the values.")
-        return "Two shifts and one addition for each product, and no gap between 1/2 and 1."
+        return "Two shifts and one addition for each product, and three levels between 1/2 and 1."
     raise Wrong(
         f"The largest levels are {', '.join(f'{v:.3g}' for v in found.sort().values[-3:].tolist())}; "
         f"right are {', '.join(f'{v:.3g}' for v in expected[-3:])}.",
@@ -929,7 +934,8 @@ def _requantize(requantize: Callable[[torch.Tensor, float, int], torch.Tensor]) 
     for factor, zero, reach in ((0.0031, 0, 60_000), (0.4999, 117, 400), (0.7537, 3, 300), (1.3e-6, 128, 90_000_000)):
         sums = torch.randint(-reach, reach, (4_000,))
         given = sums.clone()
-        found = requantize(given, factor, zero)
+        with _FloatWatch() as watch:
+            found = requantize(given, factor, zero)
         if not isinstance(found, torch.Tensor) or found.shape != sums.shape:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
             raise Wrong(
@@ -941,7 +947,23 @@ def _requantize(requantize: Callable[[torch.Tensor, float, int], torch.Tensor]) 
             raise Wrong(f"Your codes are {found.dtype}.", hint="They fit into a byte: end with .to(torch.uint8).")
         if not torch.equal(given, sums):
             raise Wrong("The sums that came in were changed.", hint="Return a new tensor: += works in place.")
+        if watch.seen:
+            raise Wrong(
+                "The codes are right, but a tensor of floats was computed on the way.",
+                hint="Multiply the sums by the whole number m, add half, and shift; M itself never meets a tensor.",
+            )
     return "The same codes as with floating point, and not one float on the way."
+
+
+class _FloatWatch(TorchDispatchMode):
+    """Notices when an operator returns a tensor of floats."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen = self.seen or (isinstance(result, torch.Tensor) and result.is_floating_point())
+        return result
 
 
 def _are_requantized(found: torch.Tensor, exact: torch.Tensor, zero: int, factor: float) -> None:
@@ -1026,7 +1048,7 @@ def _soft_gradient(gradient: Callable[[torch.Tensor, torch.Tensor, float], torch
         (temperature**2 * torch.distributions.kl_divergence(p, q).mean()).backward()
         expected = leaf.grad
         assert expected is not None
-        found = gradient(student.clone(), teacher.clone(), temperature)
+        found = _without_autograd(gradient, student, teacher, temperature)
         if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
             raise Wrong(
@@ -1053,13 +1075,28 @@ def _soft_gradient(gradient: Callable[[torch.Tensor, torch.Tensor, float], torch
     return "The same as autograd's, at every temperature."
 
 
+def _without_autograd(
+    gradient: Callable[..., torch.Tensor], student: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    with torch.inference_mode():
+        try:
+            return gradient(student.clone(), teacher.clone(), temperature)
+        except RuntimeError as error:
+            if "grad" not in str(error):
+                raise
+            raise Wrong(
+                "Your function asked autograd, which is switched off here.",
+                hint="Work the derivative out on paper: softmaxes of both logits, a difference, and a factor.",
+            ) from None
+
+
 @exercise("11.2")
 def _doubt(guess: Callable[[], float], *, measured: float) -> str:
     return within_factor(
         guess,
         measured,
         factor=1.15,
-        unit="of the probability",
+        unit="(probability)",
         too_low="With equal logits it would be 0.1. The right one is lead/20 ahead: e^(lead/20) against nine times 1.",
         too_high="The lead is divided by 20 before the exponential, and the nine others share what is left.",
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from nbgrader.preprocessors import ClearSolutions
+from torch.distributions import Categorical, kl_divergence
 
 from helpers import exercises, paths
 from helpers.exercises import Feedback, Wrong
@@ -525,7 +526,11 @@ def _only_pairs_of_the_same_place():
 
 CASES |= {
     "09.1": Case(
-        [(lambda: 430_500 * 6 / 8, "Codes are not all"), (lambda: 430_500, "not a byte")], {"measured": 327_900}
+        [
+            (lambda: 430_500 * 6 / 8 + 580 * 4, "Codes are not all"),
+            (lambda: 430_500, "not a byte"),
+        ],
+        {"measured": 327_709},
     ),
     "09.2": Case(
         [
@@ -557,6 +562,10 @@ def _in_fixed_point(sums, factor, *, rounding=True, bits=31):
         shift += 1
     half = 2 ** (shift - 1) if rounding and shift else 0
     return (sums * round(factor * 2**shift) + half) >> shift
+
+
+def _in_floating_point(sums, factor, zero):
+    return ((sums.double() * factor).round() + zero).clamp(0, 255).to(torch.uint8)
 
 
 def _rounded_down(sums, factor, zero):
@@ -625,6 +634,7 @@ CASES |= {
             (_factor_of_four_bits, "too few"),
             (_codes_as_int64, "fit into a byte"),
             (_sums_in_place, "in place"),
+            (_in_floating_point, "whole number m"),
         ]
     ),
     "10.3": Case(
@@ -644,6 +654,12 @@ CASES |= {
 
 def _softmaxes(student, teacher, temperature):
     return torch.softmax(student / temperature, dim=1), torch.softmax(teacher / temperature, dim=1)
+
+
+def _by_autograd(student, teacher, temperature):
+    leaf = student.requires_grad_()
+    (temperature**2 * kl_divergence(*(Categorical(logits=x / temperature) for x in (teacher, leaf))).mean()).backward()
+    return leaf.grad
 
 
 def _without_the_chain_rule(student, teacher, temperature):
@@ -704,6 +720,7 @@ CASES |= {
             (_sum_over_examples, "1 / batch"),
             (_teacher_first, "The sign"),
             (_at_temperature_one, "divided by T"),
+            (_by_autograd, "on paper"),
         ]
     ),
     "11.2": Case([(lambda: 0.1, "With equal logits"), (lambda: 0.99, "divided by 20")], {"measured": 0.272}),
@@ -716,6 +733,16 @@ CASES |= {
         ]
     ),
 }
+
+
+def test_codes_may_be_bytes():
+    """Bytes minus bytes wrap around, and that is not the student's fault."""
+
+    def in_bytes(weight, bits):
+        codes, scale, zero = _row_quantizer(_row_min, _row_max)(weight, bits)
+        return codes.byte(), scale, zero.byte()
+
+    assert exercises.check("09.2", in_bytes).right
 
 
 # ---------------------------------------------------------------- every exercise
