@@ -610,6 +610,13 @@ def test_readme_table_counts_macs_against_the_base_and_invents_no_spread():
     assert " | 2.5× | 20 bytes |" in table
 
 
+def test_readme_table_shows_models_that_were_never_packed():
+    """A student differs from its base by its teacher, not by its bytes."""
+    finished(models=[{"size": 20}, {"name": "alone", "base": None}, {"name": "taught", "base": "alone"}])
+    results.publish()
+    assert "| taught | magnitude | 99.00 (n = 1) | 10× | 1× | – | here, full |" in results.readme_table()
+
+
 def test_say_prints_outside_a_notebook(capsys):
     results.say("**so**")
     assert capsys.readouterr().out == "**so**\n"
