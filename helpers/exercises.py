@@ -841,11 +841,8 @@ def _quantize_rows(quantize: Callable[[torch.Tensor, int], tuple[torch.Tensor, t
         given = weight.clone()
         found = quantize(given, bits)
         _are_codes(found, weight, bits)
-        codes, scale, zero = (
-            found[0].to(weight),
-            found[1],
-            found[2].to(weight),
-        )  # differences of bytes would wrap around
+        # as floats, for differences of bytes would wrap around
+        codes, scale, zero = (found[0].to(weight), found[1], found[2].to(weight))
         lowest, highest = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
         expected = (highest - lowest) / (2**bits - 1)
         if not torch.allclose(scale, expected, rtol=1e-3):

@@ -217,7 +217,7 @@ run.claim("batchmean", "Relative difference of T² · batchmean from the cell's 
 say(
     f"`mean` makes the loss **{batchmean / mean:.0f} times** too small. And with student and teacher exchanged, it is "
     f"{soft_loss(v, z, 4.0):.1f} instead of {soft_loss(z, v, 4.0):.1f}. Neither raises an error"
-    f"{'; of the first, at least, PyTorch warns.' if warned else '.'}"
+    f"{'; of the first, at least, PyTorch warns.' if any('batchmean' in str(w.message) for w in warned) else '.'}"
 )
 
 # %% [markdown]
