@@ -219,7 +219,7 @@ def _create(venv: Path, log: Path) -> None:
 
 
 def _pip_command(venv: Path) -> list[str]:
-    project = "." if shutil.which("npm") else ".[npm]"
+    project = ".[cluster]" if shutil.which("npm") else ".[cluster,npm]"
     # Compiling every module of every package takes half of the time; Python compiles what it imports.
     options = ["--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     return [str(python_of(venv)), "-m", "pip", "install", *options, "-c", str(LOCK), "-e", project]
