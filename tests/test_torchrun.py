@@ -29,7 +29,8 @@ def die(model, at):
         raise Killed
 
 def train(name, **options):
-    fitted = devices.fit(network(**options), examples(), validation=examples(), checkpoint=state, progress=False, **OPTIONS)
+    always = {"validation": examples(), "progress": False, "checkpoint": state}
+    fitted = devices.fit(network(**options), examples(), **always, **OPTIONS)
     rows = [(row["loss"], row["validation"]) for row in fitted.history]
     rank = torch.distributed.get_rank()
     torch.save({"weights": fitted.model.state_dict(), "rows": rows}, folder / f"{name}{rank}.pt")
