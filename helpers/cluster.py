@@ -5,8 +5,8 @@ two passes:
 
 1. `run` hands each pair of notebook and seed to a worker. What comes back from a notebook without times is its result,
    and final. Of a notebook whose results hold a time (a model's latency, a claim or a record with `timing=True`) only
-   the states of its trainings are kept. The same holds for one that reads the results of other notebooks or seeds, which
-   a worker does not have. Which notebooks these are does not depend on whether their claims held.
+   the states of its trainings are kept. The same holds for one that reads the results of other notebooks or seeds,
+   which a worker does not have. Which notebooks these are does not depend on whether their claims held.
 2. The caller executes those here, one after another. Their trainings resume from the states, so what is left is mostly
    measuring; `pinned` gives them as many threads as they were trained with. (A state that does not fit, because this
    machine rounds otherwise, is not used: then the training is repeated.)
@@ -74,8 +74,8 @@ def run(
 ) -> Outcome:
     """Have the workers of the scheduler at `address` execute `runs`; write what is final, and states, to build/.
 
-    In the full profile, trainings whose states are here already from an earlier call are not sent again, unless `again`.
-    Raises SetupError if `distributed` is not installed, nothing answers at `address`, or the connection is lost.
+    In the full profile, what an earlier call brought the states of is not sent again, unless `again`. Raises SetupError
+    if `distributed` is not installed, nothing answers at `address`, or the connection is lost.
     """
     runs = list(runs)
     outcome = Outcome(set(), [], {})
@@ -88,7 +88,7 @@ def run(
         try:
             _hand_out(client, waiting, profile, outcome, say)
         except OSError as error:
-            raise SetupError(f"lost the scheduler at {address}: {error}; what came back is kept, run it again") from error
+            raise SetupError(f"the cluster stopped: {error}; what came back is kept, run the same again") from error
         finally:
             client.close(timeout=CONNECT_SECONDS)
     return outcome
@@ -109,9 +109,7 @@ def _connect(address: str) -> "Client":
         raise SetupError(f"no Dask scheduler answers at {address} ({said}); start one: dask scheduler") from error
 
 
-def _hand_out(
-    client: "Client", waiting: list[Run], profile: str, outcome: Outcome, say: Callable[[str], None]
-) -> None:
+def _hand_out(client: "Client", waiting: list[Run], profile: str, outcome: Outcome, say: Callable[[str], None]) -> None:
     """Give each idle worker one run, until all have come back."""
     from distributed import wait
 
@@ -121,7 +119,7 @@ def _hand_out(
         given = {worker for worker, _ in running.values()}
         idle = [worker for worker, keys in client.processing().items() if not keys and worker not in given]
         if not idle and not running and not told:
-            say(f"No worker yet; waiting for one: dask worker {client.scheduler.address}")
+            say("No worker yet; waiting for one. Start it where helpers is installed: dask worker ADDRESS")
             told = True
         for worker, each in zip(idle, waiting[: len(idle)], strict=False):
             running[_submit(client, each, profile, worker)] = worker, each
