@@ -8,10 +8,15 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers import environment
 from helpers.paths import NOTEBOOKS, ROOT, build_dir
+
+if TYPE_CHECKING:
+    from helpers.cluster import Outcome
 
 EXAMPLES = """\
 examples:
@@ -84,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     course.add_argument("--profile", help="smoke, quick or full; default: the variable PROFILE, else quick")
     course.add_argument("--seed", type=int, nargs="+", help="default: 0, and 0 1 2 in the full profile")
     course.add_argument("--again", action="store_true", help="full: repeat runs that have finished before")
+    course.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="hand the runs to the Dask cluster whose scheduler is there, such as tcp://10.0.0.1:8786; "
+        "what holds a time is then measured here, one after another",
+    )
     add("lab", "open the notebooks in JupyterLab")
     add("test", "unit tests; every notebook in quick and, twice, in smoke")
     add("check", "linter, formatter, type checker, fast tests")
@@ -108,24 +119,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _course(args: argparse.Namespace) -> int:
-    from helpers import notebooks, results
+    from helpers import cluster, notebooks, results
 
     seeds = args.seed or ([0, 1, 2] if args.profile == "full" else [0])
     runs = [(source, seed) for seed in seeds for source in args.chosen]
     usual = [results.expected_seconds(source.stem, args.profile) or 0 for source, _ in runs]
     _fetch(args.chosen)
-    hint = f" (usually {_minutes(sum(usual))})" if all(usual) else ""
-    print(f"Running {_count(args.chosen)} in the {args.profile} profile, one after another{hint}.")
-    failures = []
-    for number, ((source, seed), seconds) in enumerate(zip(runs, usual, strict=True), start=1):
+    hint = f" (usually {_minutes(sum(usual))})" if all(usual) and not args.scheduler else ""
+    how = "on the cluster, and then here what holds times" if args.scheduler else "one after another"
+    print(f"Running {_count(args.chosen)} in the {args.profile} profile, {how}{hint}.", flush=True)
+    resumes = args.profile == "full" and not args.again
+    before = {run for run in runs if resumes and notebooks.is_done(run[0], profile="full", seed=run[1])}
+    spread = _spread(args, [run for run in runs if run not in before])
+    failures = list(spread.failures)
+    for number, (run, seconds) in enumerate(zip(runs, usual, strict=True), start=1):
+        source, seed = run
         title = f"[{number}/{len(runs)}] {source.stem}" + (f", seed {seed}" if len(seeds) > 1 else "")
-        if args.profile == "full" and not args.again and notebooks.is_done(source, profile="full", seed=seed):
+        if run in before:
             print(f"{title}: has run before; --again repeats it")
             continue
+        if run in spread.final:
+            print(f"{title}: ran on the cluster")
+            continue
         print(title + (f", usually {_minutes(seconds)}" if seconds else ""), flush=True)
-        failures += _execute(source, profile=args.profile, seed=seed)
+        with cluster.pinned(spread.to_measure[run]) if run in spread.to_measure else nullcontext():
+            failures += _execute(source, profile=args.profile, seed=seed)
     _summary(args.profile)
     return _report(failures)
+
+
+def _spread(args: argparse.Namespace, runs: list[tuple[Path, int]]) -> "Outcome":
+    """Have the cluster execute `runs`, if one was named; return what it did."""
+    from helpers import cluster
+
+    if args.scheduler is None:
+        return cluster.Outcome(set(), [], {})
+    return cluster.run(args.scheduler, runs, profile=args.profile, again=args.again)
 
 
 def _summary(profile: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from helpers import checks, data, environment, models, notebooks, paths, pruning, text, training, vocabulary
+from helpers import checks, data, devices, environment, models, notebooks, paths, pruning, text, training, vocabulary
 
 __all__ = ["RECIPES", "Recipe", "load", "manifest", "read_weights", "train", "words", "write_weights"]
 
@@ -168,14 +168,15 @@ def _keep_early(recipe: Recipe, path: Path) -> training.OnStep | None:
 def train(name: str, *, seed: int = 0) -> Path:
     """Train a checkpoint by its recipe, resuming an interrupted run; write weights and manifest; return the path.
 
-    The last epoch is kept, and the test split is evaluated once, at the end.
+    The last epoch is kept, and the test split is evaluated once, at the end. Started by torchrun, all processes train
+    (see `devices`) and the first one writes.
     """
     recipe = RECIPES[checks.choice("name", name, RECIPES)]
     dataset = recipe.dataset()
     training.seed_everything(seed)
     scratch = paths.build_dir() / "scratch" / "train" / f"{name}.seed{seed}.pt"
     early = scratch.with_suffix(".early.safetensors")
-    fitted = training.fit(
+    fitted = devices.fit(
         recipe.build(),
         dataset.train,
         validation=dataset.validation,
@@ -185,6 +186,8 @@ def train(name: str, *, seed: int = 0) -> Path:
         **recipe.options,
     )
     path = paths.CHECKPOINTS / f"{name}.safetensors"
+    if not devices.is_first():
+        return path
     sha256 = write_weights(fitted.model, path, half=recipe.half)
     stored = read_weights(recipe.build(), path)  # what is rounded in the file is rounded in its accuracy
     options = {key: getattr(value, "__name__", value) for key, value in recipe.options.items()}
@@ -202,6 +205,7 @@ def train(name: str, *, seed: int = 0) -> Path:
         "helpers_sha256": notebooks.modules_sha256(["training", "models", "data"]),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": devices.count(),
         "machine": environment.machine()["cpu"],
     }
     if recipe.early_epoch:

@@ -25,6 +25,7 @@ __all__ = [
     "datasets",
     "execute",
     "find",
+    "identity",
     "is_done",
     "kernel_environment",
     "modules_sha256",
@@ -167,11 +168,18 @@ def modules_sha256(names: Iterable[str]) -> str:
     return hashlib.sha256(code.encode()).hexdigest()
 
 
-def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
-    """Return what a built notebook's metadata say: source, code, profile, seed, versions, machine."""
+def identity(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of a source and of the code of the helpers that it imports."""
     return {
         "source_sha256": _file_sha256(source),
         "helpers_sha256": modules_sha256(_imported(source.read_bytes())),
+    }
+
+
+def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
+    """Return what a built notebook's metadata say: source, code, profile, seed, versions, machine."""
+    return {
+        **identity(source),
         "profile": profile,
         "seed": seed,
         "versions": environment.versions(),

@@ -136,13 +136,13 @@ def test_install_makes_the_venv_and_calls_pip_with_the_constraints(project, monk
     environment.install(project / ".venv")
     made, pip = calls(project)
     assert made == f"-m venv --clear {project / '.venv'}"
-    assert pip.startswith("-m pip install ") and pip.endswith(f"-c {project / 'requirements.lock'} -e .")
+    assert pip.startswith("-m pip install ") and pip.endswith(f"-c {project / 'requirements.lock'} -e .[cluster]")
 
 
 def test_install_brings_npm_where_there_is_none(project, monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     environment.install(project / ".venv")
-    assert calls(project)[-1].endswith("-e .[npm]")
+    assert calls(project)[-1].endswith("-e .[cluster,npm]")
 
 
 def test_install_keeps_a_venv_that_works_and_remakes_one_that_does_not(project):

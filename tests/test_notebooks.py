@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -408,3 +409,52 @@ def smoke(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def result_of(source: Path, folder: Path) -> Path:
     return folder / "results/smoke" / f"{source.stem}.seed0.json"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from helpers import __main__, environment, notebooks
+notebooks.SOURCES = Path(sys.argv[1])
+environment.ensure = lambda: None
+sys.exit(__main__.main(["course", "05", "--profile", "smoke"]))
+"""
+
+
+@pytest.mark.notebook
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_a_run_killed_twice_and_repeated_ends_with_the_results_of_an_undisturbed_one(tmp_path, monkeypatch):
+    """05, with smoke's sizes; its trainings keep their states, as those of the full profile do."""
+    source = notebooks.find(["05"])[0]
+    undisturbed = Path(os.environ.get("COURSE_SMOKE_DIR") or tmp_path / "undisturbed")
+    if not result_of(source, undisturbed).exists():
+        smoke(source, undisturbed, monkeypatch)
+    (tmp_path / "src").mkdir()
+    only_full = ' if PROFILE == "full" else None'
+    assert only_full in source.read_text()
+    (tmp_path / "src" / source.name).write_text(source.read_text().replace(only_full, ""))
+    build = tmp_path / "killed"
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(build))
+
+    def run() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "src")], cwd=paths.ROOT)
+
+    def states() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (build / "scratch").rglob("[!.]*.pt")}
+
+    draw = random.Random(6)
+    for trainings in sorted(draw.sample(range(1, 6), 2)):
+        seconds = draw.uniform(0, 0.5)
+        print(f"killed {seconds:.2f} s after training {trainings} of 7 has kept its first state")
+        process = run()
+        wait_until(lambda process=process, n=trainings: len(states()) >= n or process.poll() is not None, 300)
+        time.sleep(seconds)
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            each.kill()
+        assert process.wait() == -signal.SIGKILL and not result_of(source, build).exists()
+    before = sorted(states().items(), key=lambda item: item[1])
+    assert run().wait() == 0
+    one, two = (json.loads(result_of(source, folder).read_text()) for folder in (undisturbed, build))
+    assert results.comparable(one) == results.comparable(two)
+    after = states()
+    assert len(after) > len(before) and all(after[path] == when for path, when in before[:-1]), "nothing trained twice"

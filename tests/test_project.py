@@ -101,7 +101,8 @@ def test_whatever_is_imported_is_a_declared_dependency():
     providers = packages_distributions()
     files = [*(ROOT / "helpers").glob("*.py"), *(ROOT / "tests").glob("*.py"), *notebooks.sources()]
     modules = {name for path in files for name in imported(path)} - {"cycler"}  # matplotlib's, and a part of it
-    unknown = {name for name in modules if not {canonicalize_name(p) for p in providers.get(name, [])} & set(DIRECT)}
+    declared = {*DIRECT, *(canonicalize_name(r.name) for r in OPTIONAL)}
+    unknown = {name for name in modules if not {canonicalize_name(p) for p in providers.get(name, [])} & declared}
     assert unknown == set()
 
 

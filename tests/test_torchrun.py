@@ -1,0 +1,120 @@
+"""Two processes that torchrun starts, against one: `helpers.devices`."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import data, devices, paths, training
+
+OPTIONS = {"epochs": 3, "lr": 0.1, "batch_size": 16, "seed": 4}
+TRAINED = """
+import sys
+from pathlib import Path
+import torch
+from helpers import devices
+from test_torchrun import OPTIONS, examples, network
+
+folder = Path(sys.argv[1])
+assert devices.count() == 2
+torch.set_num_threads(1)
+
+class Killed(Exception):
+    pass
+
+def die(model, at):
+    if at.step == 6:  # of 4 an epoch: the state of the first epoch is there
+        raise Killed
+
+def train(name, **options):
+    always = {"validation": examples(), "progress": False, "checkpoint": state}
+    fitted = devices.fit(network(**options), examples(), **always, **OPTIONS)
+    rows = [(row["loss"], row["validation"]) for row in fitted.history]
+    rank = torch.distributed.get_rank()
+    torch.save({"weights": fitted.model.state_dict(), "rows": rows}, folder / f"{name}{rank}.pt")
+
+state = folder / "state.pt"
+try:
+    devices.fit(network(), examples(), validation=examples(), checkpoint=state, progress=False, on_step=die, **OPTIONS)
+except Killed:
+    pass
+train("resumed")
+state = None
+train("normalized", normalize=True)
+try:
+    devices.fit(network(), examples(), **OPTIONS | {"batch_size": 15})
+except ValueError as error:
+    assert "batch_size=15; allowed: a multiple of the 2 processes" in str(error)
+else:
+    raise AssertionError("15 examples cannot be shared by two")
+devices._synchronized = lambda model, accelerator: model
+train("apart")
+"""
+
+
+def network(*, normalize: bool = False) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        between = nn.BatchNorm1d(12) if normalize else nn.Identity()
+        return nn.Sequential(nn.Linear(6, 12), between, nn.Tanh(), nn.Linear(12, 3))
+
+
+def examples() -> data.Split:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(64, 6, generator=generator)
+    return data.Split(inputs, (inputs @ torch.randn(6, 3, generator=generator)).argmax(1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What two processes trained: by name and rank, weights and the history's losses and accuracies."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "train.py").write_text(TRAINED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    variables = {"PYTHONPATH": f"{paths.ROOT}:{paths.ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "COURSE_DEVICE": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        done = subprocess.run([*command, str(folder / "train.py"), str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*[01].pt")}
+
+
+def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return training.fit(network(), examples(), validation=examples(), progress=False, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one_even_if_they_were_interrupted(trained, alone):
+    start = network().state_dict()
+    assert distance(start, alone.model.state_dict()) > 0.1, "it learned something"
+    assert distance(trained["resumed0"]["weights"], alone.model.state_dict()) < 1e-5
+    for (loss, accuracy), row in zip(trained["resumed0"]["rows"], alone.history, strict=True):
+        assert loss == pytest.approx(row["loss"], abs=1e-5) and accuracy == row["validation"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resumed", "normalized"])
+def test_both_processes_end_with_the_same_network(name, trained):
+    assert distance(trained[f"{name}0"]["weights"], trained[f"{name}1"]["weights"]) == 0
+    assert trained[f"{name}0"]["rows"] == trained[f"{name}1"]["rows"]
+
+
+@pytest.mark.slow
+def test_without_synchronized_gradients_neither_would_hold(trained, alone):
+    """What the two tests above compare does differ as soon as each process steps with its own gradients."""
+    assert distance(trained["apart0"]["weights"], trained["apart1"]["weights"]) > 1e-3
+    assert distance(trained["apart0"]["weights"], alone.model.state_dict()) > 1e-3
+
+
+def test_alone_it_is_the_usual_training_bit_for_bit(alone):
+    fitted = devices.fit(network(), examples(), validation=examples(), progress=False, **OPTIONS)
+    assert devices.count() == 1 and devices.is_first()
+    assert distance(fitted.model.state_dict(), alone.model.state_dict()) == 0
