@@ -1172,8 +1172,8 @@ def _coded_bytes(guess: Callable[[], float], *, measured: int) -> str:
         measured,
         factor=1.03,
         unit="bytes",
-        too_low="Two kinds of news: where (each of the 420,000 places, also the zeros), and which value (8,400 of them).",
-        too_high="Where: the entropy of 1/50 for each place, not a whole bit. Which: 1.75 bits each, not 32, and not 2.",
+        too_low="Two kinds of news: where, for each of the 420,000 places, and which value, for 8,400 of them.",
+        too_high="Where: the entropy of 1/50 for each place, not a whole bit. Which: 1.75 bits each, not 2 or 32.",
     )
 
 

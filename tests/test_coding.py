@@ -31,10 +31,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quantized() -> nn.Module:
-    """A LeNet-5 with a weight in forty, three bits each, and biases that are multiples of 1/32."""
+    """A LeNet-5 with few weights and many dead neurons, three bits each, and biases that are multiples of 1/32."""
     torch.manual_seed(0)
     dense = models.lenet5().eval()
-    masked = pruning.mask(dense, pruning.layer_masks(dense, 0.975))
+    masks = pruning.layer_masks(dense, 0.9)
+    masks["fc1.weight"][30:] = False
+    masks["fc2.weight"][:, 30:] = False
+    masked = pruning.mask(dense, masks)
     model = quantization.quantize_model(masked, weights=3, per_channel=False)
     for name, bias in model.named_parameters():
         if name.endswith("bias"):
@@ -110,7 +113,7 @@ def test_multiples_of_a_power_of_two(folder, array, power):
 def test_arrays_that_need_tables_of_frequencies(folder, share):
     """More than 65,536 values, with and without positions, beside an array that is learned on the way."""
     random = np.random.default_rng(0)
-    codes = random.integers(-8, 8, (300, 400)) * (random.random((300, 400)) >= share)
+    codes = random.integers(-8, 8, (250, 280)) * (random.random((250, 280)) >= share)
     large = packing.Integers(codes, np.float32(0.5), np.array(0), -8, 4)
     tensors = {"large": large, "small": codes[:3].astype(np.int8), "again": large}
     expected = {"large": large.values(), "small": codes[:3].astype(np.int8), "again": large.values()}
@@ -176,7 +179,7 @@ def test_the_header_of_eight_arrays_is_small(quantized, folder):
 
 def test_it_is_smaller_than_the_gaps(quantized, folder):
     coded = coding.write_coded(quantized, folder / "x.pack")
-    assert coded.bytes < 0.8 * packing.write_quantized(quantized, folder / "y.pack").bytes
+    assert coded.bytes < 0.9 * packing.write_quantized(quantized, folder / "y.pack").bytes
 
 
 # ---------------------------------------------------------------- the format

@@ -231,9 +231,16 @@ for key, symbols in lists.items():
     assert sum(Fraction(1, 2**length) for length in lengths.values()) == 1
     bits = sum(counts[symbol] * length for symbol, length in lengths.items())
     differing += abs(bits - library_bits(symbols))
-    rows[key] = {"symbols": len(symbols), "fixed": 5.0, "Huffman": bits / len(symbols), "entropy": entropy(symbols) / len(symbols)}
+    rows[key] = {
+        "symbols": len(symbols),
+        "fixed": 5.0,
+        "Huffman": bits / len(symbols),
+        "entropy": entropy(symbols) / len(symbols),
+    }
 huffman = pd.DataFrame.from_dict(rows, orient="index")
-run.claim("huffman", "Bits by which the cell's Huffman codes differ from the library's, all lists", differing, at_most=0)
+run.claim(
+    "huffman", "Bits by which the cell's Huffman codes differ from the library's, all lists", differing, at_most=0
+)
 huffman.round(2)
 
 # %%
@@ -543,7 +550,9 @@ waterfall = pd.DataFrame(
 )  # fmt: skip
 run.record("waterfall", waterfall.reset_index(names="step"))
 factor = dense_file.bytes / small.bytes
-fig = plots.bars(waterfall, title=f"{factor:,.0f} times smaller in three steps", xlabel="bytes (log scale)", label="{:,.0f}")
+fig = plots.bars(
+    waterfall, title=f"{factor:,.0f} times smaller in three steps", xlabel="bytes (log scale)", label="{:,.0f}"
+)
 fig.axes[0].set_xscale("log")
 fig.axes[0].set_xlim(right=2e7)
 plots.show(fig, alt=f"Bytes after each step. {plots.in_words(waterfall)}", table=waterfall)
@@ -607,7 +616,9 @@ table = pd.DataFrame(
     {
         "validation accuracy (%)": (100 * finish.mean()).map("{:.2f}".format),
         "spread": (100 * finish.std()).map("{:.2f}".format),
-        "file (bytes)": {key: f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" for key, found in race.items()},
+        "file (bytes)": {
+            key: f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" for key, found in race.items()
+        },
     }
 )
 run.record("orders", [dict(order=order, loss=loss, accuracies=list(finish[order, loss])) for order, loss in finish])
@@ -615,7 +626,10 @@ table.rename_axis(["order", "loss"])
 
 # %%
 first, *others = ORDERS
-verdicts = [f"`{first}` against `{other}`: {results.difference(finish.xs('taught', axis=1, level=1), first, other)}" for other in others]
+verdicts = [
+    f"`{first}` against `{other}`: {results.difference(finish.xs('taught', axis=1, level=1), first, other)}"
+    for other in others
+]
 by_loss = pd.DataFrame({loss: finish.xs(loss, axis=1, level=1).mean(axis=1) for loss in LOSSES})
 verdicts.append(f"the teacher, mean over the orders: {results.difference(by_loss, 'taught', 'labels')}")
 say(
@@ -637,7 +651,9 @@ run.claim("all-orders-learn", "Mean validation accuracy of the worst arm", worst
 
 # %%
 scores = importance.taylor_scores(dense, train.take(min(1_000, len(train))), names=["conv1", "conv2", "fc1"])
-keep = {name: pruning.keep_largest(s, 1 - width / len(s)) for (name, s), width in zip(scores.items(), S.widths, strict=True)}
+keep = {
+    name: pruning.keep_largest(s, 1 - width / len(s)) for (name, s), width in zip(scores.items(), S.widths, strict=True)
+}
 cut_out = removal.remove_filters(dense, keep, TWO)
 
 
@@ -685,7 +701,9 @@ say(
 graph = deploy.export_onnx(dense, TWO, run.scratch("lenet5.onnx"))
 sessions = {"LeNet-5": deploy.session(graph)}
 for name, model in {"sparse": tuned, "thin": thin_small}.items():
-    sessions[name] = deploy.session(deploy.export_like(quantization.bake(model), graph, TWO, run.scratch(f"{name}.onnx")))
+    sessions[name] = deploy.session(
+        deploy.export_like(quantization.bake(model), graph, TWO, run.scratch(f"{name}.onnx"))
+    )
 calls = {name: partial(deploy.run, session, ONE.numpy()) for name, session in sessions.items()}
 digit_clock = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
 measure.verdict_table(digit_clock)
@@ -716,7 +734,9 @@ lean = removal.remove_filters(big, keep, TWO_PHOTOS)
 lean = removal.refresh_batchnorm(lean, seen.inputs[: S.scored])
 taught_photos = distillation.taught_by(quantization.fold_batchnorm(big, TWO_PHOTOS))
 macs = {name: measure.count_macs(net, PHOTO) for name, net in {"dense": big, "lean": lean}.items()}
-say(f"{macs['dense'] / macs['lean']:.2f} times fewer MACs, {measure.count_weights(big) / measure.count_weights(lean):.2f} times fewer weights.")
+say(
+    f"{macs['dense'] / macs['lean']:.2f} times fewer MACs, {measure.count_weights(big) / measure.count_weights(lean):.2f} times fewer weights."
+)
 
 
 # %%
@@ -752,7 +772,9 @@ photo_files = {
     "coded": coding.write_coded(combined, run.scratch("photos.coded.pack")),
 }
 packing.verify(photo_files["coded"].path, combined, photos.inputs[:256])
-photo_bytes = {name: packed.bytes for name, packed in photo_files.items()} | {"int8, for the runtime": int8.stat().st_size}
+photo_bytes = {name: packed.bytes for name, packed in photo_files.items()} | {
+    "int8, for the runtime": int8.stat().st_size
+}
 run.record("photo_bytes", photo_bytes)
 fig = plots.bars(
     {name: size / 1e3 for name, size in photo_bytes.items()},
@@ -840,13 +862,23 @@ pd.DataFrame(
 errors = {name: 1 - test.accuracy for name, test in tests.items()}
 lost = {file: errors[f"{S.net}-{file}"] - errors[f"{S.net}-dense"] for file in ("combined", "combined-int8")}
 if PROFILE == "full":
-    run.claim("bytes", "LeNet-5: bytes of the coded file, mean over the seeds", small.bytes, at_most=4_100, over_seeds=True)
-    run.claim("error", "LeNet-5, coded: test error, mean over the seeds", errors["lenet5-coded"], at_most=0.01, over_seeds=True)
+    run.claim(
+        "bytes", "LeNet-5: bytes of the coded file, mean over the seeds", small.bytes, at_most=4_100, over_seeds=True
+    )
+    run.claim(
+        "error",
+        "LeNet-5, coded: test error, mean over the seeds",
+        errors["lenet5-coded"],
+        at_most=0.01,
+        over_seeds=True,
+    )
     run.claim("thin-weights", "Thin network: weights", weights, at_most=2_750)
     run.claim("thin-error", "Thin network: test error, mean over the seeds", errors["lenet5-thin-coded"], at_most=0.01,
               over_seeds=True)  # fmt: skip
     for file, value in lost.items():
-        run.claim(f"photos-{file}", f"{file}: test accuracy lost, mean over the seeds", value, at_most=0.01, over_seeds=True)
+        run.claim(
+            f"photos-{file}", f"{file}: test accuracy lost, mean over the seeds", value, at_most=0.01, over_seeds=True
+        )
 else:
     run.claim("quick-error", "LeNet-5, coded: test error", errors["lenet5-coded"], at_most=0.04)
     run.claim("quick-thin-error", "Thin network, coded: test error", errors["lenet5-thin-coded"], at_most=0.06)
