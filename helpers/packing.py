@@ -52,6 +52,8 @@ A text classifier also needs its words, in the order of their numbers. Their ent
 
 and the payload is the words, each ended by a line feed, in UTF-8, compressed by LZMA (plain, without a container).
 
+Files of version 2 are entropy-coded: `helpers.coding` writes them and says what they hold. `read` reads both kinds.
+
 Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy and the
 standard library only; PyTorch is imported where a model is involved.
 """
@@ -90,6 +92,7 @@ __all__ = [
 
 MAGIC = b"MCPACK"
 VERSION = 1
+CODED_VERSION = 2
 PREFIX = struct.Struct("<6sHI8s")
 MAXIMUM_BITS = 16
 LZMA: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "pb": 0}]}
@@ -127,15 +130,15 @@ class Integers(NamedTuple):
 
     def values(self) -> np.ndarray:
         """Return what the codes stand for; a code equal to the zero point for 0.0, never -0.0."""
-        steps = self.codes.astype(np.int32) - _spread(self.zero_point, self.codes.ndim)
-        values = _spread(self.scale, self.codes.ndim) * steps.astype(np.float32) + np.float32(0)
+        steps = self.codes.astype(np.int32) - spread(self.zero_point, self.codes.ndim)
+        values = spread(self.scale, self.codes.ndim) * steps.astype(np.float32) + np.float32(0)
         return np.asarray(values, dtype="<f4")
 
 
 Writable = dict[str, np.ndarray | Integers]
 
 
-def _spread(numbers: np.ndarray, dimensions: int) -> np.ndarray:
+def spread(numbers: np.ndarray, dimensions: int) -> np.ndarray:
     """Return one number, or one for each entry of the first dimension, in a shape that broadcasts."""
     return numbers.reshape(-1, *[1] * (dimensions - 1)) if numbers.size > 1 else numbers.reshape(())
 
@@ -147,7 +150,7 @@ def write_dense(
     tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path, *, words: Sequence[str] = ()
 ) -> Packed:
     """Write all arrays in full, and the vocabulary if given. A model's masks are applied first (see `write_sparse`)."""
-    return _write(_arrays(tensors), path, words, code=_encode_dense)
+    return _write(arrays_of(tensors), path, words, code=_encode_dense)
 
 
 def write_sparse(
@@ -163,7 +166,7 @@ def write_sparse(
     differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number, for a
     word with a line feed, and for a model with quantized weights: it would store them as floating point numbers.
     """
-    return _write(_arrays(tensors), path, words, code=_encode_sparse)
+    return _write(arrays_of(tensors), path, words, code=_encode_sparse)
 
 
 def write_quantized(
@@ -177,12 +180,16 @@ def write_quantized(
 
     Raises what `write_sparse` does, but takes quantized weights, and ValueError for codes that need more than `bits`.
     """
-    return _write(_arrays(tensors, quantized=True), path, words, code=_encode_quantized)
+    return _write(arrays_of(tensors, quantized=True), path, words, code=_encode_quantized)
 
 
-def _arrays(
+def arrays_of(
     tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", *, quantized: bool = False
 ) -> Writable:
+    """Return what a file is to hold: arrays by name, of a model its `state_dict`, and with `quantized` whole numbers.
+
+    Raises ValueError for a type that NumPy does not have or that is no number, and for quantized weights unless asked.
+    """
     if isinstance(tensors, Mapping):
         _refuse_integers([name for name, tensor in tensors.items() if isinstance(tensor, Integers)], quantized)
         return {name: t if isinstance(t, Integers) else _array(name, t) for name, t in tensors.items()}
@@ -219,14 +226,15 @@ def _array(name: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
 
 def _write(arrays: Writable, path: Path, words: Sequence[str], *, code: Callable[[Any], Data]) -> Packed:
     content = _encode(arrays, words, code=code)
-    _require_identical(arrays, _decode(content))
+    require_identical(arrays, _decode(content))
     if _decode_words(content) != list(words):
         raise PackingError("the words would not come back; nothing was written")
     write_atomically(Path(path), content)
     return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
 
 
-def _require_identical(arrays: Writable, again: Arrays) -> None:
+def require_identical(arrays: Writable, again: Arrays) -> None:
+    """Raise PackingError unless `again` holds the same arrays, bit for bit."""
     for name, given in arrays.items():
         array, copy = given.values() if isinstance(given, Integers) else given, again[name]
         if copy.dtype != array.dtype or copy.shape != array.shape or copy.tobytes() != array.tobytes():
@@ -261,7 +269,7 @@ def _encode_dense(array: np.ndarray) -> Data:
 def _encode_sparse(array: np.ndarray) -> Data:
     """Return the smallest coding of one array that keeps its values as they are."""
     flat = array.reshape(-1)
-    kept = np.flatnonzero(_has_bits(flat))
+    kept = np.flatnonzero(has_bits(flat))
     (bits, symbols, _), places = _encode_gaps(kept)
     if len(places) + kept.size * array.itemsize >= array.nbytes:
         return _encode_dense(array)
@@ -283,7 +291,7 @@ def _encode_quantized(array: np.ndarray | Integers) -> Data:
 
 
 def _encode_integers(array: Integers) -> Data:
-    codes, zeros = array.codes.astype(np.int64), _spread(array.zero_point, array.codes.ndim).astype(np.int64)
+    codes, zeros = array.codes.astype(np.int64), spread(array.zero_point, array.codes.ndim).astype(np.int64)
     last = array.low + 2**array.bits - 1
     for numbers in (codes, zeros):
         if numbers.size and (numbers.min() < array.low or numbers.max() > last):
@@ -308,7 +316,7 @@ def _encode_codebook(array: np.ndarray) -> list[Data]:
     """Return the two codings by a table, with all elements and without zeros; none for more than 256 values."""
     if array.size == 0 or array.itemsize > 8:
         return []
-    flat, kept = array.reshape(-1), np.flatnonzero(_has_bits(array.reshape(-1)))
+    flat, kept = array.reshape(-1), np.flatnonzero(has_bits(array.reshape(-1)))
     gap, places = _encode_gaps(kept)
     found = []
     for values, extra, before in ((flat, {}, b""), (flat[kept], {"gap": gap}, places)):
@@ -321,7 +329,7 @@ def _encode_codebook(array: np.ndarray) -> list[Data]:
     return found
 
 
-def _has_bits(flat: np.ndarray) -> np.ndarray:
+def has_bits(flat: np.ndarray) -> np.ndarray:
     """Return where at least one bit is set: unlike `flat != 0` this holds for -0.0."""
     return np.any(flat.view(np.uint8).reshape(flat.size, flat.itemsize), axis=1)
 
@@ -377,7 +385,7 @@ def _parts(content: bytes) -> tuple[list[dict[str, Any]], bytes]:
         raise PackingError("the file is cut off; write it again")
     magic, version, header_length, checksum = PREFIX.unpack_from(content)
     if version != VERSION:
-        raise PackingError(f"the file has version {version}; this code reads version {VERSION}")
+        raise PackingError(f"the file has version {version}; this code reads versions {VERSION} and {CODED_VERSION}")
     body = content[PREFIX.size :]
     if _checksum(magic, version, header_length, body) != checksum:
         raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
@@ -385,6 +393,10 @@ def _parts(content: bytes) -> tuple[list[dict[str, Any]], bytes]:
 
 
 def _decode(content: bytes) -> Arrays:
+    if _is_coded(content):
+        from helpers import coding
+
+        return coding.decode(content)
     entries, payload = _parts(content)
     offset, arrays = sum(entry["bytes"] for entry in entries if entry["coding"] == "words"), {}
     for entry in entries:
@@ -393,7 +405,13 @@ def _decode(content: bytes) -> Arrays:
     return arrays
 
 
+def _is_coded(content: bytes) -> bool:
+    return content[: len(MAGIC) + 2] == MAGIC + struct.pack("<H", CODED_VERSION)
+
+
 def _decode_words(content: bytes) -> list[str]:
+    if _is_coded(content):
+        return []
     entries, payload = _parts(content)
     if entries and entries[0]["coding"] == "words":
         return vocabulary.from_lines(lzma.decompress(payload[: entries[0]["bytes"]], **LZMA))
@@ -440,7 +458,7 @@ def _decode_codes(
     if entry.get("zero_points"):
         zero_point = np.frombuffer(body, np.uint8, len(scale), offset).astype(np.int64) + entry["low"]
         offset += len(scale)
-    flat = np.broadcast_to(_spread(zero_point, len(shape)), shape).reshape(-1).copy()
+    flat = np.broadcast_to(spread(zero_point, len(shape)), shape).reshape(-1).copy()
     flat[places] = codes + entry["low"]
     return Integers(flat.reshape(shape), scale, zero_point, entry["low"], entry["bits"]).values(), offset
 

@@ -478,7 +478,7 @@ def sealed(version: int, header: list[dict], payload: bytes = b"") -> bytes:
         (b"", "not a packed model"),
         (b"PK\3\4 something else", "not a packed model"),
         (b"MCPACK", "cut off"),
-        (sealed(2, []), "version 2; this code reads version 1"),
+        (sealed(3, []), "version 3; this code reads versions 1 and 2"),
         (
             sealed(1, [{"name": "x", "dtype": "<f4", "shape": [1], "coding": "huffman"}]),
             "unknown coding 'huffman'",

@@ -1,0 +1,425 @@
+"""Entropy coding: a compressed model at the length that its own statistics allow, in a file that `packing.read` reads.
+
+A *range coder* (Martin 1979, "Range encoding: an algorithm for removing redundancy from a digitised message") turns
+decisions of probability p into -log2 p bits each, with a few bytes over for the whole file. `constriction` (Bamler
+2022, "Understanding entropy coding with asymmetric numeral systems") computes it. What is left to us are the
+probabilities, and they must be the same wherever the file is read. So each is a whole number over 2^16, found from
+counts by whole numbers alone; floating point, which `constriction` takes, holds such a number exactly.
+
+All numbers are little-endian:
+
+    offset      bytes   content
+    0           6       magic: b"MCPACK"
+    6           2       version, 2 for this kind of file
+    8           4       checksum: the first 4 bytes of the SHA-256 of everything else, in order
+    12          …       header: JSON in UTF-8, a raw deflate stream (it knows its end) with the dictionary `WORDS`
+    …           …       plain numbers of all arrays, in the order of the header
+    …           …       what the range coder made of all arrays, in the same order: words of four bytes
+
+The header is a list: how many bytes the plain numbers take, then a list for each array: its name, its type, its shape,
+whether positions are coded (1 or 0), the kind of its values, and what that kind needs:
+
+    "raw"     the values are plain numbers
+    "grid"    value = scale · step; then the lowest step, how many steps there are from there, zero among them, and how
+              many scales: one, or one for each entry of the first dimension. They are plain numbers (<f4)
+    "table"   then how many values there are, at most 256; they are plain numbers, rising as unsigned integers
+
+*Positions.* The array is seen as a matrix: a row for each entry of the first dimension, or a single row for an array of
+one dimension or none. First comes a decision for each column, then, unless there is one row only, for each row: is
+anything in it not zero? Then, row by row, for each place where both say yes: is it not zero? So what belongs to a unit
+that was removed costs next to nothing. The context of a decision is what may tell something about it:
+
+- a column's: whether the unit is alive that it reads from. The units are the rows of an array before, if the number of
+  columns is a multiple of theirs: the most rows, of these the latest array;
+- a row's: the same entry of the latest array of a single row that has the same length (its bias, usually);
+- a place's: of n places of its row before it, k of them not zero, the length in bits of (n + 4) // (k + 1); and how
+  many of the last four were not zero: 0, 1 or more.
+
+*Values.* Steps count from the lowest, table entries from the first; where positions are coded, only those that are not
+zero have a value, and the step 0 has no number. Up to 65,536 values of an array are coded bit by bit, the highest
+first, each in the context of those before it. More of them come with their frequencies, one for each number: plain
+numbers (<u2), less 1, that add up to 2^16.
+
+*Counts.* Each array has its contexts, and each context counts its decisions. After n of them, k with the answer 1, the
+probability of a 1 is (5 k + 2) / (5 n + 4), rounded down to a whole number over 2^16, but at least 1: the estimator of
+Krichevsky and Trofimov 1981, with 0.4 in place of their 0.5. Nothing of it has to be stored.
+
+Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy, `constriction` and
+the standard library.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import constriction
+import numpy as np
+
+from helpers import packing
+from helpers.packing import Arrays, Integers, Packed, PackingError
+from helpers.paths import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["START", "anatomy", "decode", "write_coded"]
+
+START = b"MCPACK" + struct.pack("<H", 2)
+CHECKSUM_BYTES = 4
+SUM = 2**16  # of the whole numbers that stand for the probabilities of what may come next
+ADAPTIVE = 2**16  # values; with more, learning their frequencies saves nothing over storing them, and takes seconds
+LARGEST_TABLE = 256
+WORDS = (
+    b'.running_mean.running_var.num_batches_tracked","<i8",[],0,"raw"],["stem.res2.res1.block2.block1.conv3.conv.weight'
+    b'.input_grid","<f4",[4],0,"raw"],["fc.fc3.bias","<f4",[10],1,"table",["fc2.weight","<f4",[10,500],1,"grid",-2,4,1'
+    b'],["fc2.bias","<f4",[10],1,"grid",-16,32,1],["fc1.weight","<f4",[500,800],1,"grid",-4,8,1],["fc1.bias","<f4",[500'
+    b'],1,"grid",-8,16,1],["conv2.weight","<f4",[50,20,5,5],1,"grid",-8,16,1],["conv2.bias","<f4",[50],1,"grid",-8,16,1'
+    b'],["conv1.weight","<f4",[20,1,5,5],1,"grid",-8,16,1],["conv1.bias","<f4",[20],1,"grid",-8,16,1],["'
+)  # what headers are made of, the likeliest last; to change it is to change the format
+
+FEW = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", path: Path) -> Packed:
+    """Write a model, or arrays by name, with positions and values entropy-coded; `packing.read` reads the file.
+
+    Of a model, the weights that carry a grid (`quantization.quantize_model`) are stored as whole numbers; masked
+    weights are zeros. Every other array is stored as what takes least: steps of a power of two, if all its values are
+    such (biases rounded to multiples of 1/32, say), a table of at most 256 values (`quantization.share_weights`), or
+    its values as they are. Zeros are left out, and all comes back bit for bit.
+
+    The file appears only after its content was decoded again and compared. Raises PackingError if they differ, and
+    ValueError for a type that NumPy does not have (bfloat16) or that is not a number.
+    """
+    arrays = packing.arrays_of(tensors, quantized=True)
+    content, _ = _encode(arrays)
+    packing.require_identical(arrays, decode(content))
+    write_atomically(Path(path), content)
+    return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
+
+
+def anatomy(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module") -> dict[str, dict[str, float]]:
+    """Return where the bytes of `write_coded`'s file go: {array: {"positions": …, "values": …, "plain": …}}.
+
+    Positions and values are sums of -log2 p, in bytes. "header", the last entry, has {"plain": …}: what belongs to no
+    array, that is the header, what stands before it, and what the range coder needs to end.
+    """
+    content, costs = _encode(packing.arrays_of(tensors, quantized=True))
+    return costs | {"header": {"plain": len(content) - sum(sum(parts.values()) for parts in costs.values())}}
+
+
+def _encode(arrays: packing.Writable) -> tuple[bytes, dict[str, dict[str, float]]]:
+    """Return the content of the file, and the bytes of each array's parts."""
+    coder, plain = _Writer(), b""
+    entries: list[list[Any]] = []
+    costs: dict[str, dict[str, float]] = {}
+    for name, array in arrays.items():
+        plan = _plan(array)
+        if plan.has_positions:
+            coder.positions(plan.kept.shape, plan.kept)
+        costs[name] = {"positions": coder.spent()}
+        frequencies = _frequencies(plan.symbols, plan.alphabet)
+        coder.values(plan.symbols.size, plan.alphabet, frequencies, plan.symbols)
+        stored = plan.plain + (b"" if frequencies is None else (frequencies - 1).astype("<u2").tobytes())
+        costs[name] |= {"values": coder.spent(), "plain": len(stored)}
+        entries.append([name, plan.dtype.str, list(plan.shape), int(plan.has_positions), *plan.kind])
+        plain += stored
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=WORDS)
+    text = json.dumps([len(plain), *entries], separators=(",", ":"), ensure_ascii=False)
+    body = packer.compress(text.encode()) + packer.flush() + plain + coder.words()
+    return START + _checksum(body) + body, costs
+
+
+def decode(content: bytes) -> Arrays:
+    """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
+    if not content.startswith(START):
+        raise PackingError("this is not an entropy-coded model")
+    checksum, body = content[len(START) :][:CHECKSUM_BYTES], content[len(START) + CHECKSUM_BYTES :]
+    if checksum != _checksum(body):
+        raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
+    header = zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
+    length, *entries = json.loads(header.decompress(body))
+    plain, coder = _Plain(header.unused_data[:length]), _Reader(header.unused_data[length:])
+    return {name: _decode_array(coder, plain, np.dtype(dtype), *entry) for name, dtype, *entry in entries}
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(START + body).digest()[:CHECKSUM_BYTES]
+
+
+class _Plain:
+    """Plain numbers, taken one array after another."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.offset = content, 0
+
+    def take(self, dtype: np.dtype | str, count: int) -> np.ndarray:
+        numbers = np.frombuffer(self.content, dtype, count, self.offset)
+        self.offset += numbers.nbytes
+        return numbers
+
+
+# ---------------------------------------------------------------- one array
+
+
+class _Plan(NamedTuple):
+    """How an array is stored: the last entries of its line in the header, and what is coded."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    kept: np.ndarray  # (rows, columns), boolean
+    has_positions: bool
+    kind: list[Any]
+    symbols: np.ndarray  # from 0 to alphabet - 1, of what is kept, in the order of rows
+    alphabet: int
+    plain: bytes
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    size = int(np.prod(shape, dtype=np.int64))
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, size // max(rows, 1)
+
+
+def _plan(array: np.ndarray | Integers) -> _Plan:
+    if isinstance(array, Integers):
+        steps = array.codes.astype(np.int64) - packing.spread(array.zero_point, array.codes.ndim).astype(np.int64)
+        return _on_grid(steps, array.scale.astype("<f4"))
+    flat = array.reshape(-1)
+    kept, has_positions = _kept(packing.has_bits(flat))
+    values = flat[kept]
+    plans = [_Plan(array.dtype, array.shape, kept, has_positions, ["raw"], np.zeros(0, int), 1, values.tobytes())]
+    if 0 < array.itemsize <= 8:
+        bits, symbols = np.unique(values.view(f"<u{array.itemsize}"), return_inverse=True)
+        if 0 < len(bits) <= LARGEST_TABLE:
+            kind = ["table", len(bits)]
+            plans.append(_Plan(array.dtype, array.shape, kept, has_positions, kind, symbols, len(bits), bits.tobytes()))
+    if (scale := _power_of_two(flat)) is not None:
+        plans.append(_on_grid(np.rint(array / scale).astype(np.int64), scale))
+    plans = [plan._replace(kept=plan.kept.reshape(_as_matrix(array.shape))) for plan in plans]
+    return min(plans, key=lambda plan: len(plan.plain) + _entropy(plan.symbols) * plan.symbols.size / 8)
+
+
+def _kept(nonzero: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return what has a value, and whether positions are coded: where that is cheap, or leaves out half at least."""
+    zeros = nonzero.size - np.count_nonzero(nonzero)
+    if zeros and (nonzero.size <= ADAPTIVE or 2 * zeros >= nonzero.size):
+        return nonzero, True
+    return np.ones_like(nonzero), False
+
+
+def _on_grid(steps: np.ndarray, scale: np.ndarray) -> _Plan:
+    flat = steps.reshape(-1)
+    kept, has_positions = _kept(flat != 0)
+    values = flat[kept]
+    lowest, highest = int(min(values.min(initial=0), 0)), int(max(values.max(initial=0), 0))
+    symbols = values - lowest - (has_positions & (values > 0))
+    kind = ["grid", lowest, highest - lowest + 1, scale.size]
+    alphabet = highest - lowest + 1 - has_positions
+    kept = kept.reshape(_as_matrix(steps.shape))
+    return _Plan(np.dtype("<f4"), steps.shape, kept, has_positions, kind, symbols, alphabet, scale.tobytes())
+
+
+def _power_of_two(flat: np.ndarray) -> np.ndarray | None:
+    """Return the largest power of two of which all these float32 values are multiples, none if it takes many steps."""
+    if flat.dtype != np.dtype("<f4") or not np.isfinite(flat).all() or not flat.any():
+        return None
+    _, exponent = np.frexp(np.abs(flat).max())
+    for power in range(int(exponent), int(exponent) - 9, -1):
+        steps = np.rint(np.ldexp(flat.astype(np.float64), -power))
+        scale = np.ldexp(np.float32(1), power).astype("<f4")
+        if scale > 0 and (scale * steps.astype("<f4") + np.float32(0)).tobytes() == flat.tobytes():
+            return scale
+    return None
+
+
+def _entropy(symbols: np.ndarray) -> float:
+    """Return the bits that a symbol takes on average, by Shannon's formula."""
+    _, counts = np.unique(symbols, return_counts=True)
+    shares = counts / max(symbols.size, 1)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _frequencies(symbols: np.ndarray, alphabet: int) -> np.ndarray | None:
+    """Return frequencies of at least 1 that add up to SUM, none for so few symbols that they are learned on the way."""
+    if symbols.size <= ADAPTIVE:
+        return None
+    shares = np.bincount(symbols, minlength=alphabet) * (SUM - alphabet) // symbols.size + 1
+    shares[shares.argmax()] += SUM - shares.sum()
+    return shares
+
+
+def _decode_array(
+    coder: "_Coder", plain: _Plain, dtype: np.dtype, shape: list[int], has_positions: int, kind: str, *how: int
+) -> np.ndarray:
+    rows, columns = _as_matrix(tuple(shape))
+    kept = coder.positions((rows, columns)) if has_positions else np.ones((rows, columns), bool)
+    count = np.count_nonzero(kept)
+    if kind == "raw":
+        found = np.zeros(kept.shape, dtype)
+        found[kept] = plain.take(dtype, count)
+        return found.reshape(shape)
+    if kind == "table":
+        table = plain.take(dtype, how[0])
+        found = np.zeros(kept.shape, dtype)
+        found[kept] = table[_decode_values(coder, plain, count, how[0])]
+        return found.reshape(shape)
+    if kind != "grid":
+        raise PackingError(f"values are of the unknown kind {kind!r}")
+    lowest, alphabet, scales = how
+    scale = plain.take("<f4", scales)
+    values = _decode_values(coder, plain, count, alphabet - has_positions) + lowest
+    steps = np.zeros(kept.shape, np.int64)
+    steps[kept] = values + (has_positions & (values >= 0))
+    return Integers(steps.reshape(shape), scale, np.zeros(1, np.int64), lowest, 8).values()
+
+
+def _decode_values(coder: "_Coder", plain: _Plain, count: int, alphabet: int) -> np.ndarray:
+    frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1 if count > ADAPTIVE else None
+    return coder.values(count, alphabet, frequencies)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+class _Coder:
+    """What is decided, in which order and context. The same lines write (each answer is given) and read."""
+
+    def __init__(self) -> None:
+        self.units: list[np.ndarray] = []  # of each matrix so far, which rows are alive
+        self.lines: list[np.ndarray] = []  # of each array of a single row, which entries are not zero
+
+    def one(self, probability: int, given: int | None) -> int:
+        """Return the answer to one decision, 0 or 1; `probability` is that of 1, times SUM."""
+        raise NotImplementedError
+
+    def many(self, count: int, frequencies: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        """Return `count` symbols of these frequencies."""
+        raise NotImplementedError
+
+    def decide(self, state: list[int], given: int | None) -> int:
+        """Return the answer to one decision, and count it in the `state` of its context: [decisions, ones]."""
+        decisions, ones = state
+        answer = self.one(max((5 * ones + 2) * SUM // (5 * decisions + 4), 1), given)
+        state[0], state[1] = decisions + 1, ones + answer
+        return answer
+
+    def alive(self, length: int, context: np.ndarray | None, given: np.ndarray | None) -> np.ndarray:
+        """Return for each row or column whether anything in it is not zero."""
+        states = [0, 0], [0, 0]
+        contexts = [0] * length if context is None else context.tolist()
+        answers = [None] * length if given is None else given.tolist()
+        return np.array([self.decide(states[c], a) for c, a in zip(contexts, answers, strict=True)], bool)
+
+    def positions(self, shape: tuple[int, ...], given: np.ndarray | None = None) -> np.ndarray:
+        """Return which places of a matrix are not zero."""
+        rows, columns = shape
+        reads = [units for units in self.units if columns % len(units) == 0]
+        read = max(reversed(reads), key=len) if reads else None
+        in_blocks = None if read is None else np.repeat(read, columns // len(read))
+        filled = self.alive(columns, in_blocks, None if given is None else given.any(0))
+        if rows == 1:
+            self.lines.append(filled)
+            return filled[None]
+        same = [line for line in self.lines if len(line) == rows]
+        active = self.alive(rows, same[-1] if same else None, None if given is None else given.any(1))
+        self.units.append(active)
+        return self._places(active, filled, given)
+
+    def _places(self, rows: np.ndarray, columns: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        states: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+        found = np.zeros((len(rows), len(columns)), bool)
+        places = np.flatnonzero(columns)
+        for row in np.flatnonzero(rows):
+            answers = [None] * len(places) if given is None else given[row, places].tolist()
+            ones = last = 0
+            for before, answer in enumerate(answers):
+                state = states[((before + 4) // (ones + 1)).bit_length(), FEW[last.bit_count()]]
+                answers[before] = answer = self.decide(state, answer)
+                ones, last = ones + answer, (2 * last + answer) & 15
+            found[row, places] = answers
+        return found
+
+    def values(
+        self, count: int, alphabet: int, frequencies: np.ndarray | None, given: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return `count` numbers from 0 to `alphabet` - 1."""
+        if frequencies is not None:
+            return self.many(count, frequencies, given)
+        width = (alphabet - 1).bit_length()
+        states = [[0, 0] for _ in range(2**width)]
+        numbers = []
+        for number in [None] * count if given is None else given.tolist():
+            node = 1
+            for place in range(width - 1, -1, -1):
+                node = 2 * node + self.decide(states[node], None if number is None else number >> place & 1)
+            numbers.append(node - 2**width)
+        return np.array(numbers, np.int64)
+
+
+class _Writer(_Coder):
+    """Hands the answers to a range encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = constriction.stream.queue.RangeEncoder()
+        self.answers: list[int] = []
+        self.probabilities: list[int] = []
+        self.bits = 0.0
+
+    def one(self, probability: int, given: int | None) -> int:
+        assert given is not None
+        self.answers.append(given)
+        self.probabilities.append(probability)
+        return given
+
+    def many(self, count: int, frequencies: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        assert given is not None
+        self._flush()
+        self.encoder.encode(given.astype(np.int32), _model(frequencies))
+        self.bits -= float(np.log2(frequencies[given] / SUM).sum())
+        return given
+
+    def _flush(self) -> None:
+        """Encode the decisions at once: one by one it would take longer."""
+        answers, chances = np.array(self.answers, np.int32), np.array(self.probabilities) / SUM
+        if answers.size:
+            self.encoder.encode(answers, constriction.stream.model.Bernoulli(perfect=False), chances)
+        self.bits -= float(np.log2(np.where(answers == 1, chances, 1 - chances)).sum())
+        self.answers, self.probabilities = [], []
+
+    def spent(self) -> float:
+        """Return the bytes since the last call: the sum of -log2 p, over 8."""
+        self._flush()
+        spent, self.bits = self.bits / 8, 0.0
+        return spent
+
+    def words(self) -> bytes:
+        self._flush()
+        return self.encoder.get_compressed().astype("<u4").tobytes()
+
+
+class _Reader(_Coder):
+    """Gets the answers from a range decoder."""
+
+    def __init__(self, words: bytes) -> None:
+        super().__init__()
+        self.decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+
+    def one(self, probability: int, given: int | None) -> int:
+        return self.decoder.decode(constriction.stream.model.Bernoulli(probability / SUM, perfect=False))
+
+    def many(self, count: int, frequencies: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        return self.decoder.decode(_model(frequencies), count)
+
+
+def _model(frequencies: np.ndarray) -> Any:
+    return constriction.stream.model.Categorical(frequencies / SUM, perfect=False)

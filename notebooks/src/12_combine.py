@@ -1,0 +1,1023 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 · Combine: in which order, and how small can the file get?
+#
+# Pruning leaves few weights, quantization leaves few values, distillation keeps the accuracy. Here they work on the same
+# network, one after the other, and a fourth step joins them, which costs no accuracy at all: **entropy coding**. It
+# writes what is frequent with few bits and what is rare with many. At the end stand files of a few kilobytes that a
+# fresh process decodes to the same network, bit for bit, and an account of what each step multiplied.
+#
+# **You will be able to**
+# - build a Huffman code and a range coder, and say how far each stays above Shannon's bound;
+# - say what a published compression ratio counted, and what it left out;
+# - prune, quantize and code one network so that every step helps the next;
+# - decide by measurement whether the order matters;
+# - state one set of weights, each file made of it, and what each file is for.
+#
+# **Before this**: notebooks 02 (gradual pruning), 04 (filters), 09 (codes) and 11 (teachers).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+import heapq
+import math
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from constriction.symbol import QueueEncoder
+from constriction.symbol.huffman import EncoderHuffmanTree
+
+from helpers import (
+    checkpoints,
+    coding,
+    data,
+    deploy,
+    distillation,
+    exercises,
+    importance,
+    measure,
+    models,
+    packing,
+    paths,
+    plots,
+    pruning,
+    quantization,
+    removal,
+    results,
+    training,
+)
+from helpers.results import say
+
+# %%
+run = results.start("12_combine", profile=PROFILE, seed=SEED)
+say(results.timetable("12_combine"))
+
+# %% [markdown]
+# The settings. Section 1 rebuilds a published recipe with `classic` digits. Section 4 prunes to `ratio` times fewer
+# weights in `epochs` epochs of `digits` digits, then rounds to `bits` bits (by layer) and trains `tune` more; biases
+# become multiples of $2^{-\text{bias}}$. Section 5 compares orders, with `order` = (digits, epochs a phase, seeds, weights
+# ratio, bits). Section 6 keeps `widths` filters and neurons and trains for `thin` = (epochs, epochs with rounding).
+# Section 7 takes the photographs' network `net`: `cut` times fewer MACs, `photos` training photographs, for `retrain` =
+# (epochs, epochs with rounding).
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(classic=256, ratio=20, digits=256, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+               order=(128, 1, 2, 20, 3), widths=(6, 12, 20), thin=(1, 1), net="cifar_small", cut=2.0, round_to=8, scored=64,
+               photos=128, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=20, digits_seen=200,
+               photos_seen=100, tested=200, timings=20),
+    quick=dict(classic=8_192, ratio=40, digits=8_192, epochs=3, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+               order=(1_024, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3), net="cifar_small", cut=2.0, round_to=8, scored=500,
+               photos=3_072, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=100, digits_seen=2_500,
+               photos_seen=1_000, tested=4_000, timings=30),
+    full=dict(classic=55_000, ratio=150, digits=55_000, epochs=26, tune=8, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+              order=(10_240, 2, 3, 50, 3), widths=(4, 8, 13), thin=(60, 15), net="cifar_base", cut=2.5, round_to=8,
+              scored=2_000, photos=45_000, retrain=(5, 2), batch=128, lr=0.05, moved=True, photo_bits=4, calibration=200,
+              digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
+)  # fmt: skip
+
+# %%
+plots.style()
+training.seed_everything(SEED)
+mnist, cifar = data.mnist(), data.cifar10()
+digits, photos = mnist.validation.take(S.digits_seen), cifar.validation.take(S.photos_seen)
+dense = checkpoints.load("lenet5")
+ONE, TWO = digits.inputs[:1], digits.inputs[:2]
+
+
+def accuracy(model, split=digits):
+    """Fraction of the validation digits, or of another split, that `model` gets right."""
+    return training.evaluate(model, split).accuracy
+
+
+def saved(name):
+    """Where a long training keeps its state, so that it can be resumed."""
+    return run.scratch(f"{name}.pt") if PROFILE == "full" else None
+
+
+dense_file = packing.write_dense(dense, run.scratch("lenet5.pack"))
+say(
+    f"LeNet-5: {measure.count_weights(dense):,} weights, a file of {dense_file.bytes:,} bytes, {accuracy(dense):.2%} of "
+    f"{len(digits):,} validation digits. All choices below are made on validation images."
+)
+
+# %% [markdown]
+# ## 1. A recipe of 2016, rebuilt
+#
+# *Deep Compression* (Han, Mao and Dally 2016) is the best-known combination: **prune, share weights, Huffman-code**. The
+# paper says that LeNet-5 became 39 times smaller. We follow it step by step and keep two accounts: the *nominal* one, of
+# bits that each step says it needs, and the bytes of a real file.
+#
+# Step one, pruning. The smallest magnitudes go until a twelfth is left, and a short training repairs the damage.
+
+# %%
+TWELFTH = 1 - 1 / 12
+pruned = pruning.mask(dense, pruning.global_masks(dense, TWELFTH))
+pruned = training.fit(
+    pruned, mnist.train.take(S.classic), epochs=1, lr=5e-4, optimizer="adam", seed=SEED, checkpoint=saved("classic")
+).model
+say(f"{measure.count_nonzero(pruned):,} weights are left, and {accuracy(pruned):.2%} of the digits are right.")
+
+# %% [markdown]
+# Step two, weight sharing. In each layer, k-means finds 32 values for the weights that are left, and every weight becomes
+# the nearest of them: five bits instead of 32. (The paper takes eight for convolutions.) Zero stays zero.
+
+
+# %%
+def shared_table(weight, bits):
+    """Return zero and the 2^bits values, by k-means, that stand for the weights that are not zero; rising."""
+    return torch.cat([quantization.kmeans_table(weight[weight != 0], bits), torch.zeros(1)]).sort().values
+
+
+tables = {name.removesuffix(".weight"): shared_table(w, 5) for name, w in pruning.weights_of(pruned).items()}
+shared = quantization.share_weights(pruned, tables)
+say(f"With at most {max(map(len, tables.values()))} different weights in a layer: {accuracy(shared):.2%}.")
+
+# %% [markdown]
+# What has to be written now? For each layer two lists of **symbols**: which of the 32 values, and how many zeros to skip
+# before it. Gaps are written in 5 bits: 31 says *skip 31 and put nothing yet*.
+
+
+# %%
+def symbols_of(weight, bits=5):
+    """Return two lists of symbols: the number of each kept value in the layer's table, and the gaps before them."""
+    flat = weight.flatten().numpy()
+    places = np.flatnonzero(flat)
+    values = np.unique(flat[places], return_inverse=True)[1].tolist()
+    gaps, longest = [], 2**bits - 1
+    for gap in (np.diff(places, prepend=-1) - 1).tolist():
+        gaps += [longest] * (gap // longest) + [gap % longest]
+    return values, gaps
+
+
+lists = {}
+for name, weight in pruning.weights_of(shared).items():
+    lists[name, "values"], lists[name, "gaps"] = symbols_of(weight)
+pd.DataFrame({key: dict(Counter(symbols).most_common(5)) for key, symbols in lists.items() if key[0] == "fc1.weight"})
+
+# %% [markdown]
+# ## 2. Huffman: short words for frequent symbols
+#
+# The table shows how often symbols of `fc1` occur. Some are frequent, some rare, and five bits each treats them alike.
+# **Shannon's entropy** says how few bits a symbol can take on average, if they come independently and symbol $i$ with
+# probability $p_i$:
+#
+# $$H = -\sum_i p_i \log_2 p_i.$$
+#
+# **Huffman** (1952) comes close with whole numbers of bits. Take the two rarest symbols, give their words another bit to
+# tell them apart, and treat the two as one from then on. Repeat until one is left.
+
+
+# %%
+def huffman_lengths(counts):
+    """Return the length in bits of each symbol's word, for a dictionary of counts."""
+    heap = [(count, order, [symbol]) for order, (symbol, count) in enumerate(counts.items())]
+    heapq.heapify(heap)
+    lengths = dict.fromkeys(counts, 0)
+    while len(heap) > 1:
+        (few, _, rare), (more, order, others) = heapq.heappop(heap), heapq.heappop(heap)
+        for symbol in rare + others:
+            lengths[symbol] += 1
+        heapq.heappush(heap, (few + more, order, rare + others))
+    return lengths
+
+
+def entropy(symbols):
+    """Bits of a whole list by Shannon's formula, from its own frequencies."""
+    return -sum(count * math.log2(count / len(symbols)) for count in Counter(symbols).values())
+
+
+huffman_lengths({"a": 50, "b": 25, "c": 15, "d": 10})
+
+# %% [markdown]
+# Words of these lengths can be told apart without commas only if they fit into one tree: **Kraft's inequality**, $\sum_i
+# 2^{-l_i} \le 1$. Huffman's fill the tree, so that there is equality. And nobody's tree is better: a library that builds
+# its own must end with the same number of bits. **Predict**: how far from Shannon's bound will the lists be?
+
+
+# %%
+def library_bits(symbols):
+    """Bits of the list in the Huffman code of `constriction`."""
+    chances = np.bincount(symbols).astype(np.float64)
+    tree, encoder = EncoderHuffmanTree(chances), QueueEncoder()
+    for symbol in symbols:
+        encoder.encode_symbol(symbol, tree)
+    return encoder.get_compressed_and_bitrate()[1]
+
+
+# %%
+rows, differing = {}, 0
+for key, symbols in lists.items():
+    counts = Counter(symbols)
+    lengths = huffman_lengths(counts)
+    assert sum(Fraction(1, 2**length) for length in lengths.values()) == 1
+    bits = sum(counts[symbol] * length for symbol, length in lengths.items())
+    differing += abs(bits - library_bits(symbols))
+    rows[key] = {
+        "symbols": len(symbols),
+        "fixed": 5.0,
+        "Huffman": bits / len(symbols),
+        "entropy": entropy(symbols) / len(symbols),
+    }
+huffman = pd.DataFrame.from_dict(rows, orient="index")
+run.claim(
+    "huffman", "Bits by which the cell's Huffman codes differ from the library's, all lists", differing, at_most=0
+)
+huffman.round(2)
+
+# %%
+totals = huffman[["fixed", "Huffman", "entropy"]].mul(huffman["symbols"], axis=0).sum() / 8
+run.claim("near-entropy", "Bytes in Huffman's code over the entropy of the lists", totals["Huffman"] / totals["entropy"],
+          at_most=1.05)  # fmt: skip
+say(
+    f"Huffman makes {totals['fixed']:,.0f} bytes {totals['Huffman']:,.0f}, "
+    f"{100 * (totals['Huffman'] / totals['entropy'] - 1):.1f} % above the entropy."
+)
+
+# %% [markdown]
+# ### What "39 times" counted
+#
+# The *nominal* ratio divides the dense weights, four bytes each, by the bits of these lists and the tables of values. That
+# is the kind of account the literature keeps, for LeNet-5 usually without biases. A *file* has more to hold: 580 biases,
+# the lengths of Huffman's words, names and shapes. Here are both, for our network, and the numbers that papers print.
+
+# %%
+table_bytes = sum(4 * (len(table) - 1) for table in tables.values())
+nominal = 4 * measure.count_weights(dense) / (totals["Huffman"] + table_bytes)
+words = sum(len(Counter(symbols)) * 5 / 8 for symbols in lists.values())  # a length of five bits for each word
+whole = dense_file.bytes / (totals["Huffman"] + table_bytes + words + 580 * 4 + 400)
+gap_file = packing.write_quantized(shared, run.scratch("classic.pack"))
+coded_file = coding.write_coded(shared, run.scratch("classic.coded.pack"))
+accounts = {
+    "nominal: values, gaps, tables": nominal,
+    "the same with biases, word lengths and a header": whole,
+    "a real file, fixed lengths": dense_file.bytes / gap_file.bytes,
+    "a real file, range-coded": dense_file.bytes / coded_file.bytes,
+}
+run.record("accounts", accounts)
+pd.Series(accounts).map("{:.1f}".format).to_frame("times smaller")
+
+# %%
+literature = results.literature("mnist", model="LeNet-5").dropna(subset="file_ratio")
+literature["error"] = (100 * (1 - literature["accuracy"])).map("{:.2f}".format)
+literature.set_index("method")[["year", "file_ratio", "error", "seen"]].rename(
+    columns={"file_ratio": "times smaller", "error": "test error (%)", "seen": "read in the paper itself"}
+)
+
+# %%
+packing.verify(coded_file.path, shared, digits.inputs[:256])
+run.claim("coded-beats-fixed", "Bytes with fixed lengths over bytes range-coded, the same weights",
+          gap_file.bytes / coded_file.bytes, at_least=1.1)  # fmt: skip
+say(
+    f"Biases, lengths and a header turn {nominal:.1f} times into {whole:.1f}. At this size that is a detail. For a network of "
+    "three kilobytes it is everything: 580 biases as floats alone take 2,320 bytes. "
+    f"The last row needs no Huffman tree: it is what section 3 is about."
+)
+
+# %% [markdown]
+# ## 3. Fractions of a bit
+#
+# Huffman's shortest word has one bit. A mask in which one place in fifty is kept has far less than a bit of news per
+# place. **Arithmetic coding** gives up words: it makes *one* number of the whole message. Start with the interval from 0
+# to 1. Each symbol takes its share of the interval, as wide as its probability. At the end, any number inside names the
+# message, and one with $\lceil -\log_2(\text{width})\rceil + 1$ binary digits lies there, whatever follows it. With exact
+# fractions it is a few lines:
+
+
+# %%
+def encode(symbols, chances):
+    """Return a whole number and its bits: the message as a binary fraction. `chances` add up to 1."""
+    low, width = Fraction(0), Fraction(1)
+    for symbol in symbols:
+        low += width * sum(chances[:symbol])
+        width *= chances[symbol]
+    bits = 1
+    while Fraction(2, 2**bits) > width:
+        bits += 1
+    return math.ceil(low * 2**bits), bits
+
+
+def decode(number, bits, chances, count):
+    """Return the `count` symbols again: at each step, whose share does the number lie in?"""
+    point, symbols = Fraction(number, 2**bits), []
+    for _ in range(count):
+        symbol = max(s for s in range(len(chances)) if sum(chances[:s]) <= point)
+        symbols.append(symbol)
+        point = (point - sum(chances[:symbol])) / chances[symbol]
+    return symbols
+
+
+# %% [markdown]
+# **Predict** the bits of 300 places of which one in fifty is kept. Huffman needs 300.
+
+# %%
+generator = np.random.default_rng(SEED)
+message = (generator.random(300) < 0.02).astype(int).tolist()
+chances = [Fraction(49, 50), Fraction(1, 50)]
+number, bits = encode(message, chances)
+assert decode(number, bits, chances, len(message)) == message
+ideal = -sum(math.log2(chances[symbol]) for symbol in message)
+run.claim("range-coder", "Bits of the exact coder beyond -log2 of the message's probability", bits - ideal, at_most=2)
+say(f"The message takes **{bits} bits**; minus the logarithm of its probability is {ideal:.1f}. It decodes to itself.")
+
+# %% [markdown]
+# Exact fractions become long numbers. A **range coder** keeps 32 or 64 bits of them and hands out the digits that are
+# settled; the loss is a few bytes for a whole file. We take it from the library `constriction`. What it cannot know are
+# the probabilities. They can stand in the file, as a table. Or writer and reader can **learn** them on the way, from the
+# symbols that both have already seen, and nothing needs to be stored. After $n$ decisions, $k$ of which were a one:
+#
+# $$p = \frac{5k + 2}{5n + 4}.$$
+#
+# Now learning may be split by **context**: places in a full row are counted apart from places in an empty one. Two rules
+# keep it honest. A context may use only what the reader knows already. And both sides must compute exactly the same $p$:
+# a last bit that differs on another processor would turn all that follows into noise. So `coding` uses whole numbers
+# only, and rounds $p$ down to a multiple of $2^{-16}$. In a cell:
+
+
+# %%
+class Learner:
+    """Adds up -log2 p over decisions whose probabilities are learned, each in its context."""
+
+    def __init__(self):
+        self.seen, self.bits = {}, 0.0
+
+    def decide(self, context, answer):
+        count, ones = self.seen.get(context, (0, 0))
+        p = max(2**16 * (5 * ones + 2) // (5 * count + 4), 1) / 2**16
+        self.bits -= math.log2(p if answer else 1 - p)
+        self.seen[context] = count + 1, ones + answer
+
+
+def bits_of_positions(kept):
+    """Bits of a matrix of zeros and ones: which columns live, which rows, then each place where both do."""
+    learner, columns, rows = Learner(), kept.any(0), kept.any(1)
+    for axis, alive in (("column", columns), ("row", rows)):
+        for answer in alive.tolist():
+            learner.decide(axis, answer)
+    for row in kept[rows][:, columns].astype(int).tolist():
+        for place, answer in enumerate(row):
+            ones = sum(row[:place]) if place < 5 else ones + row[place - 1]
+            fullness = ((place + 4) // (ones + 1)).bit_length()
+            learner.decide((fullness, min(sum(row[max(place - 4, 0) : place]), 2)), answer)
+    return learner.bits
+
+
+# %% [markdown]
+# First it asks which columns and rows live at all; a unit that was removed then costs nothing more. The context of a place
+# is how full its row has been so far, and how many of the last four places were kept. Four ways to store where `fc1`'s
+# weights stand. **Predict** their order.
+
+# %%
+kept = (pruning.weights_of(shared)["fc1.weight"] != 0).numpy()
+mine, helper = bits_of_positions(kept) / 8, coding.anatomy({"x": kept.astype(np.float32)})["x"]["positions"]
+gaps = huffman.loc[[("fc1.weight", "gaps")]].iloc[0]
+ways = {
+    "a bit for each place": kept.size / 8,
+    "gaps, 5 bits each": gaps["symbols"] * 5 / 8,
+    "gaps, Huffman": gaps["symbols"] * gaps["Huffman"] / 8,
+    "entropy of the mask": entropy(kept.flatten().tolist()) / 8,
+    "learned, in contexts": mine,
+}
+run.claim("same-positions", "Relative difference of the cell's count of bits from the helper's", abs(mine / helper - 1),
+          at_most=1e-6)  # fmt: skip
+run.record("positions", ways)
+pd.Series(ways).map("{:,.0f} bytes".format).to_frame("positions of fc1")
+
+# %%
+below = 1 - mine / ways["entropy of the mask"]
+say(
+    f"Learned in contexts, the positions take {abs(below):.0%} {'less' if below > 0 else 'more'} than the entropy of a mask "
+    "whose places are independent. No law is broken: they are not independent. Weights crowd in some rows and columns, and "
+    "a context that knows it needs less news."
+)
+
+# %% [markdown]
+# `coding.write_coded` does this for a whole network: positions in contexts, values bit by bit in the same way, biases
+# and steps beside it, and a header of a few dozen bytes. It goes one step further: the columns of a layer are asked in
+# the context of the unit that they read, so that a neuron that died in one layer is not paid for again in the next.
+# `packing.read` reads the file, with NumPy and `constriction`, without torch.
+#
+# ## 4. As small as it gets
+#
+# Now the whole chain, with everything that the notebooks before taught. **Prune** gradually, by the Fisher score, with
+# the dense network as the teacher (notebook 02).
+
+# %%
+train = mnist.train.take(S.digits)
+taught = distillation.taught_by(dense)
+fitted = pruning.prune_gradually(
+    models.lenet5() if PROFILE == "full" else dense,
+    train,
+    amount=1 - 1 / S.ratio,
+    epochs=S.epochs,
+    lr=2e-3,
+    warmup=0.02,
+    batch_size=64,
+    augment=training.random_shift,
+    loss=taught,
+    seed=SEED,
+    checkpoint=saved("gradual"),
+)
+sparse, seconds = fitted.model, sum(row["seconds"] for row in fitted.history)
+say(f"{measure.count_nonzero(sparse):,} weights left, {accuracy(sparse):.2%} of the validation digits.")
+
+# %% [markdown]
+# **Clear.** Some neurons have lost all weights that they read with, or all that read from them. What is left of them, a
+# bias here, a weight there, does nothing useful and costs bytes. Dead rows make dead columns in the next layer, and those
+# make dead rows in the layer before: go on until nothing changes.
+
+# %%
+CHAIN = [("conv1", "conv2"), ("conv2", "fc1"), ("fc1", "fc2")]
+
+
+def clear(model):
+    """Return a copy with masks that leave out, biases included, every unit that reads nothing or that nobody reads."""
+    masks = pruning.masks_of(model)
+    for layer, following in CHAIN * len(CHAIN):
+        rows, columns = masks[f"{layer}.weight"], masks[f"{following}.weight"]
+        by_unit = columns.transpose(0, 1).reshape(len(rows), -1)  # a view of the columns where it can be, else a copy
+        alive = rows.flatten(1).any(1) & by_unit.any(1)
+        block = alive.repeat_interleave(columns.shape[1] // len(alive))
+        masks[f"{layer}.weight"] = rows & alive.view(-1, *[1] * (rows.dim() - 1))
+        masks[f"{following}.weight"] = columns & block.view(1, -1, *[1] * (columns.dim() - 2))
+        masks[f"{layer}.bias"] = alive
+    return pruning.mask(model, masks)
+
+
+cleared = clear(sparse)
+units = {name: int(kept.sum()) for name, kept in pruning.masks_of(cleared).items() if name.endswith("bias")}
+say(
+    f"Alive: {', '.join(f'{count} of {len(dense.get_parameter(name))} in {name[:-5]}' for name, count in units.items())}. "
+    f"{measure.count_nonzero(sparse) - measure.count_nonzero(cleared)} useless weights went with them, and accuracy is now "
+    f"{accuracy(cleared):.2%}: a dead neuron's bias was a constant that others had come to rely on."
+)
+
+# %% [markdown]
+# **Quantize**, and train on with the rounding in place and the masks in force (notebook 09). One step for each layer, not
+# one for each channel: 580 steps would cost more than all the values. Then **round the biases** to multiples of
+# $2^{-b}$, and the file needs a few bits for each.
+
+
+# %%
+def round_biases(model, power):
+    """Return a copy whose biases are multiples of 2^-power."""
+    new = pruning.own_copy(model)
+    for name, parameter in new.named_parameters():
+        if "bias" in name:
+            parameter.data = (parameter.data * 2**power).round() / 2**power
+    return new
+
+
+# %%
+rounded = quantization.quantize_model(cleared, weights=S.bits, per_channel=False, learned=True)
+before_tuning = accuracy(rounded)
+fitted = training.fit(
+    rounded, train, epochs=S.tune, lr=1e-3, optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught,
+    seed=SEED, checkpoint=saved("tuned"),
+)  # fmt: skip
+tuned = round_biases(fitted.model, S.bias)
+seconds += sum(row["seconds"] for row in fitted.history)
+run.record("lenet5_seconds", seconds, timing=True)
+say(f"Rounded: {before_tuning:.2%}. Trained with the rounding, biases rounded as well: {accuracy(tuned):.2%}.")
+
+# %% [markdown]
+# **Code.** And look where the bytes are.
+
+# %%
+small = coding.write_coded(tuned, run.scratch("lenet5.coded.pack"))
+anatomy = pd.DataFrame(coding.anatomy(tuned)).T.fillna(0)
+run.record("anatomy", anatomy.reset_index(names="part"))
+anatomy.loc["all"] = anatomy.sum()
+anatomy.map("{:,.0f}".format)
+
+# %% [markdown]
+# A file counts if it gives the same network back: to `packing.verify`, which compares logits bit for bit, and to a process
+# that has just started and never loads torch.
+
+# %%
+READ = """
+import hashlib, sys
+from helpers import packing
+arrays = packing.read(sys.argv[1])
+print(hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest(), "torch" in sys.modules)
+"""
+
+
+def read_elsewhere(path):
+    """Decode a file in a fresh process; return the digest of its numbers, and whether torch was loaded there."""
+    command = [sys.executable, "-c", READ, str(path)]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+packing.verify(small.path, tuned, digits.inputs[:256])
+print(read_elsewhere(small.path))
+
+# %%
+stages = {
+    "dense": dense_file,
+    "pruned": packing.write_sparse(cleared, run.scratch("pruned.pack")),
+    "quantized": packing.write_quantized(tuned, run.scratch("quantized.pack")),
+    "coded": small,
+}
+left = measure.count_nonzero(tuned)
+codes = quantization.integers(tuned)
+value_bits = sum(int((part.codes != 0).sum()) * part.bits for part in codes.values())
+value_entropy = sum(entropy(part.codes[part.codes != 0].tolist()) for part in codes.values())
+waterfall = pd.DataFrame(
+    {
+        "file": {name: packed.bytes for name, packed in stages.items()},
+        "nominal: values only": {"dense": 4 * measure.count_weights(dense), "pruned": 4 * left, "quantized": value_bits / 8,
+                                 "coded": value_entropy / 8},
+    }
+)  # fmt: skip
+run.record("waterfall", waterfall.reset_index(names="step"))
+factor = dense_file.bytes / small.bytes
+fig = plots.bars(
+    waterfall, title=f"{factor:,.0f} times smaller in three steps", xlabel="bytes (log scale)", label="{:,.0f}"
+)
+fig.axes[0].set_xscale("log")
+fig.axes[0].set_xlim(right=2e7)
+plots.show(fig, alt=f"Bytes after each step. {plots.in_words(waterfall)}", table=waterfall)
+
+# %%
+steps = waterfall["file"].shift() / waterfall["file"]
+run.claim("lenet5-file", "LeNet-5: times smaller than the dense file, read back, same logits", factor,
+          at_least=200 if PROFILE == "full" else 60)  # fmt: skip
+run.claim("coding-pays", "Bytes of the quantized file over those of the coded one", steps["coded"], at_least=1.2)
+hidden = 1 - waterfall.loc["coded", "nominal: values only"] / small.bytes
+say(
+    f"Pruning made the file {steps['pruned']:.1f} times smaller, quantization {steps['quantized']:.1f}, coding "
+    f"{steps['coded']:.2f}: **{factor:,.0f} times** in all, {small.bytes:,} bytes. Of these, {hidden:.0%} hold "
+    "positions, biases and the header, which an account of values alone leaves out."
+)
+
+# %% [markdown]
+# ## 5. In which order?
+#
+# Prune, then quantize? Quantize, then prune? Or both from the first step on? And how much of it is the teacher's? A small
+# race: the same start, the same digits in the same order, the same number of steps in two phases, the same final
+# sparsity and bits. What differs is what happens before which phase. (A quantized network ranks its weights by their
+# *codes*, and many share one: that is what its order costs it.)
+
+# %%
+COUNT, EPOCHS, REPEATS, RATIO, BITS = S.order
+part, far = mnist.train.take(COUNT), 1 - 1 / RATIO
+
+
+def cut(model):
+    """Masks by magnitude, of the weights that the model computes with."""
+    plain = quantization.bake(model)
+    return pruning.mask(plain, pruning.global_masks(plain, far))
+
+
+def in_bits(model):
+    return quantization.quantize_model(model, weights=BITS, per_channel=False, learned=True)
+
+
+def train_on(model, loss, seed, epochs=EPOCHS):
+    options = dict(lr=1e-3, optimizer="adam", batch_size=32, loss=loss, seed=seed, progress=False)
+    return training.fit(model, part, epochs=epochs, **options).model
+
+
+ORDERS = {
+    "prune, then quantize": lambda loss, seed: train_on(in_bits(train_on(cut(dense), loss, seed)), loss, seed + 1_000),
+    "quantize, then prune": lambda loss, seed: train_on(
+        in_bits(cut(train_on(in_bits(dense), loss, seed))), loss, seed + 1_000
+    ),
+    "both at once": lambda loss, seed: train_on(in_bits(cut(dense)), loss, seed, epochs=2 * EPOCHS),
+}
+LOSSES = {"taught": taught, "labels": training.cross_entropy}
+
+# %%
+SEEDS = range(SEED * REPEATS, (SEED + 1) * REPEATS)  # no seed of one run is a seed of another
+race = {
+    (order, loss): [make(LOSSES[loss], seed) for seed in SEEDS] for order, make in ORDERS.items() for loss in LOSSES
+}
+finish = pd.DataFrame({key: [accuracy(model) for model in found] for key, found in race.items()}, index=SEEDS)
+table = pd.DataFrame(
+    {
+        "validation accuracy (%)": (100 * finish.mean()).map("{:.2f}".format),
+        "spread": (100 * finish.std()).map("{:.2f}".format),
+        "file (bytes)": {
+            key: f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" for key, found in race.items()
+        },
+    }
+)
+run.record("orders", [dict(order=order, loss=loss, accuracies=list(finish[order, loss])) for order, loss in finish])
+table.rename_axis(["order", "loss"])
+
+# %%
+first, *others = ORDERS
+verdicts = [
+    f"`{first}` against `{other}`: {results.difference(finish.xs('taught', axis=1, level=1), first, other)}"
+    for other in others
+]
+by_loss = pd.DataFrame({loss: finish.xs(loss, axis=1, level=1).mean(axis=1) for loss in LOSSES})
+verdicts.append(f"the teacher, mean over the orders: {results.difference(by_loss, 'taught', 'labels')}")
+say(
+    f"With {REPEATS} seeds, {COUNT:,} digits and {2 * EPOCHS} epochs, paired by seed, in points with the 95 % interval:\n\n- "
+    + "\n- ".join(verdicts)
+    + ".\n\nWhere it says *not to be told apart*, this race has not decided it. Whoever tells you that the order is known "
+    "should show you such an interval."
+)
+worst = finish.mean().min()
+run.claim("all-orders-learn", "Mean validation accuracy of the worst arm", worst, at_least=0.8)
+
+# %% [markdown]
+# ## 6. Thin and dense
+#
+# The sparse network is small on the disk and nowhere else: its matrices are as large as ever. Take out whole filters and
+# neurons instead (notebook 04), and what is left is an ordinary, tiny, dense network, fast in every runtime. The filters
+# with the highest Taylor score stay, the teacher helps, and beside it stands the cheap alternative: a network of the same
+# shape, trained from scratch with the same budget and the same teacher.
+
+# %%
+scores = importance.taylor_scores(dense, train.take(min(1_000, len(train))), names=["conv1", "conv2", "fc1"])
+keep = {
+    name: pruning.keep_largest(s, 1 - width / len(s)) for (name, s), width in zip(scores.items(), S.widths, strict=True)
+}
+cut_out = removal.remove_filters(dense, keep, TWO)
+
+
+def fresh(model, seed):
+    """A network of the same shape with new random weights."""
+    training.seed_everything(seed)
+    new = pruning.own_copy(model)
+    for layer in new.children():
+        layer.reset_parameters()
+    return new
+
+
+def train_thin(model, epochs, lr, name):
+    options = dict(optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught, seed=SEED)
+    return training.fit(model, train, epochs=epochs, lr=lr, checkpoint=saved(name), **options).model
+
+
+weights = measure.count_weights(cut_out)
+starts = {"cut out of LeNet-5": cut_out, "from scratch": fresh(cut_out, SEED)}
+thin = {name: train_thin(start, S.thin[0], 4e-3, f"thin {name[:3]}") for name, start in starts.items()}
+say(
+    f"{'-'.join(map(str, S.widths))}-10: {weights:,} weights, {measure.count_weights(dense) / weights:.0f} times fewer. "
+    + "; ".join(f"{name}: {accuracy(model):.2%}" for name, model in thin.items())
+    + "."
+)
+
+# %% [markdown]
+# The better of the two on validation goes on: rounded to four bits, trained a little more, biases rounded, coded.
+
+# %%
+origin = max(thin, key=lambda name: accuracy(thin[name]))
+thin_rounded = quantization.quantize_model(thin[origin], weights=4, per_channel=False, learned=True)
+thin_small = round_biases(train_thin(thin_rounded, S.thin[1], 1e-3, "thin rounded"), S.bias)
+thin_file = coding.write_coded(thin_small, run.scratch("thin.coded.pack"))
+packing.load_into(cut_out, thin_file.path)
+say(
+    f"Chosen: {origin}. In four bits, {accuracy(thin_small):.2%} and a file of **{thin_file.bytes:,} bytes**, "
+    f"{dense_file.bytes / thin_file.bytes:,.0f} times smaller than LeNet-5's. The sparse one of section 4: {small.bytes:,}."
+)
+
+# %% [markdown]
+# **Predict** the speed-ups of the two small networks, the sparse and the thin one, in ONNX Runtime at batch 1.
+
+# %%
+graph = deploy.export_onnx(dense, TWO, run.scratch("lenet5.onnx"))
+sessions = {"LeNet-5": deploy.session(graph)}
+for name, model in {"sparse": tuned, "thin": thin_small}.items():
+    sessions[name] = deploy.session(
+        deploy.export_like(quantization.bake(model), graph, TWO, run.scratch(f"{name}.onnx"))
+    )
+calls = {name: partial(deploy.run, session, ONE.numpy()) for name, session in sessions.items()}
+digit_clock = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
+measure.verdict_table(digit_clock)
+
+# %%
+run.claim("thin-is-faster", "Speed-up of the thin network, ONNX Runtime, batch 1", digit_clock["thin"].ratio, at_least=1.3,
+          timing=True)  # fmt: skip
+say(
+    f"Both files are small. On the clock the sparse network is: **{digit_clock['sparse'].verdict}**; the thin one: "
+    f"**{digit_clock['thin'].verdict}**, by {digit_clock['thin'].ratio:.1f}. A mask helps the file, a removal helps both."
+)
+
+# %% [markdown]
+# ## 7. Photographs: two files from one set of weights
+#
+# For photographs time matters as much as bytes. So filters go first: fewer multiplications. Then the teacher. Then four
+# bits, trained. From these weights, BatchNorm folded, come **two files**: a coded one to store and to send, and an int8
+# one for the runtime. Each is stated with its own size and its own accuracy; a ratio that takes the size of the one and
+# the speed of the other belongs to no file at all.
+
+# %%
+big = checkpoints.load(S.net)
+PHOTO, TWO_PHOTOS = photos.inputs[:1], photos.inputs[:2]
+seen = cifar.train.take(S.photos)
+photo_scores = importance.taylor_scores(big, cifar.train.take(S.scored))
+keep = removal.choose_filters(big, photo_scores, TWO_PHOTOS, macs_ratio=S.cut, scope="uniform", round_to=S.round_to)
+lean = removal.remove_filters(big, keep, TWO_PHOTOS)
+lean = removal.refresh_batchnorm(lean, seen.inputs[: S.scored])
+taught_photos = distillation.taught_by(quantization.fold_batchnorm(big, TWO_PHOTOS))
+macs = {name: measure.count_macs(net, PHOTO) for name, net in {"dense": big, "lean": lean}.items()}
+say(
+    f"{macs['dense'] / macs['lean']:.2f} times fewer MACs, {measure.count_weights(big) / measure.count_weights(lean):.2f} times fewer weights."
+)
+
+
+# %%
+def train_photos(model, epochs, lr, name):
+    """Train on photographs with the teacher; return the network and the seconds."""
+    fitted = training.fit(
+        model, seen, epochs=epochs, lr=lr, batch_size=S.batch, precision=training.fast_precision(),
+        augment=training.flip_and_shift if S.moved else None, loss=taught_photos, seed=SEED, checkpoint=saved(name),
+    )  # fmt: skip
+    return fitted.model, sum(row["seconds"] for row in fitted.history)
+
+
+retrained, first_seconds = train_photos(lean, S.retrain[0], S.lr, "lean")
+four = quantization.bits_by_layer(retrained, S.photo_bits, ends=8)
+four_bits = quantization.quantize_model(retrained, weights=four, learned=True)
+four_bits, more_seconds = train_photos(four_bits, S.retrain[1], S.lr / 10, "lean-rounded")
+run.record("photo_seconds", first_seconds + more_seconds, timing=True)
+combined = quantization.fold_batchnorm(four_bits, TWO_PHOTOS)
+path = {"dense": big, "filters out": lean, "taught": retrained, f"{S.photo_bits} bits, folded": combined}
+road = {name: accuracy(net, photos) for name, net in path.items()}
+run.record("road", road)
+pd.Series(road).map("{:.1%}".format).to_frame("validation accuracy")
+
+# %%
+photo_graph = deploy.export_onnx(quantization.fold_batchnorm(big, TWO_PHOTOS), TWO_PHOTOS, run.scratch("dense.onnx"))
+float_graph = deploy.export_like(quantization.bake(combined), photo_graph, TWO_PHOTOS, run.scratch("lean.onnx"))
+int8 = deploy.quantize_static(float_graph, cifar.train.take(S.calibration), run.scratch("int8.onnx"))
+photo_dense = packing.write_dense(big, run.scratch("photos.dense.pack"))
+photo_files = {
+    "dense": photo_dense,
+    "filters removed": packing.write_dense(retrained, run.scratch("photos.lean.pack")),
+    "quantized": packing.write_quantized(combined, run.scratch("photos.quantized.pack")),
+    "coded": coding.write_coded(combined, run.scratch("photos.coded.pack")),
+}
+packing.verify(photo_files["coded"].path, combined, photos.inputs[:256])
+photo_bytes = {name: packed.bytes for name, packed in photo_files.items()} | {
+    "int8, for the runtime": int8.stat().st_size
+}
+run.record("photo_bytes", photo_bytes)
+fig = plots.bars(
+    {name: size / 1e3 for name, size in photo_bytes.items()},
+    title=f"The coded file is {photo_dense.bytes / photo_bytes['coded']:.1f} times smaller",
+    xlabel="kilobytes (1,000 bytes)",
+    label="{:,.0f}",
+)
+table = pd.DataFrame({"bytes": photo_bytes})
+plots.show(fig, alt=f"Bytes of the photographs' network. {plots.in_words(table)}", table=table)
+
+
+# %% [markdown]
+# Now the clock, one photograph at a time, on one thread. The base line is what most people run: the dense network in eager
+# PyTorch. But the fair one is the dense network in the *same* runtime, so that is there, too.
+
+# %%
+photo_sessions = {
+    "dense, ONNX Runtime": deploy.session(photo_graph),
+    "lean, ONNX Runtime": deploy.session(float_graph),
+    "lean, int8, ONNX Runtime": deploy.session(int8),
+}
+calls = {"dense, eager": partial(big, PHOTO)}
+calls |= {name: partial(deploy.run, session, PHOTO.numpy()) for name, session in photo_sessions.items()}
+with torch.inference_mode():
+    photo_clock = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
+measure.verdict_table(photo_clock)
+
+# %%
+runtime = photo_clock["dense, ONNX Runtime"].ratio
+integer, floating = photo_clock["lean, int8, ONNX Runtime"].ratio, photo_clock["lean, ONNX Runtime"].ratio
+capabilities = torch.cpu.get_capabilities()
+VNNI = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "i8mm"))
+photo_ratio = photo_dense.bytes / photo_bytes["coded"]
+run.claim("photo-file", "Photographs: times smaller than the dense file, read back, same logits", photo_ratio,
+          at_least=20 if PROFILE == "full" else 10)  # fmt: skip
+run.claim("photo-speed", "Speed-up of the lean network over dense eager PyTorch, batch 1, the better file",
+          max(integer, floating), at_least=4 if PROFILE == "full" else 1.3, timing=True)  # fmt: skip
+if PROFILE == "full" and VNNI:
+    run.claim("photo-int8-eager", "int8: speed-up over dense eager PyTorch, batch 1, mean over the seeds", integer,
+              at_least=10, over_seeds=True, timing=True)  # fmt: skip
+    run.claim("photo-int8-runtime", "int8: speed-up over the dense network in ONNX Runtime, mean over the seeds",
+              integer / runtime, at_least=3, over_seeds=True, timing=True)  # fmt: skip
+say(
+    f"From eager PyTorch to int8 it is a factor of {integer:.1f}. The runtime alone gives {runtime:.1f} of it; the rest, "
+    f"**{integer / runtime:.1f}**, is what was removed and rounded. Removing filters gave {floating / runtime:.1f}, integers "
+    f"{integer / floating:.1f} on top."
+)
+
+# %% [markdown]
+# ## 8. The test images, once
+
+
+# %%
+class InRuntime(torch.nn.Module):
+    """An ONNX file as a module, to be evaluated like any other."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.session = deploy.session(path, threads=torch.get_num_threads())
+        self.nothing = torch.nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
+
+    def forward(self, inputs):
+        return torch.from_numpy(deploy.run(self.session, inputs.contiguous().numpy()))
+
+
+test_digits, test_photos = mnist.test.take(S.tested), cifar.test.take(S.tested)
+subjects = {
+    "lenet5-dense": (dense, test_digits),
+    "lenet5-coded": (packing.load_into(models.lenet5(), small.path).eval(), test_digits),
+    "lenet5-thin-coded": (packing.load_into(cut_out, thin_file.path).eval(), test_digits),
+    f"{S.net}-dense": (big, test_photos),
+    f"{S.net}-combined": (combined, test_photos),
+    f"{S.net}-combined-int8": (InRuntime(int8), test_photos),
+}
+tests = {name: run.test(name, model, split) for name, (model, split) in subjects.items()}
+pd.DataFrame(
+    {"test accuracy": {name: f"{test.accuracy:.2%}" for name, test in tests.items()},
+     "file (bytes)": {name: f"{size:,}" for name, size in {
+         "lenet5-dense": dense_file.bytes, "lenet5-coded": small.bytes, "lenet5-thin-coded": thin_file.bytes,
+         f"{S.net}-dense": photo_dense.bytes, f"{S.net}-combined": photo_bytes["coded"],
+         f"{S.net}-combined-int8": int8.stat().st_size}.items()}}
+)  # fmt: skip
+
+# %%
+errors = {name: 1 - test.accuracy for name, test in tests.items()}
+lost = {file: errors[f"{S.net}-{file}"] - errors[f"{S.net}-dense"] for file in ("combined", "combined-int8")}
+if PROFILE == "full":
+    run.claim(
+        "bytes", "LeNet-5: bytes of the coded file, mean over the seeds", small.bytes, at_most=4_100, over_seeds=True
+    )
+    run.claim(
+        "error",
+        "LeNet-5, coded: test error, mean over the seeds",
+        errors["lenet5-coded"],
+        at_most=0.01,
+        over_seeds=True,
+    )
+    run.claim("thin-weights", "Thin network: weights", weights, at_most=2_750)
+    run.claim("thin-error", "Thin network: test error, mean over the seeds", errors["lenet5-thin-coded"], at_most=0.01,
+              over_seeds=True)  # fmt: skip
+    for file, value in lost.items():
+        run.claim(
+            f"photos-{file}", f"{file}: test accuracy lost, mean over the seeds", value, at_most=0.01, over_seeds=True
+        )
+else:
+    run.claim("quick-error", "LeNet-5, coded: test error", errors["lenet5-coded"], at_most=0.04)
+    run.claim("quick-thin-error", "Thin network, coded: test error", errors["lenet5-thin-coded"], at_most=0.06)
+    for file, value in lost.items():
+        run.claim(f"quick-photos-{file}", f"{file}: test accuracy lost", value, at_most=0.10)
+
+# %% [markdown]
+# ## 9. Exercises
+#
+# **12.1 · Words from lengths.** A file need not store Huffman's tree: the *lengths* of the words are enough, if writer and
+# reader make the words in the same way. The **canonical** code goes through the symbols by length, and among equal
+# lengths by number. The first word is all zeros; each next word is the one before plus one, with zeros appended when
+# the length grows. Return the words, as texts of "0" and "1", in the order of the symbols.
+
+
+# %%
+def canonical_words(lengths):
+    """Return one word for each symbol, for a list of lengths that fill a tree: [2, 1, 2] gives ["10", "0", "11"]."""
+    ### BEGIN SOLUTION
+    words, word, before = [""] * len(lengths), 0, 0
+    for length, symbol in sorted((length, symbol) for symbol, length in enumerate(lengths)):
+        word <<= length - before
+        words[symbol] = format(word, f"0{length}b")
+        word, before = word + 1, length
+    return words
+    ### END SOLUTION
+
+
+exercises.check("12.1", canonical_words)
+
+# %% [markdown]
+# **12.2 · Predict the file.** A matrix of 600 × 700 numbers. One place in fifty is not zero, anywhere, at random. There stands
+# one of four values: the first half of the time, the second a quarter, the other two an eighth each. How many bytes does
+# `coding.write_coded` need? Return your number; within three percent is fine.
+
+
+# %%
+def predicted_bytes():
+    """Return the predicted size of the coded file in bytes."""
+    ### BEGIN SOLUTION
+    places, share = 600 * 700, 1 / 50
+    mask = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    values = 1 / 2 * 1 + 1 / 4 * 2 + 2 * (1 / 8 * 3)
+    return places * (mask + share * values) / 8 + 70  # and a header
+    ### END SOLUTION
+
+
+generator = np.random.default_rng(1)
+places = generator.random((600, 700)) < 1 / 50
+matrix = np.where(places, generator.choice([-2, -1, 1, 2], places.shape, p=[1 / 2, 1 / 4, 1 / 8, 1 / 8]), 0)
+measured = coding.write_coded({"x": matrix.astype(np.float32)}, run.scratch("exercise.pack")).bytes
+exercises.check("12.2", predicted_bytes, measured=measured)
+
+# %% [markdown]
+# **12.3 · Learn as you go.** Return how many bits a list of zeros and ones takes if the coder learns as it goes: with $k$
+# ones among the $n$ symbols *before*, the next one is a 1 with probability $(k + \frac12)/(n + 1)$. (That is the
+# original estimator of Krichevsky and Trofimov.) Then ask yourself why the list's own entropy is less, and by how much.
+
+
+# %%
+def learned_bits(symbols):
+    """Return the sum of -log2 p over all symbols, a list of 0 and 1."""
+    ### BEGIN SOLUTION
+    bits, ones = 0.0, 0
+    for before, symbol in enumerate(symbols):
+        p = (ones + 0.5) / (before + 1)
+        bits -= math.log2(p if symbol else 1 - p)
+        ones += symbol
+    return bits
+    ### END SOLUTION
+
+
+exercises.check("12.3", learned_bits)
+
+# %% [markdown]
+# ## What was measured
+
+# %%
+say(
+    f"- **The recipe of 2016**, rebuilt: {accounts['nominal: values, gaps, tables']:.0f} times by its own account, "
+    f"{accounts['a real file, range-coded']:.0f} times as a range-coded file.\n"
+    f"- **LeNet-5, pruned, quantized, coded**: {small.bytes:,} bytes, **{factor:,.0f} times** smaller, "
+    f"{100 * errors['lenet5-coded']:.2f} % test error (dense {100 * errors['lenet5-dense']:.2f} %).\n"
+    f"- **LeNet-5, thin and dense**: {weights:,} weights, {thin_file.bytes:,} bytes, {100 * errors['lenet5-thin-coded']:.2f} % "
+    f"test error, {digit_clock['thin'].ratio:.1f} times the speed of LeNet-5 in ONNX Runtime.\n"
+    f"- **Photographs, one set of weights**: coded {photo_bytes['coded']:,} bytes ({photo_ratio:.1f} times smaller, "
+    f"{100 * lost['combined']:+.2f} points of error); int8 {int8.stat().st_size:,} bytes "
+    f"({100 * lost['combined-int8']:+.2f} points), {integer:.1f} times the speed of eager PyTorch, {integer / runtime:.1f} "
+    "times that of the dense network in the same runtime."
+)
+
+
+# %%
+def kept_latency(clock, name, batch=1):
+    return [r for r in measure.latency_records(clock, runtime="onnxruntime", batch=batch) if r["variant"] == name]
+
+
+def relative(clock, base, name):
+    """The record of one variant with its ratio to another base line, the dense network in the same runtime."""
+    record = kept_latency(clock, name)[0]
+    scale = clock[base].ratio
+    return [record | {"ratio": record["ratio"] / scale, "interval": [end / scale for end in record["interval"]]}]
+
+
+recorded = {
+    "lenet5-dense": ("mnist", None, "dense", dense, dense_file.path, kept_latency(digit_clock, "LeNet-5")),
+    "lenet5-coded": ("mnist", "lenet5-dense", "pruned, quantized, range-coded, taught", tuned, small.path,
+                     kept_latency(digit_clock, "sparse")),
+    "lenet5-thin-coded": ("mnist", "lenet5-dense", "filters and neurons out, 4 bits, range-coded, taught", thin_small,
+                          thin_file.path, kept_latency(digit_clock, "thin")),
+    f"{S.net}-dense": ("cifar10", None, "dense", big, photo_dense.path, []),
+    f"{S.net}-combined": ("cifar10", f"{S.net}-dense", "filters out, taught, 4-bit weights, range-coded", combined,
+                          photo_files["coded"].path, relative(photo_clock, "dense, ONNX Runtime", "lean, ONNX Runtime")),
+    f"{S.net}-combined-int8": ("cifar10", f"{S.net}-dense", "the same weights, int8", combined, int8,
+                               relative(photo_clock, "dense, ONNX Runtime", "lean, int8, ONNX Runtime")),
+}  # fmt: skip
+for name, (task, base, method, model, file, latency) in recorded.items():
+    run.model(name, task=task, base=base, method=method, accuracy=tests[name].accuracy, weights=measure.count_weights(model),
+              nonzero=measure.count_nonzero(model), macs=measure.count_macs(model, ONE if task == "mnist" else PHOTO),
+              file=file, latency=latency)  # fmt: skip
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - Pruning, quantization and coding multiply, because each removes something else: weights, bits of a weight, and what the
+#   statistics of the rest let one guess.
+# - Huffman pays whole bits; a range coder pays $-\log_2 p$. The better the guess, the smaller the file: all of the art is
+#   in the contexts.
+# - Writer and reader must compute the same probabilities to the last bit. Whole numbers do.
+# - At three kilobytes everything counts: biases, steps, names. A ratio of values alone is not a ratio of files.
+# - The sparse net is for the disk, the thin one for the clock. Say which file a number belongs to.
+#
+# **Read**
+# - Shannon 1948, *A Mathematical Theory of Communication*; Huffman 1952, *A Method for the Construction of
+#   Minimum-Redundancy Codes*.
+# - Han, Mao and Dally 2016, *Deep Compression*: the chain, and its accounts.
+# - Oktay, Ballé, Singh and Shrivastava 2020, *Scalable Model Compression by Entropy Penalized Reparameterization*: train
+#   for the length of the file itself.
+# - Havasi, Peharz and Hernández-Lobato 2019, *Minimal Random Code Learning*: smaller still, without any code of weights.
+# - Bamler 2022, *Understanding Entropy Coding With Asymmetric Numeral Systems (ANS)*: by the author of `constriction`.
+#
+# **Next**: notebook 13 takes these files to a runtime: threads, batches, sparse kernels, and a predictor without torch.
