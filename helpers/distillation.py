@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import checks
-from helpers.training import Loss, channels_last, device
+from helpers.training import Loss, channels_last, device, predict
 
 __all__ = [
     "Ensemble",
+    "ask",
     "attention_loss",
     "attention_map",
+    "fixed_views",
     "mixed_loss",
     "soft_target_loss",
     "taught_by",
@@ -137,6 +139,52 @@ def taught_from(
         return loss(logits, fixed[numbers, which].to(labels.device), labels)
 
     return taught
+
+
+def fixed_views(
+    inputs: Float[Tensor, "examples channels height width"],
+    *,
+    views: int,
+    pixels: int = 2,
+    mirror: bool = False,
+    seed: int = 0,
+) -> View:
+    """Return a view for `taught_from` and `ask`: it moves images by up to `pixels` in each direction; edges fill the gap.
+
+    Each example has `views` versions, drawn at random, but once for all. With `mirror` every second version, drawn at
+    random, is mirrored left to right.
+
+    Raises:
+        ValueError: `inputs` is empty, or `views` or `pixels` is no whole number of at least 1.
+    """
+    count = len(checks.not_empty("inputs", inputs))
+    checks.positive("views", views)
+    checks.positive("pixels", pixels)
+    generator = torch.Generator().manual_seed(seed)
+    mirrored = torch.rand(count, views, generator=generator) < (0.5 if mirror else 0.0)
+    moves = torch.randint(-pixels, pixels + 1, (2, count, views), generator=generator)
+
+    def view(numbers: Tensor, which: Tensor) -> Tensor:
+        images, flipped = inputs[numbers], mirrored[numbers, which][:, None, None, None]
+        down, right = moves[:, numbers, which]
+        padded = F.pad(torch.where(flipped, images.flip(3), images), (pixels,) * 4, mode="replicate")
+        windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # nothing is copied yet
+        return windows[torch.arange(len(images)), :, pixels - down, pixels - right]
+
+    return view
+
+
+def ask(teacher: nn.Module, view: View, *, examples: int, views: int) -> Float[Tensor, "examples views classes"]:
+    """Return the teacher's logits on each view of the first `examples` examples, for `taught_from`.
+
+    The teacher answers in evaluation mode. Raises ValueError unless both numbers are whole and at least 1.
+    """
+    parts = torch.arange(checks.positive("examples", examples)).split(2_500)
+    of_view = [
+        torch.cat([predict(teacher, view(part, torch.full_like(part, number))) for part in parts])
+        for number in range(checks.positive("views", views))
+    ]
+    return torch.stack(of_view, dim=1)
 
 
 # ---------------------------------------------------------------- attention

@@ -296,3 +296,60 @@ def test_what_cannot_be_is_refused():
 def test_answers_without_views_are_refused():
     with pytest.raises(ValueError, match=r"answers has shape \(8, 4\)"):
         distillation.taught_from(torch.zeros(8, 4), shrink)
+
+
+# ---------------------------------------------------------------- fixed views
+
+
+def all_versions(image: torch.Tensor, pixels: int) -> list[torch.Tensor]:
+    """All shifts of an image by up to `pixels`, as it is and mirrored, cut out of a padded copy row by row."""
+    found = []
+    for source in (image, image.flip(2)):
+        padded = F.pad(source[None], (pixels,) * 4, mode="replicate")[0]
+        steps = range(2 * pixels + 1)
+        found += [padded[:, r : r + image.shape[1], c : c + image.shape[2]] for r in steps for c in steps]
+    return found
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_fixed_view_is_a_shift_and_stays_the_same(mirror):
+    inputs = torch.rand(30, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    view = distillation.fixed_views(inputs, views=8, pixels=1, mirror=mirror)
+    numbers = torch.tensor([3, 29, 3])
+    which = torch.tensor([0, 7, 5])
+    shown = view(numbers, which)
+    for number, image in zip(numbers, shown, strict=True):
+        assert any(torch.equal(image, version) for version in all_versions(inputs[number], 1))
+    assert torch.equal(view(numbers.flip(0), which.flip(0)), shown.flip(0))
+    mirrored = sum(
+        any(torch.equal(image, v) for v in all_versions(inputs[0], 1)[9:])
+        for image in view(torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    )
+    assert (0 < mirrored < 8) if mirror else mirrored == 0
+
+
+def test_fixed_views_depend_on_the_seed_and_reach_every_shift():
+    inputs = torch.rand(400, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    numbers, which = torch.arange(400), torch.zeros(400, dtype=torch.int64)
+    one, same, other = (distillation.fixed_views(inputs, views=1, pixels=1, seed=s)(numbers, which) for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    seen = {next(k for k, v in enumerate(all_versions(x, 1)) if torch.equal(v, y)) for x, y in zip(inputs, one)}
+    assert seen == set(range(9))
+
+
+def test_a_teacher_that_is_asked_answers_those_very_views():
+    inputs = torch.rand(7, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    teacher = models.mlp_1200().train()  # with dropout, were it not for evaluation mode
+    view = distillation.fixed_views(inputs, views=3)
+    answers = distillation.ask(teacher, view, examples=5, views=3)
+    assert answers.shape == (5, 3, 10) and teacher.training
+    alone = view(torch.tensor([4]), torch.tensor([2]))
+    torch.testing.assert_close(answers[4, 2], training.predict(teacher, alone)[0])
+
+
+@pytest.mark.parametrize("bad", [{"views": 0}, {"views": 2, "pixels": 0}, {"views": True}])
+def test_views_that_cannot_be_are_refused(bad):
+    with pytest.raises(ValueError, match="allowed: a whole number of at least 1"):
+        distillation.fixed_views(torch.rand(3, 1, 4, 4), **bad)
+    with pytest.raises(ValueError, match="inputs is empty"):
+        distillation.fixed_views(torch.rand(0, 1, 4, 4), views=2)
