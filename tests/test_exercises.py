@@ -792,7 +792,6 @@ CASES |= {
         [
             (_words_without_a_shift, "shifted left"),
             (_words_last_symbol_first, "smaller number first"),
-            (lambda lengths: ["0" * length for length in lengths], "shifted left"),
             (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
         ]
     ),

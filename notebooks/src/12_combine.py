@@ -38,11 +38,10 @@ from collections import Counter
 from fractions import Fraction
 from functools import partial
 
+import constriction
 import numpy as np
 import pandas as pd
 import torch
-from constriction.symbol import QueueEncoder
-from constriction.symbol.huffman import EncoderHuffmanTree
 
 from helpers import (
     checkpoints,
@@ -217,7 +216,8 @@ huffman_lengths({"a": 50, "b": 25, "c": 15, "d": 10})
 def library_bits(symbols):
     """Bits of the list in the Huffman code of `constriction`."""
     chances = np.bincount(symbols).astype(np.float64)
-    tree, encoder = EncoderHuffmanTree(chances), QueueEncoder()
+    library = constriction.symbol
+    tree, encoder = library.huffman.EncoderHuffmanTree(chances), library.QueueEncoder()
     for symbol in symbols:
         encoder.encode_symbol(symbol, tree)
     return encoder.get_compressed_and_bitrate()[1]
