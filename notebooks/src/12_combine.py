@@ -70,27 +70,28 @@ say(results.timetable("12_combine"))
 
 # %% [markdown]
 # The settings. Section 1 rebuilds a published recipe with `classic` digits. Section 4 prunes to `ratio` times fewer
-# weights in `epochs` epochs of `digits` digits, then rounds to `bits` bits (by layer) and trains `tune` more; biases
-# become multiples of $2^{-\text{bias}}$. Section 5 compares orders, with `order` = (digits, epochs a phase, seeds, weights
-# ratio, bits). Section 6 keeps `widths` filters and neurons and trains for `thin` = (epochs, epochs with rounding).
-# Section 7 takes the photographs' network `net`: `cut` times fewer MACs, `photos` training photographs, for `retrain` =
-# (epochs, epochs with rounding).
+# weights in `epochs` epochs of `digits` digits, each with `views` versions that the teacher answers once, in batches of
+# `digit_batch`; then it rounds to `bits` bits (by layer) and trains `tune` more; biases become multiples of
+# $2^{-\text{bias}}$. Section 5 compares orders, with `order` = (digits, epochs a phase, seeds, weights ratio, bits).
+# Section 6 keeps `widths` filters and neurons and trains for `thin` = (epochs, epochs with rounding). Section 7 takes the
+# photographs' network `net`: `cut` times fewer MACs, `photos` training photographs with `photo_views` versions, for
+# `retrain` = (epochs, epochs with rounding).
 
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(classic=256, ratio=20, digits=256, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
-               order=(128, 1, 2, 20, 3), widths=(6, 12, 20), thin=(1, 1), net="cifar_small", cut=2.0, round_to=8, scored=64,
-               photos=128, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=20, digits_seen=200,
-               photos_seen=100, tested=200, timings=20),
-    quick=dict(classic=8_192, ratio=40, digits=8_192, epochs=3, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
-               order=(1_024, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3), net="cifar_small", cut=2.0, round_to=8, scored=500,
-               photos=3_072, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=100, digits_seen=2_500,
-               photos_seen=1_000, tested=4_000, timings=30),
-    full=dict(classic=55_000, ratio=150, digits=55_000, epochs=26, tune=8, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
-              order=(10_240, 2, 3, 50, 3), widths=(4, 8, 13), thin=(60, 15), net="cifar_base", cut=2.5, round_to=8,
-              scored=2_000, photos=45_000, retrain=(5, 2), batch=128, lr=0.05, moved=True, photo_bits=4, calibration=200,
-              digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
+    smoke=dict(classic=256, ratio=20, digits=256, views=2, digit_batch=64, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3),
+               bias=5, order=(128, 1, 2, 20, 3), widths=(6, 12, 20), thin=(1, 1), net="cifar_small", cut=2.0, round_to=8,
+               scored=64, photos=128, photo_views=1, retrain=(1, 1), batch=64, lr=0.02, photo_bits=4, calibration=20,
+               digits_seen=200, photos_seen=100, tested=200, timings=20),
+    quick=dict(classic=8_192, ratio=40, digits=8_192, views=3, digit_batch=64, epochs=3, tune=1,
+               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(1_024, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3),
+               net="cifar_small", cut=2.0, round_to=8, scored=500, photos=4_096, photo_views=1, retrain=(2, 1), batch=64,
+               lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
+    full=dict(classic=55_000, ratio=280, digits=55_000, views=12, digit_batch=128, epochs=24, tune=6,
+              bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(10_240, 2, 3, 50, 3), widths=(6, 10, 6), thin=(50, 12),
+              net="cifar_base", cut=2.6, round_to=16, scored=2_000, photos=45_000, photo_views=4, retrain=(8, 3), batch=128,
+              lr=0.05, photo_bits=4, calibration=200, digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
 )  # fmt: skip
 
 # %%
@@ -422,16 +423,18 @@ say(
 
 # %%
 train = mnist.train.take(S.digits)
-taught = distillation.taught_by(dense)
+moved = distillation.fixed_views(train.inputs, views=S.views, seed=SEED)
+answers = distillation.ask(dense, moved, examples=len(train), views=S.views)
+numbered = data.Split(torch.arange(len(train)), train.labels)
+taught = distillation.taught_from(answers, moved)
 fitted = pruning.prune_gradually(
     models.lenet5() if PROFILE == "full" else dense,
-    train,
+    numbered,
     amount=1 - 1 / S.ratio,
     epochs=S.epochs,
     lr=2e-3,
     warmup=0.02,
-    batch_size=64,
-    augment=training.random_shift,
+    batch_size=S.digit_batch,
     loss=taught,
     seed=SEED,
     checkpoint=saved("gradual"),
@@ -490,8 +493,8 @@ def round_biases(model, power):
 rounded = quantization.quantize_model(cleared, weights=S.bits, per_channel=False, learned=True)
 before_tuning = accuracy(rounded)
 fitted = training.fit(
-    rounded, train, epochs=S.tune, lr=1e-3, optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught,
-    seed=SEED, checkpoint=saved("tuned"),
+    rounded, numbered, epochs=S.tune, lr=1e-3, optimizer="adam", batch_size=S.digit_batch, loss=taught, seed=SEED,
+    checkpoint=saved("tuned"),
 )  # fmt: skip
 tuned = round_biases(fitted.model, S.bias)
 seconds += sum(row["seconds"] for row in fitted.history)
@@ -579,7 +582,7 @@ say(
 
 # %%
 COUNT, EPOCHS, REPEATS, RATIO, BITS = S.order
-part, far = mnist.train.take(COUNT), 1 - 1 / RATIO
+part, far = numbered.take(COUNT), 1 - 1 / RATIO
 
 
 def cut(model):
@@ -604,7 +607,10 @@ ORDERS = {
     ),
     "both at once": lambda loss, seed: train_on(in_bits(cut(dense)), loss, seed, epochs=2 * EPOCHS),
 }
-LOSSES = {"taught": taught, "labels": training.cross_entropy}
+LOSSES = {
+    name: distillation.taught_from(answers, moved, loss=partial(distillation.mixed_loss, share=share))
+    for name, share in {"taught": 0.9, "labels": 0.0}.items()
+}
 
 # %%
 SEEDS = range(SEED * REPEATS, (SEED + 1) * REPEATS)  # no seed of one run is a seed of another
@@ -667,8 +673,8 @@ def fresh(model, seed):
 
 
 def train_thin(model, epochs, lr, name):
-    options = dict(optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught, seed=SEED)
-    return training.fit(model, train, epochs=epochs, lr=lr, checkpoint=saved(name), **options).model
+    options = dict(optimizer="adam", batch_size=S.digit_batch, loss=taught, seed=SEED)
+    return training.fit(model, numbered, epochs=epochs, lr=lr, checkpoint=saved(name), **options).model
 
 
 weights = measure.count_weights(cut_out)
@@ -728,11 +734,16 @@ say(
 big = checkpoints.load(S.net)
 PHOTO, TWO_PHOTOS = photos.inputs[:1], photos.inputs[:2]
 seen = cifar.train.take(S.photos)
-photo_scores = importance.taylor_scores(big, cifar.train.take(S.scored))
-keep = removal.choose_filters(big, photo_scores, TWO_PHOTOS, macs_ratio=S.cut, scope="uniform", round_to=S.round_to)
+groups = removal.groups(big, TWO_PHOTOS)
+photo_scores = removal.group_scores(importance.taylor_scores(big, cifar.train.take(S.scored)), groups)
+keep = removal.choose_filters(big, photo_scores, TWO_PHOTOS, macs_ratio=S.cut, scope="global", round_to=S.round_to)
 lean = removal.remove_filters(big, keep, TWO_PHOTOS)
 lean = removal.refresh_batchnorm(lean, seen.inputs[: S.scored])
-taught_photos = distillation.taught_by(quantization.fold_batchnorm(big, TWO_PHOTOS))
+turned = distillation.fixed_views(seen.inputs, views=S.photo_views, mirror=True, seed=SEED)
+folded = quantization.fold_batchnorm(big, TWO_PHOTOS)
+photo_answers = distillation.ask(folded, turned, examples=len(seen), views=S.photo_views)
+taught_photos = distillation.taught_from(photo_answers, turned)
+numbered_photos = data.Split(torch.arange(len(seen)), seen.labels)
 macs = {name: measure.count_macs(net, PHOTO) for name, net in {"dense": big, "lean": lean}.items()}
 say(
     f"{macs['dense'] / macs['lean']:.2f} times fewer MACs, {measure.count_weights(big) / measure.count_weights(lean):.2f} times fewer weights."
@@ -741,10 +752,10 @@ say(
 
 # %%
 def train_photos(model, epochs, lr, name):
-    """Train on photographs with the teacher; return the network and the seconds."""
+    """Train on the photographs' views, taught; return the network and the seconds."""
     fitted = training.fit(
-        model, seen, epochs=epochs, lr=lr, batch_size=S.batch, precision=training.fast_precision(),
-        augment=training.flip_and_shift if S.moved else None, loss=taught_photos, seed=SEED, checkpoint=saved(name),
+        model, numbered_photos, epochs=epochs, lr=lr, batch_size=S.batch, precision=training.fast_precision(),
+        loss=taught_photos, seed=SEED, checkpoint=saved(name),
     )  # fmt: skip
     return fitted.model, sum(row["seconds"] for row in fitted.history)
 
