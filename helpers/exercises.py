@@ -1135,7 +1135,7 @@ def _few_labels(loss: Callable[..., torch.Tensor]) -> str:
 
 @exercise("12.1")
 def _canonical_words(words: Callable[[list[int]], list[str]]) -> str:
-    for lengths in ([2, 1, 2], [1, 1], [3, 1, 3, 2], [2, 3, 3, 2, 2], [4, 2, 3, 2, 4, 3, 3, 4, 4]):
+    for lengths in ([2, 1, 2], [1, 1], [3, 1, 3, 2], [2, 3, 3, 2, 2], [4, 2, 3, 2, 4, 3, 4, 4]):
         found = words(list(lengths))
         if not isinstance(found, list | tuple) or not all(isinstance(word, str) for word in found):
             raise Wrong(f"Return a list of texts; yours is {found!r}.", hint='format(5, "04b") is "0101".')
