@@ -262,7 +262,7 @@ def _decode_array(
 ) -> np.ndarray:
     rows, columns = _as_matrix(tuple(shape))
     kept = coder.positions((rows, columns)) if has_positions else np.ones((rows, columns), bool)
-    count = np.count_nonzero(kept)
+    count = int(np.count_nonzero(kept))
     if kind == "raw":
         found = np.zeros(kept.shape, dtype)
         found[kept] = plain.take(dtype, count)
@@ -325,12 +325,12 @@ class _Coder:
         reads = [units for units in self.units if columns % len(units) == 0]
         read = max(reversed(reads), key=len) if reads else None
         in_blocks = None if read is None else np.repeat(read, columns // len(read))
-        filled = self.alive(columns, in_blocks, None if given is None else given.any(0))
+        filled = self.alive(columns, in_blocks, None if given is None else np.any(given, axis=0))
         if rows == 1:
             self.lines.append(filled)
             return filled[None]
         same = [line for line in self.lines if len(line) == rows]
-        active = self.alive(rows, same[-1] if same else None, None if given is None else given.any(1))
+        active = self.alive(rows, same[-1] if same else None, None if given is None else np.any(given, axis=1))
         self.units.append(active)
         return self._places(active, filled, given)
 

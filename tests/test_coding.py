@@ -109,15 +109,15 @@ def test_multiples_of_a_power_of_two(folder, array, power):
     assert_identical(write_and_read({"x": values}, folder)[1], {"x": values})
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
-def test_arrays_that_need_tables_of_frequencies(folder, share):
-    """More than 65,536 values, with and without positions, beside an array that is learned on the way."""
-    random = np.random.default_rng(0)
-    codes = random.integers(-8, 8, (250, 280)) * (random.random((250, 280)) >= share)
+@pytest.mark.parametrize("dead_rows", [0, 30, 250, 500])
+def test_arrays_that_need_tables_of_frequencies(folder, dead_rows):
+    """More than 65,536 values, without positions and with them, between arrays that are learned on the way."""
+    codes = np.random.default_rng(0).integers(-8, 8, (500, 280))
+    codes[:dead_rows] = 0
     large = packing.Integers(codes, np.float32(0.5), np.array(0), -8, 4)
-    tensors = {"large": large, "small": codes[:3].astype(np.int8), "again": large}
-    expected = {"large": large.values(), "small": codes[:3].astype(np.int8), "again": large.values()}
-    assert_identical(write_and_read(tensors, folder)[1], expected)
+    small = codes[-3:].astype(np.int8)
+    found = write_and_read({"before": small, "large": large, "after": small.T.copy()}, folder)[1]
+    assert_identical(found, {"before": small, "large": large.values(), "after": small.T})
 
 
 # ---------------------------------------------------------------- how small
@@ -134,11 +134,11 @@ def entropy(array: np.ndarray) -> float:
 def test_independent_symbols_take_what_shannon_says(folder, density, levels):
     random = np.random.default_rng(levels)
     chances = 0.5 ** np.arange(1, levels + 1)
-    steps = random.choice(levels, (80, 250), p=chances / chances.sum()) + 1
+    steps = random.choice(levels, (60, 250), p=chances / chances.sum()) + 1
     steps *= random.random(steps.shape) < density
     size, found = write_and_read({"x": steps.astype(np.float32)}, folder)
     assert np.array_equal(found["x"], steps)
-    assert size <= 1.02 * entropy(steps) + 120
+    assert size <= 1.02 * entropy(steps) + 110
     assert size >= 0.97 * entropy(steps)  # else the data would not be independent, or the bound wrong
 
 

@@ -103,9 +103,9 @@ dense = checkpoints.load("lenet5")
 ONE, TWO = digits.inputs[:1], digits.inputs[:2]
 
 
-def accuracy(model, split=digits):
+def accuracy(model, split=None):
     """Fraction of the validation digits, or of another split, that `model` gets right."""
-    return training.evaluate(model, split).accuracy
+    return training.evaluate(model, digits if split is None else split).accuracy
 
 
 def saved(name):
@@ -596,9 +596,9 @@ def in_bits(model):
     return quantization.quantize_model(model, weights=BITS, per_channel=False, learned=True)
 
 
-def train_on(model, loss, seed, epochs=EPOCHS):
+def train_on(model, loss, seed, phases=1):
     options = dict(lr=1e-3, optimizer="adam", batch_size=32, loss=loss, seed=seed, progress=False)
-    return training.fit(model, part, epochs=epochs, **options).model
+    return training.fit(model, part, epochs=phases * EPOCHS, **options).model
 
 
 ORDERS = {
@@ -606,7 +606,7 @@ ORDERS = {
     "quantize, then prune": lambda loss, seed: train_on(
         in_bits(cut(train_on(in_bits(dense), loss, seed))), loss, seed + 1_000
     ),
-    "both at once": lambda loss, seed: train_on(in_bits(cut(dense)), loss, seed, epochs=2 * EPOCHS),
+    "both at once": lambda loss, seed: train_on(in_bits(cut(dense)), loss, seed, phases=2),
 }
 LOSSES = {
     name: distillation.taught_from(answers, moved, loss=partial(distillation.mixed_loss, share=share))
