@@ -42,6 +42,7 @@ import constriction
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn import functional as F
 
 from helpers import (
     checkpoints,
@@ -70,7 +71,7 @@ say(results.timetable("12_combine"))
 
 # %% [markdown]
 # The settings. Section 1 rebuilds a published recipe with `classic` digits. Section 4 prunes to `ratio` times fewer
-# weights in `epochs` epochs of `digits` digits, then rounds to `bits` bits (by layer) and trains `tune` more; biases
+# weights in `epochs` epochs of `digits` digits in `views` views each, then rounds to `bits` bits (by layer) and trains `tune` more; biases
 # become multiples of $2^{-\text{bias}}$. Section 5 compares orders, with `order` = (digits, epochs a phase, seeds, weights
 # ratio, bits). Section 6 keeps `widths` filters and neurons and trains for `thin` = (epochs, epochs with rounding).
 # Section 7 takes the photographs' network `net`: `cut` times fewer MACs, `photos` training photographs, for `retrain` =
@@ -79,16 +80,16 @@ say(results.timetable("12_combine"))
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(classic=256, ratio=20, digits=256, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+    smoke=dict(classic=256, ratio=20, digits=256, views=2, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
                order=(128, 1, 2, 20, 3), widths=(6, 12, 20), thin=(1, 1), net="cifar_small", cut=2.0, round_to=8, scored=64,
                photos=128, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=20, digits_seen=200,
                photos_seen=100, tested=200, timings=20),
-    quick=dict(classic=8_192, ratio=40, digits=8_192, epochs=3, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+    quick=dict(classic=8_192, ratio=40, digits=8_192, views=4, epochs=3, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
                order=(1_024, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3), net="cifar_small", cut=2.0, round_to=8, scored=500,
                photos=3_072, retrain=(1, 1), batch=64, lr=0.02, moved=False, photo_bits=4, calibration=100, digits_seen=2_500,
                photos_seen=1_000, tested=4_000, timings=30),
-    full=dict(classic=55_000, ratio=150, digits=55_000, epochs=26, tune=8, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
-              order=(10_240, 2, 3, 50, 3), widths=(4, 8, 13), thin=(60, 15), net="cifar_base", cut=2.5, round_to=8,
+    full=dict(classic=55_000, ratio=150, digits=55_000, views=25, epochs=20, tune=8, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5,
+              order=(10_240, 2, 3, 50, 3), widths=(4, 8, 13), thin=(40, 12), net="cifar_base", cut=2.5, round_to=8,
               scored=2_000, photos=45_000, retrain=(5, 2), batch=128, lr=0.05, moved=True, photo_bits=4, calibration=200,
               digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
 )  # fmt: skip
@@ -418,12 +419,29 @@ say(
 #
 # ## 4. As small as it gets
 #
-# Now the whole chain, with everything that the notebooks before taught. **Prune** gradually, by the Fisher score, with
-# the dense network as the teacher (notebook 02).
+# Now the whole chain, with everything that the notebooks before taught. The dense network is the teacher. Each digit has
+# a few views, moved by up to two pixels; the teacher answers each view once, and all trainings of this notebook look
+# the answers up (notebook 11). **Prune** gradually, by the Fisher score (notebook 02).
 
 # %%
-train = mnist.train.take(S.digits)
-taught = distillation.taught_by(dense)
+NUMBERS = torch.arange(S.digits)
+SHIFTS = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3))
+SHIFTS = SHIFTS[torch.randperm(25, generator=torch.Generator().manual_seed(0))[: S.views]]
+
+
+def moved(numbers, which):
+    """The training digits `numbers`, each moved as its view says; edge pixels fill the gap."""
+    padded = F.pad(mnist.train.inputs[numbers], (2, 2, 2, 2), mode="replicate")
+    windows = padded.unfold(2, 28, 1).unfold(3, 28, 1)  # a view: nothing is copied
+    down, right = (2 - SHIFTS[which]).T
+    return windows[torch.arange(len(numbers)), :, down, right]
+
+
+views = [training.predict(dense, moved(NUMBERS, torch.full_like(NUMBERS, view))) for view in range(len(SHIFTS))]
+taught = distillation.taught_from(torch.stack(views, dim=1), moved)
+train = data.Split(NUMBERS, mnist.train.labels[: S.digits])  # `taught` makes the images of the numbers
+
+# %%
 fitted = pruning.prune_gradually(
     models.lenet5() if PROFILE == "full" else dense,
     train,
@@ -432,7 +450,6 @@ fitted = pruning.prune_gradually(
     lr=2e-3,
     warmup=0.02,
     batch_size=64,
-    augment=training.random_shift,
     loss=taught,
     seed=SEED,
     checkpoint=saved("gradual"),
@@ -491,7 +508,7 @@ def round_biases(model, power):
 rounded = quantization.quantize_model(cleared, weights=S.bits, per_channel=False, learned=True)
 before_tuning = accuracy(rounded)
 fitted = training.fit(
-    rounded, train, epochs=S.tune, lr=1e-3, optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught,
+    rounded, train, epochs=S.tune, lr=1e-3, optimizer="adam", batch_size=64, loss=taught,
     seed=SEED, checkpoint=saved("tuned"),
 )  # fmt: skip
 tuned = round_biases(fitted.model, S.bias)
@@ -605,7 +622,7 @@ ORDERS = {
     ),
     "both at once": lambda loss, seed: train_on(in_bits(cut(dense)), loss, seed, phases=2),
 }
-LOSSES = {"taught": taught, "labels": training.cross_entropy}
+LOSSES = {"taught": distillation.taught_by(dense), "labels": training.cross_entropy}
 
 # %%
 SEEDS = range(SEED * REPEATS, (SEED + 1) * REPEATS)  # no seed of one run is a seed of another
@@ -650,7 +667,7 @@ run.claim("all-orders-learn", "Mean validation accuracy of the worst arm", worst
 # shape, trained from scratch with the same budget and the same teacher.
 
 # %%
-scores = importance.taylor_scores(dense, train.take(min(1_000, len(train))), names=["conv1", "conv2", "fc1"])
+scores = importance.taylor_scores(dense, mnist.train.take(min(1_000, S.digits)), names=["conv1", "conv2", "fc1"])
 keep = {
     name: pruning.keep_largest(s, 1 - width / len(s)) for (name, s), width in zip(scores.items(), S.widths, strict=True)
 }
@@ -667,7 +684,7 @@ def fresh(model, seed):
 
 
 def train_thin(model, epochs, lr, name):
-    options = dict(optimizer="adam", batch_size=64, augment=training.random_shift, loss=taught, seed=SEED)
+    options = dict(optimizer="adam", batch_size=64, loss=taught, seed=SEED)
     return training.fit(model, train, epochs=epochs, lr=lr, checkpoint=saved(name), **options).model
 
 
