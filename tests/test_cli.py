@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers import __main__ as cli
-from helpers import environment, notebooks, paths, results, sources
+from helpers import cluster, environment, notebooks, paths, results, sources
 from helpers.notebooks import NotebookError
 
 COMMANDS = ["course", "lab", "test", "check", "student", "data", "train", "notebooks", "publish", "stale", "readme"]
@@ -73,7 +73,9 @@ def test_an_unknown_checkpoint_is_refused(course, capsys):
     assert "name='alexnet' is unknown; allowed: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["helpers", "helpers.__main__", "helpers.sources", "helpers.notebooks"])
+@pytest.mark.parametrize(
+    "module", ["helpers", "helpers.__main__", "helpers.sources", "helpers.notebooks", "helpers.cluster"]
+)
 def test_nothing_heavy_is_imported_before_the_set_up(module):
     """Isolated, so that not even site-packages is there: only the standard library can be imported."""
     code = f"import sys; sys.path.insert(0, {str(paths.ROOT)!r}); import {module}"
@@ -118,6 +120,29 @@ def test_full_runs_three_seeds_and_goes_on_where_it_stopped(course, capsys, monk
     assert cli.main(["course", "--again"]) == 0
     expected = [(name, "full", seed) for seed in (0, 1, 2) for name in ("01_one", "02_two")]
     assert course["executed"] == expected, "a whole seed before the next"
+
+
+def test_a_cluster_gets_what_has_not_run_and_the_rest_runs_here(course, capsys, monkeypatch):
+    one, two = notebooks.sources()
+    asked, threads = [], {}
+
+    def spread(address, runs, *, profile, again):
+        asked.append((address, runs, profile, again))
+        return cluster.Outcome({(one, 0)}, ["01_one: its claim does not hold"], {(two, 0): 3})
+
+    def execute(source, *, profile, seed, progress):
+        threads[source.stem, seed] = os.environ["OMP_NUM_THREADS"]
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(cluster, "run", spread)
+    monkeypatch.setattr(notebooks, "execute", execute)
+    monkeypatch.setattr(notebooks, "is_done", lambda source, *, profile, seed: (source.stem, seed) == ("01_one", 1))
+    assert cli.main(["course", "--profile", "full", "--seed", "0", "1", "--scheduler", "tcp://a:1"]) == 1
+    assert asked == [("tcp://a:1", [(one, 0), (two, 0), (two, 1)], "full", False)]
+    assert threads == {("02_two", 0): "3", ("02_two", 1): "8"}, "measured with the threads of its training"
+    out, err = capsys.readouterr()
+    assert "[1/4] 01_one, seed 0: ran on the cluster" in out and "[3/4] 01_one, seed 1: has run before" in out
+    assert err == "failed: 01_one: its claim does not hold\n"
 
 
 def test_done_means_finished_with_this_source(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def written(build: Path) -> dict[str, object]:
             content = results.comparable(json.loads(path.read_text()))
         if path.suffix == ".ipynb":
             cells = json.loads(path.read_text())["cells"]
-            content = [(cell["source"], [kind["output_type"] for kind in cell["outputs"]]) for cell in cells]
+            content = [(cell["source"], [kind["output_type"] for kind in cell.get("outputs", [])]) for cell in cells]
         found[path.relative_to(build).as_posix()] = content
     return found
 
