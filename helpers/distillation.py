@@ -149,9 +149,9 @@ def fixed_views(
     mirror: bool = False,
     seed: int = 0,
 ) -> View:
-    """Return a view for `taught_from` and `ask`: it moves images by up to `pixels` in each direction; edges fill the gap.
+    """Return a view for `taught_from` and `ask`: it moves images by up to `pixels` in each direction.
 
-    Each example has `views` versions, drawn at random, but once for all. With `mirror` every second version, drawn at
+    Edge pixels fill the gap. Each example has `views` versions, drawn at random, but once for all. With `mirror` every second version, drawn at
     random, is mirrored left to right.
 
     Raises:

@@ -333,7 +333,9 @@ def test_fixed_views_depend_on_the_seed_and_reach_every_shift():
     numbers, which = torch.arange(400), torch.zeros(400, dtype=torch.int64)
     one, same, other = (distillation.fixed_views(inputs, views=1, pixels=1, seed=s)(numbers, which) for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    seen = {next(k for k, v in enumerate(all_versions(x, 1)) if torch.equal(v, y)) for x, y in zip(inputs, one)}
+    seen = {
+        next(k for k, v in enumerate(all_versions(x, 1)) if torch.equal(v, y)) for x, y in zip(inputs, one, strict=True)
+    }
     assert seen == set(range(9))
 
 
