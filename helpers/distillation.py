@@ -151,8 +151,8 @@ def fixed_views(
 ) -> View:
     """Return a view for `taught_from` and `ask`: it moves images by up to `pixels` in each direction.
 
-    Edge pixels fill the gap. Each example has `views` versions, drawn at random, but once for all. With `mirror` every second version, drawn at
-    random, is mirrored left to right.
+    Edge pixels fill the gap. Each example has `views` versions, drawn at random, but once for all. With `mirror` every
+    second version, drawn at random, is mirrored left to right.
 
     Raises:
         ValueError: `inputs` is empty, or `views` or `pixels` is no whole number of at least 1.
