@@ -9,6 +9,7 @@ tests/test_exercises.py.
 import html
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -1253,7 +1254,7 @@ def _say_which_fault(said: str, found: set[str], expected: set[str]) -> None:
     hints = {
         "teacher gets gradients": "Differentiate the loss with respect to the teacher's parameters that can have "
         "gradients: allow_unused=True gives None where there are none. A teacher without such parameters gets none.",
-        "labels are ignored": "Compute the loss twice, with other labels the second time. Equal values: nobody read them.",
+        "labels are ignored": "Compute the loss twice, with other labels the second time. The same value: not read.",
     }
     for fault, hint in hints.items():
         if (fault in found) != (fault in expected):

@@ -75,7 +75,7 @@ say(results.timetable("15_read_critically"))
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(digits=512, epochs=1, unseen=200, steps=10, rounds=5),
+    smoke=dict(digits=512, epochs=1, unseen=200, steps=10, rounds=20),
     quick=dict(digits=10_000, epochs=3, unseen=5_000, steps=100, rounds=40),
     full=dict(digits=55_000, epochs=5, unseen=5_000, steps=300, rounds=100),
 )
@@ -131,24 +131,24 @@ print("new Python:", error)
 # The helper does the same and a little more: an empty folder for the snippet, one thread, no network, a time limit, and
 # an exception's type and message apart. The two must agree.
 
-# %%
-outcome = snippets.run_snippet(LINES)
-assert (outcome.printed, f"{outcome.error}: {outcome.message}") == (printed, error)
-run.claim("fresh", "Errors of the two lines in this notebook's process, subtracted from those in a new one",
-          int(not outcome.ended), at_least=1)  # fmt: skip
-
-# %% [markdown]
-# Two more tools for what follows. `stopped_by` claims that a snippet ends with a certain exception. `leftovers` runs a
-# snippet *here* and returns the names that it had made when it ended or stopped, so that we can look at its networks.
-
 
 # %%
 def stopped_by(id, outcome, error):
     """Show what a snippet did, and claim that it ended with this exception."""
     print(outcome)
-    run.claim(id, f"Snippet ends with {error} (1: yes)", int(outcome.error == error), at_least=1)
+    run.claim(id, f"The snippet ends with {error} (1: yes)", int(outcome.error == error), at_least=1)
 
 
+outcome = snippets.run_snippet(LINES)
+assert (outcome.printed, f"{outcome.error}: {outcome.message}") == (printed, error)
+stopped_by("fresh", outcome, "NameError")
+
+# %% [markdown]
+# One more tool for what follows: `leftovers` runs a snippet *here*, and returns the names that it had made when it ended or
+# stopped, so that we can look at its networks.
+
+
+# %%
 def leftovers(code, **given):
     """Run code in this process, on top of the names `given`; return all names that it has then."""
     names = {"__name__": "snippet", **given}
@@ -293,7 +293,7 @@ stopped_by("covered", covered, "AttributeError")
 # %%
 def zero_small_weights(model, amount):
     """A copy in which the smallest weights of each layer are masked."""
-    return pruning.mask(model, pruning.layer_masks(pruning.l1_scores(model), amount))
+    return pruning.mask(model, pruning.layer_masks(model, amount))
 
 
 trained = checkpoints.load("lenet-300-100")
@@ -368,20 +368,26 @@ stopped_by("shapes", cnn, "RuntimeError")
 # 28 becomes 26, 26 becomes 24, and 20 × 24 × 24 = 11,520. Building the network and counting its parameters went well;
 # only data shows that the parts do not meet.
 #
-# A popular repair asks for the shape that the layer wants: `.view(-1, 320)`. The $-1$ lets PyTorch choose the number of
+# A popular repair asks for the shape that the layer wants: `.reshape(-1, 320)`. The −1 lets PyTorch choose the number of
 # rows. **Predict** the shape of the answer for seven images.
 
 
 # %%
-class Viewed(leftovers(CNN).Net):
-    """The snippet's network, with the shape forced."""
+class Forced(nn.Module):
+    """The snippet's layers, with the shape forced."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.features, self.classifier = net.features, net.classifier
 
     def forward(self, images):
-        return self.classifier(self.features(images).view(-1, 320))
+        return self.classifier(self.features(images).reshape(-1, 320))
 
 
-forced = Viewed()(unseen.inputs[:7])
-run.claim("forced-shape", "Answers for seven images once the shape is forced", len(forced), at_least=8)
+published_cnn = leftovers(CNN).net
+forced = Forced(published_cnn)
+answers = forced(unseen.inputs[:7])
+run.claim("forced-shape", "Answers for seven images once the shape is forced", len(answers), at_least=8)
 
 # %% [markdown]
 # No exception, and 36 answers for each image, from 36 slices of its features. It is the loss that will stop, with a message
@@ -405,8 +411,8 @@ class Pooled(nn.Module):
 
 
 assert Pooled()(unseen.inputs[:7]).shape == (7, 10)
-keep("shapes do not meet", faulty=True, outcome=cnn, after=leftovers(CNN).net, inputs=examples, answers=10)
-keep("shape forced by view", faulty=True, after=Viewed(), inputs=examples, answers=10)
+keep("shapes do not meet", faulty=True, outcome=cnn, after=published_cnn, inputs=examples, answers=10)
+keep("shape forced", faulty=True, after=forced, inputs=examples, answers=10)
 keep("pooling put back", faulty=False, after=Pooled(), inputs=examples, answers=10)
 
 
@@ -504,19 +510,23 @@ def practise(net, steps, length=64):
 
 
 # %%
-Published = leftovers(BAG).Bag
-
-
-class Bag(Published):
+class Bag(nn.Module):
     """The same network, with the mean over the words."""
 
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10_002, 100)
+        self.hidden = nn.Linear(100, 200)
+        self.answer = nn.Linear(200, 1)
+
     def forward(self, words):
-        vectors = self.embedding(words)
-        return self.answer(torch.relu(self.hidden(vectors.mean(dim=1)))).squeeze(1)
+        vectors = self.embedding(words)  # (reviews, words, 100)
+        return self.answer(F.relu(self.hidden(vectors.mean(dim=1)))).squeeze(1)
 
 
+published_bag = leftovers(BAG)
 training.seed_everything(SEED)
-over_reviews, guessing = practise(Published(), S.steps)
+over_reviews, guessing = practise(published_bag.Bag(), S.steps)
 over_words, reading = practise(Bag(), S.steps)
 say(
     f"Reviews of 64 words in batches of 64. Mean over the reviews: {guessing:.1%} right. Over the words: {reading:.1%}."
@@ -531,7 +541,7 @@ run.claim("reads", "Accuracy of the mean over the words", reading, at_least=0.85
 
 # %%
 table = measure.layer_table(Bag(), torch.randint(10_002, (7, 50)))[["layer", "weights", "share_parameters"]]
-linear = pruning.sparsity(leftovers(BAG).net)
+linear = pruning.sparsity(published_bag.net)
 say(f"Half of the linear layers' weights are zero: **{linear:.1%}** of the network's. The rest of it is the embedding.")
 run.claim("only-linear", "Share of all weights that are zero after the published pruning", linear, at_most=0.02)
 table.style.format({"weights": "{:,}", "share_parameters": "{:.1%}"}).hide()
@@ -545,15 +555,13 @@ halved = pruning.bake(zero_small_weights(over_words, 0.5))
 run.claim(
     "whole-model", "Share of all weights that are zero, embedding included", pruning.sparsity(halved), at_least=0.499
 )
-only_linear = zero_linear = deepcopy(over_words)
-for layer in (zero_linear.hidden, zero_linear.answer):
-    prune.remove(prune.l1_unstructured(layer, "weight", amount=0.5), "weight")
+only_linear = pruning.bake(zero_small_weights(over_words, {"hidden": 0.5, "answer": 0.5}))
 words = torch.randint(10_002, (7, 64))
 keep(
     "mean over the batch",
     faulty=True,
     outcome=bag,
-    after=leftovers(BAG).net,
+    after=published_bag.net,
     inputs=words[:, :50],
     answers=1,
     sparsity=0.5,
@@ -588,6 +596,7 @@ def beats_guessing(version):
 
 # %%
 CHANNELS = """
+from copy import deepcopy
 import torch
 from torch import nn
 from torch.nn.utils import prune
@@ -597,6 +606,7 @@ net = nn.Sequential(
     nn.Conv2d(3, 40, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(40, 80, 5), nn.ReLU(), nn.MaxPool2d(2),
     nn.Flatten(), nn.Linear(80 * 5 * 5, 10),
 )
+dense = deepcopy(net)
 convolutions = [(net[0], "weight"), (net[3], "weight")]
 prune.global_unstructured(convolutions, pruning_method=prune.L1Unstructured, amount=0.2)
 for layer, name in convolutions:
@@ -624,12 +634,8 @@ run.claim("no-channel", "Channels that the published channel pruning has emptied
 # layer that they fed (notebook 04). Four networks, from the same weights:
 
 # %%
-scattered = leftovers(CHANNELS).net.eval()
-torch.manual_seed(0)
-dense = nn.Sequential(*[deepcopy(layer) for layer in scattered]).eval()
-for layer in dense:  # the snippet's own start: the same seed draws the same weights
-    if hasattr(layer, "reset_parameters"):
-        layer.reset_parameters()
+published = leftovers(CHANNELS)
+dense, scattered = published.dense.eval(), published.net.eval()
 zeroed = deepcopy(dense)
 for layer in (zeroed[0], zeroed[3]):
     prune.remove(prune.ln_structured(layer, "weight", amount=0.2, n=1, dim=0), "weight")
@@ -652,7 +658,6 @@ weighed = pd.DataFrame(
             "parameters": f"{measure.count_parameters(net):,}", "MACs": f"{measure.count_macs(net, photos):,}"}
      for name, net in nets.items()}
 ).T  # fmt: skip
-assert all(torch.equal(a, b) for a, b in zip(dense[7].parameters(), scattered[7].parameters(), strict=True))
 weighed
 
 # %%
@@ -755,8 +760,8 @@ def distil_as_published(student, teacher, split, epochs):
 
 # %%
 training.seed_everything(SEED)
-made = leftovers(DISTIL, input_data=unseen.inputs[:7])
-stranger, beginner = (deepcopy(net).zero_grad() or deepcopy(net) for net in (made.teacher, made.student))
+stopped = leftovers(DISTIL)
+stranger, beginner = stopped.teacher, stopped.student
 pupil, losses = distil_as_published(beginner, stranger, digits, S.epochs)
 same_answer = training.predict(pupil, unseen.inputs).argmax(1) == training.predict(stranger, unseen.inputs).argmax(1)
 agrees = same_answer.float().mean().item()
@@ -782,9 +787,11 @@ run.claim("learned-well", "Share of the digits on which it agrees with that teac
 # %%
 def receivers(loss, **networks):
     """Names of the parameters into which a loss sends gradients."""
-    named = {f"{who}.{name}": p for who, net in networks.items() for name, p in net.named_parameters()}
-    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True) if loss.requires_grad else []
-    return {name for name, gradient in zip(named, gradients, strict=False) if gradient is not None}
+    named = {
+        f"{who}.{name}": p for who, net in networks.items() for name, p in net.named_parameters() if p.requires_grad
+    }
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
 def kept_bytes(function):
@@ -801,9 +808,8 @@ def kept_bytes(function):
 
 
 # %%
-some = digits.take(1_000)
+some = digits.take(500)
 published_bytes, loss = kept_bytes(lambda: F.mse_loss(beginner(some.inputs), stranger(some.inputs)))
-careful_bytes, _ = kept_bytes(lambda: F.mse_loss(beginner(some.inputs), stranger(some.inputs).detach().clone()))
 with torch.no_grad():
     targets = stranger(some.inputs)
 careful_bytes, _ = kept_bytes(lambda: F.mse_loss(beginner(some.inputs), targets))
@@ -1285,9 +1291,7 @@ def predicted_zeros():
     ### END SOLUTION
 
 
-ninety = pruning.sparsity(
-    pruning.mask(Bag(), pruning.layer_masks(pruning.l1_scores(Bag()), {"hidden": 0.9, "answer": 0.9}))
-)
+ninety = pruning.sparsity(zero_small_weights(Bag(), {"hidden": 0.9, "answer": 0.9}))
 exercises.check("15.3", predicted_zeros, measured=ninety)
 
 # %% [markdown]
