@@ -298,14 +298,14 @@ def zero_small_weights(model, amount):
 
 trained = checkpoints.load("lenet-300-100")
 cut = zero_small_weights(trained, 0.95)
-tuned = training.fit(cut, digits, epochs=S.epochs, lr=0.02, seed=SEED).model
+tuned = training.fit(cut, digits, epochs=S.epochs, lr=0.1, seed=SEED).model
 arms = {"trained": accuracy(trained), "95 % cut": accuracy(cut), "95 % cut, fine-tuned": accuracy(tuned)}
 run.record("fine_tuning", arms)
 pd.Series(arms).map("{:.1%}".format).to_frame("validation accuracy")
 
 # %%
 gained = arms["95 % cut, fine-tuned"] - arms["95 % cut"]
-run.claim("fine-tuning", "Accuracy that the missing step brings back", gained, at_least=0.05)
+run.claim("fine-tuning", "Accuracy that the missing step brings back", gained, at_least=0.15)
 kept = pruning.sparsity(tuned)
 run.claim("still-sparse", "Share of zeros after fine-tuning", kept, at_least=0.945)
 
@@ -775,7 +775,7 @@ run.claim(
     accuracy(pupil),
     at_most=0.35,
 )
-run.claim("learned-well", "Share of the digits on which it agrees with that teacher", agrees, at_least=0.6)
+run.claim("learned-well", "Share of the digits on which it agrees with that teacher", agrees, at_least=0.5)
 
 # %% [markdown]
 # It learned well: everything that a random network knows. No line of the code trains the teacher, or loads one.
@@ -808,24 +808,40 @@ def kept_bytes(function):
 
 
 # %%
-some = digits.take(500)
-published_bytes, loss = kept_bytes(lambda: F.mse_loss(beginner(some.inputs), stranger(some.inputs)))
+some = digits.inputs[:500].clone()  # a slice would bring the memory of all digits along
+
+
+def published_loss():
+    """The snippet's loss on some digits."""
+    return F.mse_loss(beginner(some), stranger(some))
+
+
+published_bytes, loss = kept_bytes(published_loss)
 with torch.no_grad():
-    targets = stranger(some.inputs)
-careful_bytes, _ = kept_bytes(lambda: F.mse_loss(beginner(some.inputs), targets))
-reached = receivers(loss, student=beginner, teacher=stranger)
-to_teacher = sum(name.startswith("teacher") for name in reached)
+    targets = stranger(some)
+careful_bytes, _ = kept_bytes(lambda: F.mse_loss(beginner(some), targets))
+to_teacher = sum(name.startswith("teacher") for name in receivers(loss, student=beginner, teacher=stranger))
 run.claim("teacher-graph", "Tensors of the teacher that get gradients", to_teacher, at_least=1)
 run.claim("teacher-bytes", "Bytes kept for the backward pass, with the teacher's graph over without", published_bytes / careful_bytes,
           at_least=1.1)  # fmt: skip
+
+# %%
+parameters = list(stranger.parameters())
+one, piled = (
+    torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    for gradients in (torch.autograd.grad(published_loss(), parameters), [p.grad for p in parameters])
+)
 say(
-    f"For {len(some):,} digits autograd keeps {published_bytes / 1e6:.2f} MB; without the teacher's graph {careful_bytes / 1e6:.2f} MB."
+    f"For {len(some):,} digits autograd keeps {published_bytes / 1e6:.2f} MB; without the teacher's graph "
+    f"{careful_bytes / 1e6:.2f} MB. A gradient of length {one:.2f} reaches the teacher in one step. After the training above, "
+    f"{piled:.2f} lies there."
 )
 
 # %% [markdown]
 # The optimizer knows the student only, so the teacher stays as it is; but its whole forward pass is kept and differentiated
-# for nothing, and its gradients pile up, step after step, because nobody sets them to zero. Teachers are large. And an
-# optimizer that gets the parameters of both would *train* the teacher to agree with its student.
+# for nothing. Teachers are large. Its gradients are not set to zero either, because that is the optimizer's part, and the
+# optimizer does not know them: each step's come on top. And an optimizer that gets the parameters of both would *train*
+# the teacher to agree with its student.
 #
 # Then, no label occurs, and no temperature. Mean squared error of the logits is a fair loss for a student (notebook 11
 # compares it). It is not the one that the text explains.
@@ -839,7 +855,7 @@ taught = training.fit(beginner, digits, epochs=S.epochs, lr=0.002, optimizer="ad
 scores = {"untrained teacher": accuracy(stranger), "its student": accuracy(pupil),
           "trained teacher (LeNet-5)": accuracy(teacher), "its student, mended": accuracy(taught)}  # fmt: skip
 run.record("distillation", scores)
-run.claim("taught", "Accuracy of the student of the mended version", scores["its student, mended"], at_least=0.85)
+run.claim("taught", "Accuracy of the student of the mended version", scores["its student, mended"], at_least=0.8)
 pd.Series(scores).map("{:.1%}".format).to_frame("validation accuracy")
 
 # %% [markdown]
@@ -1090,8 +1106,8 @@ refused = tensorflow(TF_KERAS3, "tensorflow_model_optimization")
 assert refused.error, "a Keras 3 model was accepted"
 
 # %% [markdown]
-# "Only a Sequential; you passed a Sequential." There are two classes of that name. Build the model with `tf_keras`, which is Keras
-# 2, and it works:
+# It may prune a Sequential, the message says, and was given a Sequential. There are two classes of that name. Build the model
+# with `tf_keras`, which is Keras 2, and it works:
 
 # %%
 TF_PRUNE = """
@@ -1141,7 +1157,8 @@ assert tensorflow(TF_AWARE, "tensorflow_model_optimization", "tf_keras").ended
 # ## 10. Every check against every version
 #
 # Nine checks, each of which was written for one snippet. What does each say about all the others? A check that finds
-# nothing to look at (no loss, say) abstains.
+# nothing to look at (no loss, say) abstains. The first abstains on all versions but the published ones: the rest was run in
+# the cells of this notebook, which is itself run from the top, in a new process, before it is stored.
 
 # %%
 checks = {
@@ -1201,12 +1218,11 @@ alt = "; ".join(f"{title} fires on {', '.join(fires.index[fires[title]]) or 'non
 plots.show(fig, alt=f"Which check fires on which version. {alt}.", table=matrix)
 
 # %%
+alone = [title for title in fires if (fires[title] & (fires.sum(axis=1) == 1))[faulty].any()]
 say(
     f"Running the code catches {best['runs in a fresh process']} of {faulty.sum()} faulty versions; the others run to their "
-    f"end. {int((fires[faulty].sum(axis=1) == 1).sum())} are caught by a single check out of nine, so none of these checks "
-    "can be left out for nothing. On the mended versions all is quiet."
-    if not fires[~faulty].any(axis=None)
-    else "A check fires on a mended version: look at the figure."
+    f"end. {len(alone)} of the {len(checks)} checks catch a version that no other catches ({', '.join(alone)}): leave out one "
+    f"of these, and something passes. On the mended versions {int(fires[~faulty].sum().sum())} checks fire."
 )
 
 # %% [markdown]
@@ -1300,7 +1316,7 @@ exercises.check("15.3", predicted_zeros, measured=ninety)
 # %%
 say(
     f"- **Stopped with an error**: {sum(not version.outcome.ended for version in versions.values() if hasattr(version, 'outcome'))} "
-    f"of {sum(hasattr(version, 'outcome') for version in versions.values())} snippets of PyTorch, run as they stand.\n"
+    f"of {sum(hasattr(version, 'outcome') for version in versions.values())} pieces of PyTorch code, run as they stand.\n"
     f"- **Ran, and did something else**: channel pruning emptied {empty} channels and saved {same:.0%} of the multiplications "
     f"(removed: {saved:.0%}).\n- **Half-mended**: a mean over the batch scored {guessing:.1%}, over the words {reading:.1%}; "
     f"a student of an untrained teacher {scores['its student']:.1%}, of a trained one {scores['its student, mended']:.1%}; pruning without "
