@@ -137,6 +137,11 @@ def test_a_timeout_that_is_none_is_refused(timeout):
         run_snippet("1", timeout=timeout)
 
 
+def test_the_module_needs_no_package():
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import snippets\n"
+    assert run_snippet(code + "print({'torch', 'numpy'} & set(sys.modules))").printed == "set()\n"
+
+
 # ---------------------------------------------------------------- transcripts
 
 
@@ -169,3 +174,10 @@ def test_the_stored_transcript_names_no_place_and_holds_all_that_the_notebook_sh
     source = (NOTEBOOKS / "src" / "15_read_critically.py").read_text()
     for title, run in stored["runs"].items():
         assert run["code"].strip() in source, f"{title} was stored with another code than the notebook's"
+
+
+def test_in_the_stored_transcript_the_published_call_fails_and_the_right_ones_work():
+    ends = {title: run["error"] for title, run in snippets.transcript("tensorflow")["runs"].items()}
+    refused = {"published call": "TypeError", "pruning a Keras 3 model": "ValueError"}
+    works = ("one tensor", "TFLite converter", "Keras int8", "pruning", "QAT")
+    assert ends == refused | dict.fromkeys(works, "")
