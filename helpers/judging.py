@@ -720,7 +720,7 @@ def _graph(model: "nn.Module", example: "Tensor") -> bytes:
         torch.onnx.export(
             model.eval(),
             (example,),
-            file,
+            file,  # type: ignore[arg-type]  # it takes what can be written to, too
             dynamo=False,
             input_names=["input"],
             output_names=["logits"],
