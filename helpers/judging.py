@@ -21,6 +21,7 @@ import ast
 import inspect
 import io
 import json
+import linecache
 import math
 import os
 import subprocess
@@ -311,8 +312,21 @@ def _source(build: Any) -> str:
     if isinstance(build, str):
         return build
     parts = list(build) if isinstance(build, Sequence) else [build]
-    source = "\n\n".join(textwrap.dedent(inspect.getsource(part)) for part in parts)
+    source = "\n\n".join(map(_source_of, parts))
     return source if parts[-1].__name__ == "build" else f"{source}\n\nbuild = {parts[-1].__name__}\n"
+
+
+def _source_of(part: Any) -> str:
+    if not inspect.isclass(part):
+        return textwrap.dedent(inspect.getsource(part))
+    # Of a class in a notebook's cell `inspect` finds no file; its methods know theirs.
+    methods = [value for value in vars(part).values() if inspect.isfunction(value)]
+    lines = linecache.getlines(methods[0].__code__.co_filename) if methods else []
+    text = "".join(lines)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+            return textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
+    raise ValueError(f"build={part.__name__} has no source that could be read; allowed: source as a text")
 
 
 def _check_imports(source: str) -> None:

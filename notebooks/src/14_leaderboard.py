@@ -37,7 +37,6 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import display
 from scipy.stats import binomtest
 from torch import nn
