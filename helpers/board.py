@@ -116,7 +116,7 @@ def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
     Paired by seed where both have two seeds in common and the differences vary. Otherwise there is one network against
     one network, and the interval is Newcombe's, of two accuracies on images (Newcombe 1998, "Interval estimation for
     the difference between independent proportions", method 10). Both answered the same images, which would make it
-    shorter, but who answered what was not recorded: so it errs on the side of a tie.
+    shorter, but who answered what was not recorded: so it errs on the side of a tie. So it does where one of the two has several seeds: the wider interval counts.
     """
     first, second = a.set_index("seed")["accuracy"], b.set_index("seed")["accuracy"]
     common = sorted(set(first.index) & set(second.index))
@@ -127,11 +127,16 @@ def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
 
 
 def _on_images(model: "pd.DataFrame") -> tuple[float, float, float]:
-    first = model.iloc[0]
-    if math.isnan(first["images"]):
-        return float(first["accuracy"]), 0.0, 1.0  # nothing is known: a tie with everybody
-    found = image_interval(float(first["accuracy"]), int(first["images"]))
-    return float(first["accuracy"]), found.low, found.high
+    """Return mean accuracy and its interval over images, widened by that over seeds where there are several networks."""
+    accuracies, images = model["accuracy"].tolist(), model["images"].iloc[0]
+    mean = mean_std(accuracies).mean
+    if math.isnan(images):
+        return mean, 0.0, 1.0  # nothing is known: a tie with everybody
+    low, high, _ = image_interval(min(max(mean, 0.0), 1.0), int(images))
+    if len(set(accuracies)) > 1:
+        seeds = seed_interval(accuracies)
+        low, high = min(low, seeds.low), max(high, seeds.high)
+    return mean, low, high
 
 
 def rank(names: Sequence[str], lead_of: Callable[[str, str], Any]) -> list[int]:
@@ -481,6 +486,7 @@ def label_points(
     Names further away get a thin line. Call it last: the limits and the layout of the figure are fixed by it.
     """
     import numpy as np
+    from matplotlib.patheffects import withStroke
 
     figure = ax.get_figure()
     assert figure is not None
@@ -495,6 +501,7 @@ def label_points(
         zip(points, names, zip(x, y, strict=True), strict=True), key=lambda p: -p[0][1]
     ):
         text = ax.annotate(name, place, (0, 0), textcoords="offset points", fontsize=size, va="center", zorder=4)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         extent = text.get_window_extent()
         for dx, dy in _offsets():
             left = px + dx * scale - (extent.width if dx < 0 else extent.width / 2 if dx == 0 else 0)

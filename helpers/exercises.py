@@ -1140,7 +1140,7 @@ def _shared_ranks(ranks_of: Callable[..., list[int]]) -> str:
         count = int(random.integers(2, 8))
         means = sorted(random.normal(size=count), reverse=True)
         names = [f"model {letter}" for letter in "ABCDEFGH"[:count]]
-        widths = random.uniform(0.05, 1.2 if round_ else 0.01, (count, count))
+        widths = random.uniform(0.001, 1.2 if round_ else 0.002, (count, count))
         leads = {
             (names[i], names[j]): (means[i] - means[j] - widths[i, j], means[i] - means[j] + widths[i, j])
             for i in range(count)

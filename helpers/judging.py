@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["BUDGETS", "Budget", "Judged", "Outcome", "judge"]
 
 SECONDS = 600  # what the fresh process may take
+ATTEMPTS = 3  # of the timing, while it decides nothing
 OWN_NUMBERS = 256  # what a module may hold beside its file: means, scales
 NOISE = 1e-3  # of inputs with a standard deviation of about 1
 ALONE = 20  # examples that are asked again, one by one
@@ -185,8 +186,8 @@ def judge(
             sequence of which the last is called, or source that defines `build`. Only its source reaches the process
             that decodes; torch, nn, F, np, math and models are at hand there.
         split: the examples, by default the task's validation split.
-        run: the notebook's record, at the end only: then the test split is judged (its first examples, if `split` is
-            shorter), through `run.test`, which logs it.
+        run: the notebook's record, at the end only: then the test split is judged (`split`, or all of it), through
+            `run.test`, which logs it.
         claimed: the student's own "bytes", "accuracy" and "speedup": compared, shown, and otherwise ignored.
         rounds: of the timing.
 
@@ -196,11 +197,10 @@ def judge(
     """
     known = _TASKS[checks.choice("task", task, _TASKS)]
     examples = known.data().validation if split is None else checks.not_empty("split", split)
-    if examples.is_test:
-        raise ValueError("split is the test split; allowed: validation while you try, `run` at the end")
-    if run is not None:
-        test = known.data().test
-        examples = test if split is None else test.take(min(len(split), len(test)))
+    if examples.is_test and run is None:
+        raise ValueError("split is the test split; allowed: validation while you try, and with `run` at the end")
+    if run is not None and not examples.is_test:
+        examples = known.data().test
     outcomes: list[Outcome] = []
     found = Judged(task, len(examples), (), 0)
     try:
@@ -753,10 +753,249 @@ def _speed(found: Judged, graph: bytes, task: "_Task", asked: float, rounds: int
     sessions = [deploy._session(content, threads=1) for content in (_reference(found.task), graph)]
     one = np.random.default_rng(0).standard_normal((1, *task.shape), dtype=np.float32)
     calls = {name: _call(session, one) for name, session in zip(("dense", "submission"), sessions, strict=True)}
+    for attempt in range(1, ATTEMPTS + 1):  # a busy machine may leave it open: then once more, and longer
+        verdict = measure.compare(measure.time_interleaved(calls, rounds=attempt * rounds))["submission"]
+        low, high = verdict.interval
+        met = low >= asked and (asked <= 1 or verdict.verdict == "faster")
+        if met or high < asked:
+            break
+    noise = np.random.default_rng(0).standard_normal(inputs.shape, dtype=np.float32)
+                answers["noisy"] = predict(inputs + NOISE * noise)
+            answers |= controls(inputs)
+        np.savez(folder / "answers.npz", **answers)  # type: ignore[arg-type]
+        if export:
+            _export(folder, predict, inputs, answers["logits"])
+    except _Refused as refused:
+        report |= {"criterion": refused.criterion, "refused": refused.sentence}
+    except Exception as error:  # whatever a student's code does is said in one sentence
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        report |= {"criterion": PROCESS, "refused": f"{type(error).__name__}: {said}"}
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+class _Guard:
+    """While it is entered, Python opens code and one file, and no connection; an attempt is refused for good."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = {str(folder / name) for name in ("model.pack", "model.onnx")}
+        self.folder, self.active, self.attempt = folder, False, ""
+        sys.addaudithook(self._hook)
+
+    def __enter__(self) -> None:
+        self.active = True
+
+    def __exit__(self, *error: object) -> None:
+        self.active = False
+        if self.attempt:  # also one that the module caught
+            raise _Refused(WEIGHTS, self.attempt)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.active:
+            return
+        if event == "open" and not self._may_open(arguments[0]):
+            self._refuse(f"the module opens {Path(str(arguments[0])).name}, which is not its file.")
+        if event.startswith(FORBIDDEN):
+            self._refuse(f"the module asks the system for {event}, which a network does not need.")
+        if event == "import" and str(arguments[0]).split(".")[0] in ("safetensors", "pickle5", "urllib3", "requests"):
+            self._refuse(f"the module imports {arguments[0]}, which a network does not need.")
+
+    def _may_open(self, path: Any) -> bool:
+        if isinstance(path, int) or path is None:
+            return True
+        text = os.fsdecode(path)
+        return os.path.abspath(text) in self.model or Path(text).suffix in CODE or text == os.devnull
+
+    def _refuse(self, sentence: str) -> None:
+        self.attempt = self.attempt or sentence
+        raise PermissionError(sentence)
+
+
+Predict = Callable[[Any], np.ndarray]
+Controls = Callable[[Any], dict[str, np.ndarray]]
+
+
+def _read_inputs(folder: Path) -> Any:
+    """Return the inputs, and leave no copy of them beside the model."""
+    path = folder / "inputs.npy"
+    if path.exists():
+        inputs = np.load(path)
+    else:
+        path = folder / "inputs.json"
+        inputs = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return inputs
+
+
+def _one(inputs: Any, place: int) -> Any:
+    return inputs[place:][:1]
+
+
+def _packed(folder: Path, guard: _Guard, report: dict[str, Any]) -> tuple[Predict, Controls]:
+    import torch
+    from torch import nn
+
+    from helpers import packing, training
+
+    source, path = (folder / "model.py").read_text(encoding="utf-8"), folder / "model.pack"
+    names: dict[str, Any] = {"torch": torch, "nn": nn, "F": nn.functional, "np": np, "math": math}
+    if "models" in source:  # torchvision comes with it, and takes seconds
+        from helpers import models
+
+        names["models"] = models
+    words = packing.read_words(path)
+
+    def built() -> nn.Module:
+        namespace = names | {"__name__": "submission"}
+        exec(compile(source, "model.py", "exec"), namespace)
+        if not callable(namespace.get("build")):
+            raise _Refused(PROCESS, "the source defines no function `build`.")
+        module: Any = namespace["build"]()
+        if not isinstance(module, nn.Module):
+            raise _Refused(PROCESS, f"build() returns a {type(module).__name__}; asked: an nn.Module.")
+        return module
+
+    with guard:
+        module = built()
+        report["own_numbers"] = _own_numbers(module)
+        model = packing.load_into(module, path).eval()
+
+    def predict_with(model: nn.Module, inputs: Any) -> np.ndarray:
+        tensor = torch.from_numpy(_encoded(inputs, words) if isinstance(inputs, list) else inputs)
+        return np.asarray(training.predict(model, tensor))
+
+    def controls(inputs: Any) -> dict[str, np.ndarray]:
+        shuffled = [_shuffled(packing.load_into(built(), path), seed) for seed in range(3)]
+        return {f"shuffled{i}": predict_with(model, inputs) for i, model in enumerate(shuffled)}
+
+    def predict(inputs: Any) -> np.ndarray:
+        return predict_with(model, inputs)
+
+    predict.model = model  # type: ignore[attr-defined]
+    return predict, controls
+
+
+def _encoded(texts: list[str], words: list[str]) -> np.ndarray:
+    from helpers import vocabulary
+
+    tokens = [vocabulary.tokenize(text) for text in texts]
+    if any(" " in word for word in words):
+        tokens = [vocabulary.with_bigrams(each) for each in tokens]
+    return vocabulary.encode(tokens, words)
+
+
+def _own_numbers(module: "nn.Module") -> int:
+    """Return how many numbers a module holds in tensors, arrays and lists that its `state_dict` does not name."""
+    import torch
+
+    saved = {tensor.data_ptr() for tensor in module.state_dict().values()}
+    seen: set[int] = set()
+
+    def count(value: Any, depth: int = 0) -> int:
+        if id(value) in seen or depth > 6:
+            return 0
+        if isinstance(value, torch.Tensor):
+            seen.add(id(value))
+            return 0 if value.data_ptr() in saved else value.numel()
+        if isinstance(value, np.ndarray):
+            return int(value.size)
+        if isinstance(value, bytes | str):
+            return len(value) // 4
+        if isinstance(value, Mapping):
+            return sum(count(each, depth + 1) for each in value.values())
+        if isinstance(value, list | tuple | set):
+            return (
+                len(value)
+                if all(isinstance(v, int | float) for v in value)
+                else sum(count(v, depth + 1) for v in value)
+            )
+        if inspect.isfunction(value):
+            return sum(count(cell.cell_contents, depth + 1) for cell in value.__closure__ or ())
+        return 0
+
+    total = 0
+    for part in module.modules():
+        own = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_modules")}
+        total += sum(count(value) for value in own.values())
+        if type(part).__module__ == "submission":
+            total += sum(count(value) for key, value in vars(type(part)).items() if not key.startswith("__"))
+    return total
+
+
+def _shuffled(model: "nn.Module", seed: int) -> "nn.Module":
+    """Return the model with the elements of each tensor that the file filled in another order."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point() and tensor.numel() > 1:
+                order = torch.randperm(tensor.numel(), generator=generator)
+                tensor.copy_(tensor.flatten()[order].view_as(tensor))
+    return model.eval()
+
+
+def _runtime(folder: Path, guard: _Guard, report: dict[str, Any]) -> tuple[Predict, Controls]:
+    from helpers import deploy
+
+    try:
+        runtime = deploy.session(folder / "model.onnx")
+    except ValueError as error:
+        raise _Refused(PROCESS, str(error)) from None
+
+    def predict(inputs: np.ndarray) -> np.ndarray:
+        starts = range(0, len(inputs), 250)
+        return np.concatenate([deploy.run(runtime, inputs[start : start + 250]) for start in starts])
+
+    return predict, lambda inputs: {}
+
+
+def _export(folder: Path, predict: Predict, inputs: Any, logits: np.ndarray) -> None:
+    """Write the module as ONNX, to be timed where the dense network is; its answers must be those that were given."""
+    import torch
+
+    from helpers import deploy
+
+    model = predict.model  # type: ignore[attr-defined]
+    path = folder / "exported.onnx"
+    path.write_bytes(_graph(model, torch.from_numpy(inputs[:2])))
+    again = deploy.run(deploy.session(path), inputs[:100])
+    if (again.argmax(1) == logits[:100].argmax(1)).mean() < 0.95:
+        raise _Refused(PROCESS, "exported to ONNX, the module answers otherwise: it cannot be timed.")
+
+
+def _graph(model: "nn.Module", example: "Tensor") -> bytes:
+    """Return a module as ONNX by PyTorch's older exporter: the newer one takes seconds to load."""
+    import torch
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a newer one
+        torch.onnx.export(
+            model.eval(),
+            (example,),
+            file,  # type: ignore[arg-type]  # it takes what can be written to, too
+            dynamo=False,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+        )
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------- speed
+
+
+def _speed(found: Judged, graph: bytes, task: "_Task", asked: float, rounds: int) -> tuple[Judged, Outcome]:
+    """Time both files interleaved, the dense network twice; met only if the whole interval reaches what is asked."""
+    from helpers import deploy, measure
+
+    sessions = [deploy._session(content, threads=1) for content in (_reference(found.task), graph)]
+    one = np.random.default_rng(0).standard_normal((1, *task.shape), dtype=np.float32)
+    calls = {name: _call(session, one) for name, session in zip(("dense", "submission"), sessions, strict=True)}
     verdict = measure.compare(measure.time_interleaved(calls, rounds=rounds))["submission"]
     low, high = verdict.interval
     met = low >= asked and (asked <= 1 or verdict.verdict == "faster")
-    noise = "" if low >= asked or high < asked else "; the interval holds what is asked: undecided"
+    noise = "" if met or high < asked else "; undecided, by the interval or the A/A control"
     said = f"{verdict.ratio:.2f} × (99 %: {low:.2f} to {high:.2f}; A/A {verdict.null_interval[1]:.2f}){noise}"
     return replace(found, speedup=verdict.ratio, speed_interval=verdict.interval), Outcome(
         SPEED, met, said, f"at least {asked:g} × the dense network in ONNX Runtime"
@@ -802,11 +1041,11 @@ def _reference(task: str) -> bytes:
     """Return the task's dense network as ONNX, with weights as they start: what they are does not change the time."""
     import torch
 
-    from helpers import models
-
     known = _TASKS[task]
     if not known.shape:
         raise ValueError(f"task={task!r} has no reference for the speed; allowed: a budget whose speedup is None")
+    from helpers import models
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _graph(getattr(models, known.dense)(), torch.zeros(2, *known.shape))

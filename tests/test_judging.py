@@ -133,7 +133,7 @@ def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
     parts = type("Parts", (), {"test": test, "validation": EXAMPLES})
     monkeypatch.setitem(judging._TASKS, "mnist", judging._Task(lambda: parts, known.classes, known.shape, known.dense))
     run = results.start("14_leaderboard", profile="smoke", seed=0, save=False)
-    judged = judging.judge(graph, "mnist", EASY, run=run)
+    judged = judging.judge(graph, "mnist", EASY, run=run, split=test)
     assert run._tests == [{"name": "judged", "accuracy": judged.accuracy, "correct": 50, "count": 50}]
 
 
