@@ -127,7 +127,7 @@ def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
 
 
 def _on_images(model: "pd.DataFrame") -> tuple[float, float, float]:
-    """Return mean accuracy and its interval over images, widened by that over seeds where there are several networks."""
+    """Return mean accuracy and its interval over images, widened by that over seeds where networks differ."""
     accuracies, images = model["accuracy"].tolist(), model["images"].iloc[0]
     mean = mean_std(accuracies).mean
     if math.isnan(images):
