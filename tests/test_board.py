@@ -238,6 +238,7 @@ def test_what_a_technique_bought(write):
             "cut",
             0.94 - seed / 100,
             base="base",
+            method="filters by Taylor",
             size=2_000,
             macs=300,
             latency=[speed(1.5, runtime="eager"), speed(3 + seed)],
