@@ -1,0 +1,333 @@
+"""The judge: an honest submission passes, each trick is caught by the criterion that is meant for it."""
+
+import json
+import os
+import pickle
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from helpers import judging, packing, results, training
+from helpers.data import Split
+from helpers.judging import Budget
+
+# Ten patterns and some noise: digits that a linear layer can tell apart.
+GENERATOR = torch.Generator().manual_seed(0)
+PATTERNS = torch.randn(10, 1, 28, 28, generator=GENERATOR)
+LABELS = torch.arange(300) % 10
+EXAMPLES = Split(PATTERNS[LABELS] + 0.3 * torch.randn(300, 1, 28, 28, generator=GENERATOR), LABELS)
+EASY = Budget(bytes=40_000, accuracy=0.9)
+FRESH = {  # these start a real process
+    "test_an_honest_packed_submission_passes_and_is_measured",
+    "test_a_folder_is_judged_with_its_speed",
+    "test_a_module_that_never_answers_ends",
+    "test_a_process_that_dies_is_said_so",
+}
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(784, 10)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+def answering() -> Linear:
+    """The network whose rows are the patterns: right without any training."""
+    network = Linear()
+    with torch.no_grad():
+        network.fc.weight.copy_(PATTERNS.flatten(1) / 784)
+        network.fc.bias.copy_(-PATTERNS.flatten(1).square().sum(1) / (2 * 784))
+    return network
+
+
+@pytest.fixture
+def packed(tmp_path):
+    return packing.write_dense(answering(), tmp_path / "m.pack").path
+
+
+@pytest.fixture
+def graph(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(judging._graph(answering(), EXAMPLES.inputs[:2]))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _forked(request, monkeypatch):
+    """Fork instead of starting a Python that imports all of PyTorch: a hundred times quicker, the same code inside."""
+    if request.function.__name__ in FRESH or not hasattr(os, "fork"):
+        return
+
+    def forked(folder, *, export):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of threads
+            child = os.fork()
+        if child == 0:
+            try:
+                os.chdir(folder)
+                judging._work(export=export)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        return json.loads((folder / "report.json").read_text())
+
+    monkeypatch.setattr(judging, "_in_fresh_process", forked)
+
+
+def judge(path, build=None, budget=EASY, **options):
+    return judging.judge(path, "mnist", budget, build=build, split=options.pop("split", EXAMPLES), **options)
+
+
+# ---------------------------------------------------------------- honest
+
+
+@pytest.mark.slow
+def test_an_honest_packed_submission_passes_and_is_measured(packed):
+    lied = {"bytes": 5, "accuracy": 1.0}
+    judged = judge(packed, Linear, claimed=lied)
+    assert judged.passed and judged.failed == []
+    network = training.evaluate(answering(), EXAMPLES)
+    assert judged.accuracy == network.accuracy
+    source = judging._source(Linear)
+    assert judged.bytes == packed.stat().st_size + len(source.encode()) and "class Linear" in source
+    assert len(judged.disagreements) == 1 + (network.accuracy < 0.9995)
+    table = judged.table()
+    assert list(table.index[:7]) == [c for c in judging.CRITERIA if c != judging.SPEED]
+    assert "5 was claimed" in table["measured"].iloc[7]
+
+
+def test_an_honest_graph_passes_and_a_budget_that_is_not_met_is_said(graph):
+    judged = judge(graph)
+    assert judged.passed and judged.bytes == graph.stat().st_size
+    judged = judge(graph, budget=Budget(bytes=100, accuracy=0.9))
+    assert judged.failed == [judging.BYTES] and "at most 100" in judged.table().loc["bytes", "asked"]
+
+
+@pytest.mark.slow
+def test_a_folder_is_judged_with_its_speed(packed, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    packed.rename(folder / "model.pack")
+    (folder / "model.py").write_text(judging._source([Linear]))
+    judged = judge(folder, budget=Budget(bytes=40_000, accuracy=0.9, speedup=1.5))
+    assert judged.passed, judged.table().to_string()  # 292 times fewer MACs than LeNet-5
+    low, high = judged.speed_interval
+    assert low <= judged.speedup <= high
+    too_much = judge(folder, budget=Budget(bytes=40_000, accuracy=0.9, speedup=10_000.0))
+    assert too_much.failed == [judging.SPEED]
+
+
+def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
+    test = Split(EXAMPLES.inputs[:50], EXAMPLES.labels[:50], is_test=True)
+    with pytest.raises(ValueError, match="split is the test split"):
+        judge(graph, split=test)
+    known = judging._TASKS["mnist"]
+    parts = type("Parts", (), {"test": test, "validation": EXAMPLES})
+    monkeypatch.setitem(judging._TASKS, "mnist", judging._Task(lambda: parts, known.classes, known.shape, known.dense))
+    run = results.start("14_leaderboard", profile="smoke", seed=0, save=False)
+    judged = judging.judge(graph, "mnist", EASY, run=run, split=test)
+    assert run._tests == [{"name": "judged", "accuracy": judged.accuracy, "correct": 50, "count": 50}]
+
+
+# ---------------------------------------------------------------- tricks: the file
+
+
+def refused(judged, criterion, words):
+    assert not judged.passed
+    assert judged.failed[0] == criterion or criterion in judged.failed
+    said = judged.table().loc[criterion, "measured"]
+    assert words in said, said
+
+
+def test_a_pickle_is_not_even_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("it was unpickled",))
+
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickle.dumps(Bomb()))
+    refused(judge(path, Linear), judging.FILE, "pickle")
+    torch.save(answering().state_dict(), path)
+    refused(judge(path, Linear), judging.FILE, "pickle")
+
+
+def test_what_is_no_model_is_refused(tmp_path, packed):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"no model at all")
+    refused(judge(path), judging.FILE, "neither")
+    refused(judge(packed), judging.FILE, "numbers only")
+    refused(judge(packed, "def build(:"), judging.FILE, "not Python")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/model.onnx").write_bytes(b"")
+    (tmp_path / "more/weights.bin").write_bytes(b"")
+    refused(judge(tmp_path / "more"), judging.FILE, "weights.bin")
+
+
+def test_weights_in_another_file_are_refused_wherever_the_graph_hides_them(graph):
+    proto, moved = onnx.load(graph), onnx.load(graph)
+    onnx.save(moved, graph, save_as_external_data=True, location="w.bin", size_threshold=0)
+    refused(judge(graph), judging.FILE, "another file")
+    inner = onnx.helper.make_tensor("deep", onnx.TensorProto.FLOAT, [1], [1.0])
+    inner.data_location = onnx.TensorProto.EXTERNAL
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=inner)
+    branch = onnx.helper.make_graph([constant], "branch", [], [onnx.helper.make_empty_tensor_value_info("c")])
+    proto.graph.node.append(onnx.helper.make_node("If", ["input"], ["o"], then_branch=branch, else_branch=branch))
+    graph.write_bytes(proto.SerializeToString())
+    refused(judge(graph), judging.FILE, "'deep' lies in another file")
+
+
+def test_a_file_of_another_network_does_not_decode(packed):
+    source = "def build():\n    return nn.Linear(3, 2)"
+    refused(judge(packed, source), judging.PROCESS, "has shape")
+
+
+def test_what_is_said_twice_is_in_the_table(packed):
+    judged = judge(packed, "x = 1")
+    refused(judged, judging.PROCESS, "defines no function")
+    assert judged.table().loc["bytes", "measured"] == "not measured"
+
+
+# ---------------------------------------------------------------- tricks: the module
+
+
+def hollow(tmp_path):
+    return packing.write_dense({"scale": np.ones(1, "<f4")}, tmp_path / "h.pack").path
+
+
+HOLLOW = """
+class Hollow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        {start}
+
+    def forward(self, images):
+        return {answer}
+
+build = Hollow
+"""
+
+
+def source(*, start="pass", answer="self.scale * images.flatten(1)[:, :10]"):
+    return HOLLOW.format(start=start, answer=answer)
+
+
+def test_a_module_that_reads_another_file_is_caught_even_if_it_swallows_the_error(tmp_path):
+    other = tmp_path / "weights.bin"
+    other.write_bytes(b"x")
+    refused(judge(hollow(tmp_path), source(start=f"open({str(other)!r}, 'rb')")), judging.WEIGHTS, "opens weights.bin")
+    quiet = source(answer="self.look(images)") + (
+        f"\ndef look(self, images):\n    try:\n        np.fromfile({str(other)!r})\n    except OSError:\n        pass\n"
+        "    return images.flatten(1)[:, :10]\nHollow.look = look\n"
+    )
+    refused(judge(hollow(tmp_path), quiet), judging.WEIGHTS, "opens weights.bin")
+
+
+@pytest.mark.parametrize(
+    "line", ["import os", "from helpers import checkpoints", "import helpers.data", "from urllib import request"]
+)
+def test_imports_that_bring_weights_are_refused(packed, line):
+    refused(judge(packed, f"{line}\ndef build():\n    return nn.Linear(784, 10)"), judging.WEIGHTS, "imports")
+
+
+def test_the_system_is_not_asked(tmp_path):
+    start = "torch.serialization.os.system('true')"
+    refused(judge(hollow(tmp_path), source(start=start)), judging.WEIGHTS, "os.system")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "self.hidden = torch.ones(784, 10)",
+        "self.register_buffer('hidden', torch.ones(784, 10), persistent=False)",
+        "self.hidden = [np.ones((784, 10))]",
+        "self.hidden = {'a': [0.5] * 784}",
+        "hidden = torch.ones(784, 10); self.f = lambda x: x @ hidden",
+    ],
+)
+def test_numbers_beside_the_file_are_counted(tmp_path, start):
+    refused(judge(hollow(tmp_path), source(start=start)), judging.WEIGHTS, "numbers beside the file")
+
+
+def test_a_module_that_ignores_its_file_is_caught_by_shuffling(tmp_path):
+    """Here the knowledge stands in the forward pass itself: ten patterns from a known seed."""
+    answer = "images.flatten(1) @ torch.randn(10, 784, generator=torch.Generator().manual_seed(0)).T + 0 * self.scale"
+    refused(judge(hollow(tmp_path), source(answer=answer)), judging.WEIGHTS, "shuffled")
+
+
+def test_constants_in_the_source_weigh_what_they_are(packed):
+    long = judging._source(Linear) + f"\nbuild = Linear\n# {'x' * 10_000}"
+    assert judge(packed, long).failed == [judging.BYTES]
+
+
+def test_answers_that_do_not_follow_the_input_are_refused(tmp_path):
+    constant = "self.scale * torch.eye(10)[torch.zeros(len(images), dtype=torch.long)]"
+    refused(judge(hollow(tmp_path), source(answer=constant)), judging.INPUT, "always class 0")
+    by_place = "self.scale * torch.eye(10)[torch.arange(len(images)) % 10]"
+    refused(judge(hollow(tmp_path), source(answer=by_place)), judging.INPUT, "one by one")
+
+
+def test_a_table_of_known_images_does_not_survive_a_change_that_no_eye_sees(packed):
+    """Exact pixels as the key, as a hash of each image would be: right on what it has seen bit for bit."""
+    lookup = judging._source(Linear) + (
+        "\nclass Lookup(Linear):\n    def forward(self, images):\n"
+        "        known = (images.flatten(1) * 2**20 % 1 == 0).all(1)\n"
+        "        return torch.where(known[:, None], super().forward(images), 0 * super().forward(images))\n"
+        "build = Lookup\n"
+    )
+    rounded = Split((EXAMPLES.inputs * 2**10).round() / 2**10, EXAMPLES.labels)
+    refused(judge(packed, lookup, split=rounded), judging.INPUT, "no eye sees")
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        ("images.flatten(1)[:, :7] * self.scale", "(300, 7)"),
+        ("images.flatten(1)[:1, :10] * self.scale", "shape"),
+        ("images.flatten(1)[:, :10] / (0 * self.scale)", "NaN or infinity"),
+    ],
+)
+def test_wrong_shapes_and_nan_are_refused(tmp_path, answer, words):
+    refused(judge(hollow(tmp_path), source(answer=answer)), judging.ANSWERS, words)
+
+
+def test_a_module_that_never_answers_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "SECONDS", 0.5)
+    refused(judge(hollow(tmp_path), source()), judging.PROCESS, "had not answered")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_said_so(tmp_path):
+    start = "torch.serialization.os._exit(3)"
+    refused(judge(hollow(tmp_path), source(start=start)), judging.PROCESS, "ended with")
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: Budget(0, 0.9), "bytes=0"),
+        (lambda: Budget(1, 1.0), "accuracy=1.0"),
+        (lambda: Budget(1, 0.9, -1.0), "speedup=-1.0"),
+        (lambda: judging.judge("x", "chess", EASY), "task='chess'"),
+        (lambda: judging._reference("imdb"), "no reference"),
+    ],
+)
+def test_bad_arguments_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_there_is_a_budget_for_each_task():
+    assert judging.BUDGETS.keys() == judging._TASKS.keys()
+    assert set(results.leaderboard(build=False)["task"]) <= judging.BUDGETS.keys()
