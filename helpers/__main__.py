@@ -29,6 +29,7 @@ profiles: smoke (a rehearsal, seconds), quick (real results, minutes), full (pub
 variables: PROFILE; COURSE_DATA_DIR (where fetched data lies); COURSE_BUILD_DIR (where runs write)
 """
 BAR = "      {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"
+BEST = 3  # labels that predict shows
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
 
 
@@ -59,7 +60,7 @@ def _checked(args: argparse.Namespace) -> int:
             raise ValueError(f"seed={negative[0]}; allowed: a whole number of at least 0")
     except ValueError as error:
         return _complain(error, code=2)
-    if args.command != "clean":
+    if args.command not in ("clean", "predict"):  # which need nothing of the pinned packages, or little
         environment.ensure()
     try:
         return args.run(args)
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     add("test", "unit tests; every notebook in quick and, twice, in smoke")
     add("check", "linter, formatter, type checker, fast tests")
     add("student", "write student versions, without solutions, to build/student")
+    predicting = add("predict", "say what an image shows, by a model's file; needs no torch")
+    predicting.add_argument("file", type=Path, help="a packed file (.pack) or an ONNX file, int8 too")
+    predicting.add_argument("image", type=Path, help="PNG or JPEG: a white digit on black, or a photograph")
     add("data", "fetch and verify all datasets")
     train = add("train", "train a checkpoint that notebooks start from (resumable)")
     train.add_argument("name", help="such as lenet5")
@@ -178,6 +182,27 @@ def _student(args: argparse.Namespace) -> int:
 
     for source in notebooks.sources():
         print(_shown(notebooks.student(source, build_dir() / "student")))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    try:
+        from helpers import predict
+
+        label, probabilities, notes = predict.predict(args.file, args.image)
+    except ModuleNotFoundError as error:
+        if environment.is_ready(ROOT / ".venv"):
+            environment.ensure()  # goes on there, if it is not where this runs
+        raise environment.SetupError(
+            f"this Python has no {error.name}; predict needs numpy, pillow and, for an ONNX file, onnxruntime: "
+            f"{sys.executable} -m pip install numpy pillow onnxruntime"
+        ) from None
+    print(label)
+    width = max(map(len, probabilities))
+    for name in sorted(probabilities, key=lambda name: -probabilities[name])[:BEST]:
+        print(f"  {name:{width}} {probabilities[name]:8.2%}")
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 

@@ -12,7 +12,20 @@ from helpers import __main__ as cli
 from helpers import cluster, environment, notebooks, paths, results, sources
 from helpers.notebooks import NotebookError
 
-COMMANDS = ["course", "lab", "test", "check", "student", "data", "train", "notebooks", "publish", "stale", "readme"]
+COMMANDS = [
+    "course",
+    "lab",
+    "test",
+    "check",
+    "student",
+    "data",
+    "train",
+    "notebooks",
+    "publish",
+    "stale",
+    "readme",
+    "predict",
+]
 
 
 @pytest.fixture

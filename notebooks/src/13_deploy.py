@@ -1,0 +1,993 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 13 · Deploy: what does the runtime buy, and when does sparsity pay?
+#
+# A trained network is a recipe and some numbers. Until now PyTorch cooked it, in a notebook. Whoever uses your network
+# wants neither: they want an answer, soon, from a program that starts at once and fits beside others. Here you read the
+# recipe out of its file and cook it yourself, in twenty lines of NumPy. Then a real runtime does it, and you measure
+# what each of its tricks is worth. And you answer the question that every notebook on pruning left open: a matrix full
+# of zeros, in a format that skips them, is faster from which share of zeros on?
+#
+# **You will be able to**
+# - read an ONNX file, run it with your own code, and say what a runtime does to it before the first image;
+# - choose threads and batch size by latency, throughput and percentiles, and not by a mean;
+# - measure start-up and memory so that no other process counts;
+# - write a product with a sparse matrix, predict where it breaks even by counting bytes, and measure where it does;
+# - hand over a file and one command that answers without PyTorch.
+#
+# **Before this**: notebook 01 (latency with its null control), notebooks 02 and 04 (masks, removal), notebook 10
+# (ONNX Runtime, BatchNorm folded).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %%
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import scipy.sparse
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import (
+    checkpoints,
+    data,
+    deploy,
+    environment,
+    exercises,
+    measure,
+    packing,
+    plots,
+    predict,
+    pruning,
+    quantization,
+    results,
+    training,
+)
+from helpers.paths import ROOT
+from helpers.results import say
+
+# %%
+run = results.start("13_deploy", profile=PROFILE, seed=SEED)
+say(results.timetable("13_deploy"))
+
+# %% [markdown]
+# The settings. `batches` are the batch sizes of section 4, `calls` how often each of them is timed. `layers` are the
+# linear layers of section 6, outputs × inputs; `zeros` the shares of their weights that are zero, `columns` how many
+# inputs they get at a time, and `rounds` the rounds of every other clock. `starts` says how often each process of
+# section 5 is started.
+
+# %%
+S = results.settings(
+    PROFILE,
+    smoke=dict(net="cifar_small", validation=50, batches=(1, 4), calls=20, rounds=20, layers=((60, 80),),
+               zeros=(0.5, 0.9), columns=(1, 8), starts=1, tested=100),
+    quick=dict(net="cifar_small", validation=1_000, batches=(1, 8, 64), calls=60, rounds=20,
+               layers=((500, 800), (2_000, 2_000)), zeros=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995), columns=(1, 64),
+               starts=2, tested=4_000),
+    full=dict(net="cifar_base", validation=2_500, batches=(1, 8, 64), calls=200, rounds=40,
+              layers=((500, 800), (2_000, 2_000), (4_000, 4_000)),
+              zeros=(0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995), columns=(1, 8, 64), starts=5, tested=10_000),
+)  # fmt: skip
+
+# %%
+plots.style()
+training.seed_everything(SEED)
+cifar = data.cifar10()
+validation = cifar.validation.take(S.validation)
+net = checkpoints.load(S.net)
+TWO, ONE = validation.inputs[:2], validation.inputs[:1]
+base = training.evaluate(net, validation).accuracy
+say(f"`{S.net}` names {base:.1%} of {len(validation):,} validation photographs.")
+
+# %% [markdown]
+# ## 1. What the file holds
+#
+# **ONNX** is a format for networks: a list of *nodes*, each an operator with a name that the standard defines, and the
+# tensors that flow between them. `deploy.export_onnx` runs PyTorch's exporter and compares the logits before the file
+# appears. BatchNorm is folded first, as in notebook 10.
+#
+# **Predict**: the network has 8 convolutions with ReLU, 3 poolings, 2 additions, and one linear layer. How many nodes are
+# in the file? And what share of its bytes is weights?
+
+# %%
+folded = quantization.fold_batchnorm(net, TWO)
+graph = deploy.export_onnx(folded, TWO, run.scratch("net.onnx"))
+content = onnx.load(graph).graph
+stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in content.initializer}
+kinds = Counter(node.op_type for node in content.node)
+pd.Series(kinds, name="nodes").to_frame().T
+
+# %%
+numbers = sum(array.nbytes for array in stored.values())
+say(
+    f"{len(content.node)} nodes. {numbers:,} of the file's {graph.stat().st_size:,} bytes are weights and biases "
+    f"({numbers / graph.stat().st_size:.1%}); the recipe takes {graph.stat().st_size - numbers:,}. It has no loops, no "
+    "Python, and no trace of how the network was trained."
+)
+
+# %% [markdown]
+# So few kinds of operators: you can write them all. A node names its inputs, its outputs and some attributes. The
+# convolution looks at all patches at once, as a view, and multiplies them with the filters.
+
+
+# %%
+def conv(x, weight, bias=0.0, *, pads, **_):
+    top, left, bottom, right = pads
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    patches = sliding_window_view(x, weight.shape[2:], axis=(2, 3))  # batch, channels, y, x, height, width
+    return np.einsum("bcyxhw,fchw->bfyx", patches, weight, optimize=True) + np.reshape(bias, (-1, 1, 1))
+
+
+def max_pool(x, *, kernel_shape, **_):
+    (size, _), (*outer, height, width) = kernel_shape, x.shape
+    return x.reshape(*outer, height // size, size, width // size, size).max(axis=(3, 5))
+
+
+OPERATORS = {
+    "Conv": conv,
+    "MaxPool": max_pool,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Add": lambda x, y: x + y,
+    "ReduceMax": lambda x, axes, keepdims=1: x.max(axis=tuple(axes), keepdims=bool(keepdims)),
+    "Reshape": lambda x, shape, **_: x.reshape(shape),
+    "Gemm": lambda x, weight, bias, **_: x @ weight.T + bias,
+}
+
+# %% [markdown]
+# And the runtime itself: the tensors by name, the nodes in order. (The standard promises that each node stands after
+# those that it needs.)
+
+
+# %%
+def run_graph(content, images):
+    """Compute an ONNX graph's first output, one node after another."""
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in content.initializer}
+    tensors[content.input[0].name] = images
+    for node in content.node:
+        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        tensors[node.output[0]] = OPERATORS[node.op_type](*[tensors[name] for name in node.input], **options)
+    return tensors[content.output[0].name]
+
+
+# %% [markdown]
+# Four implementations of one network: these cells, the helper's predictor (NumPy too, from a packed file and without any
+# graph; section 7), ONNX Runtime, and PyTorch.
+
+# %%
+images = validation.inputs[:8]
+pack = packing.write_dense(net, run.scratch("net.pack")).path
+answers = {
+    "PyTorch": training.predict(net, images).numpy(),
+    "the cells": run_graph(content, images.numpy()),
+    "the helper": predict.open_network(pack).logits(images.numpy()),
+    "ONNX Runtime": deploy.run(deploy.session(graph), images.numpy()),
+}
+
+
+def gap(a, b="PyTorch"):
+    """Largest difference between two arrays of logits, relative to the largest logit."""
+    a, b = (answers[x] if isinstance(x, str) else x for x in (a, b))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+run.claim("one-network", "Largest relative difference from PyTorch's logits: cells, helper, ONNX Runtime",
+          max(gap(name) for name in answers), at_most=1e-4)  # fmt: skip
+
+# %% [markdown]
+# Twenty lines *are* a runtime. What, then, does a real one buy?
+#
+# ## 2. What happens before the first image
+#
+# ONNX Runtime rewrites the graph when it opens the file. It has four levels: *disabled*; *basic* (what can be computed
+# beforehand, what does nothing, BatchNorm into convolutions); *extended* (several operators become one, for the
+# processor at hand); *all* (also the order of numbers in memory). One of those rules you can write yourself. A ReLU that
+# follows a convolution goes through memory once more, only to replace what is negative. The convolution could do that
+# while it still holds the number. So: find each `Conv` whose only reader is a `Relu`, and make one node of the two.
+
+
+# %%
+def fuse_relu(model):
+    """Return a copy of an ONNX model in which each Conv that only a Relu reads is one FusedConv."""
+    fused = onnx.ModelProto()
+    fused.CopyFrom(model)
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    made = {node.output[0]: node for node in fused.graph.node}
+    for node in list(fused.graph.node):
+        before = made.get(node.input[0])
+        if node.op_type == "Relu" and before is not None and before.op_type == "Conv" and readers[node.input[0]] == 1:
+            before.op_type, before.domain, before.output[0] = "FusedConv", "com.microsoft", node.output[0]
+            before.attribute.append(onnx.helper.make_attribute("activation", "Relu"))
+            fused.graph.node.remove(node)
+    fused.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return fused
+
+
+mine = run.scratch("fused.onnx")
+mine.write_bytes(fuse_relu(onnx.load(graph)).SerializeToString())
+
+# %% [markdown]
+# `FusedConv` is an operator of ONNX Runtime's own. Now its levels. A session can be asked to write down the graph that it
+# made. **Predict**: how many nodes are left at each level? And how much faster is the network?
+
+
+# %%
+LEVELS = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def opened(path, level):
+    """Open a file at one level of optimisation, with one thread; return the session and the graph that it made."""
+    options, written = onnxruntime.SessionOptions(), run.scratch(f"{level}.onnx")
+    options.graph_optimization_level, options.optimized_model_filepath = LEVELS[level], str(written)
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session, Counter(node.op_type for node in onnx.load(written).graph.node)
+
+
+made = {level: opened(graph, level) for level in LEVELS}
+made["disabled, fused by us"] = opened(mine, "disabled")
+nodes = pd.DataFrame({name: found for name, (_, found) in made.items()}).fillna(0).astype(int)
+nodes.loc["all nodes"] = nodes.sum()
+run.record("nodes", nodes.reset_index(names="operator"))
+nodes
+
+# %%
+same = max(gap(deploy.run(session, images.numpy())) for session, _ in made.values())
+theirs, ours = (nodes.loc["FusedConv", name] for name in ("extended", "disabled, fused by us"))
+run.claim("levels-agree", "Largest relative difference of the logits at any level", same, at_most=1e-4)
+run.claim("fused-by-hand", "Fusions that our rule and the level 'extended' do not share", abs(theirs - ours), at_most=0)
+say(
+    f"Our rule and theirs find the same {ours} pairs. "
+    + (
+        "The level *basic* found nothing to do: PyTorch's exporter tidies up, and BatchNorm was gone already. "
+        if nodes.loc["all nodes", "basic"] == nodes.loc["all nodes", "disabled"]
+        else f"The level *basic* leaves {nodes.loc['all nodes', 'basic']} of {nodes.loc['all nodes', 'disabled']} nodes. "
+    )
+    + (
+        f"At *all* there are more nodes again, {nodes.loc['all nodes', 'all']}: `ReorderInput` and `ReorderOutput` bring "
+        "channels side by side, in blocks as wide as the processor's registers, and back where an operator cannot read that."
+        if "ReorderOutput" in nodes.index and nodes.loc["all nodes", "all"] > nodes.loc["all nodes", "extended"]
+        else ""
+    )
+)
+
+# %% [markdown]
+# Fewer nodes are not yet less time. The clock, with one photograph and one thread; PyTorch and the twenty lines run along.
+
+# %%
+one = ONE.numpy()
+calls = {"disabled": partial(deploy.run, made["disabled"][0], one)}
+calls |= {name: partial(deploy.run, session, one) for name, (session, _) in made.items() if name != "disabled"}
+calls |= {"PyTorch eager": partial(net, ONE), "the cells": partial(run_graph, content, one)}
+with torch.inference_mode():
+    by_level = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, warmup=2, threads=1))
+run.record("by_level", {name: verdict._asdict() for name, verdict in by_level.items()}, timing=True)
+measure.verdict_table(by_level)
+
+# %%
+against_eager = by_level["all"].ratio / by_level["PyTorch eager"].ratio
+run.claim("runtime", "Speed of ONNX Runtime against PyTorch eager, one photograph, one thread", against_eager,
+          at_least=1.15, timing=True)  # fmt: skip
+relu, order = by_level["extended"].ratio, by_level["all"].ratio / by_level["extended"].ratio
+say(
+    f"Against PyTorch, ONNX Runtime is **{against_eager:.1f} times** as fast; against our twenty lines "
+    f"{by_level['all'].ratio / by_level['the cells'].ratio:.0f} times. Of its rewriting, joining the ReLUs brings a "
+    f"factor of {relu:.2f}, the order in memory {order:.2f}. "
+    + (
+        "So most of it is not the graph. It is good kernels, and no Python between them."
+        if against_eager > 1.5 * by_level["all"].ratio
+        else ""
+    )
+)
+
+# %% [markdown]
+# ## 3. One file, any batch
+#
+# In the file, the first dimension of the input has a name and no number. That was a decision: without
+# `dynamic_shapes`, the exporter writes down the number of the example. What happens to those who forget it? Write a 1
+# in its place.
+
+# %%
+fixed = onnx.load(graph)
+print("input:", [d.dim_param or d.dim_value for d in fixed.graph.input[0].type.tensor_type.shape.dim])
+fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+run.scratch("fixed.onnx").write_bytes(fixed.SerializeToString())
+try:
+    deploy.run(deploy.session(run.scratch("fixed.onnx")), TWO.numpy())
+except Exception as error:  # ONNX Runtime's classes have no other base
+    print(type(error).__name__, str(error).partition("Got invalid")[2][:90])
+else:
+    raise AssertionError("not refused")
+
+# %%
+session = deploy.session(graph)
+apart = np.concatenate([deploy.run(session, images[i : i + 1].numpy()) for i in range(len(images))])
+run.claim("any-batch", "Largest relative difference between photographs one by one and together",
+          gap(apart, deploy.run(session, images.numpy())), at_most=1e-5)  # fmt: skip
+
+# %% [markdown]
+# ## 4. Threads, batches, and what "fast" means
+#
+# Two numbers are called speed. **Latency** is how long one caller waits. **Throughput** is how many photographs leave in
+# a second. A batch raises the one and, for a while, the other: filters are fetched once for all its photographs, and
+# the cost of each call is shared. More threads cut a large call into parts, and must meet again at its end, at every
+# operator.
+#
+# **Predict** for a batch of 64 against a batch of 1: how many times the latency, how many times the throughput? And what
+# does a second thread bring to each?
+
+# %%
+CORES = int(environment.machine()["cores"])
+THREADS = [2**i for i in range(10) if 2**i <= max(2, CORES)]
+sessions = {threads: deploy.session(graph, threads=threads) for threads in THREADS}
+say(f"This process may use {CORES} core{'s' * (CORES != 1)}."
+    + (" So a second thread can only get in the way here; you will see it." if CORES == 1 else ""))  # fmt: skip
+
+
+# %%
+def eager(images, threads):
+    torch.set_num_threads(threads)
+    return net(images)
+
+
+def name_of(runtime, threads):
+    return f"{runtime}, {threads} thread{'s' * (threads != 1)}"
+
+
+traces, clock = {}, {}
+before = torch.get_num_threads()
+for batch in S.batches:
+    images = validation.inputs[:batch]
+    first = {name_of("PyTorch", 1): partial(eager, images, 1)}
+    # PyTorch with more threads is timed apart: they go on spinning for a moment, on the cores of whoever comes next.
+    groups = [first | {name_of("ONNX Runtime", t): partial(deploy.run, s, images.numpy()) for t, s in sessions.items()}]
+    groups += [first | {name_of("PyTorch", t): partial(eager, images, t) for t in THREADS[1:]}]
+    with torch.inference_mode():
+        timed = [measure.time_interleaved(g, rounds=S.calls, warmup=3, threads=None, inner=1) for g in reversed(groups)]
+    clock[batch] = {name: v for each in timed for name, v in measure.compare(each).items()}
+    traces |= {(name, batch): trace for each in timed for name, trace in each.items() if name in clock[batch]}
+torch.set_num_threads(before)
+
+# %% [markdown]
+# A mean hides the calls that somebody waited for. So look at **percentiles**: p50, the median, and p95, which one call in
+# twenty exceeds.
+
+# %%
+measured = pd.DataFrame(
+    [
+        {"runtime": name.partition(",")[0], "threads": int(name.split()[-2]), "batch": batch,
+         "p50_ms": 1e3 * np.quantile(trace, 0.5), "p95_ms": 1e3 * np.quantile(trace, 0.95),
+         "images_per_s": batch / np.quantile(trace, 0.5)}
+        for (name, batch), trace in traces.items() if "A/A" not in name
+    ]
+).sort_values(["runtime", "threads", "batch"], ignore_index=True)  # fmt: skip
+run.record("threads", measured, timing=True)
+measured.round(2)
+
+# %%
+fig, ax = plt.subplots()
+for i, ((runtime, threads), rows) in enumerate(measured.groupby(["runtime", "threads"])):
+    colour, marker = plots.COLOURS[i % 7], plots.MARKERS[i % 7]
+    ax.plot(rows["p50_ms"], rows["images_per_s"], marker=marker, color=colour, linestyle=plots.LINES[i % 7],
+            label=name_of(runtime, threads))  # fmt: skip
+    if threads == 1:  # the numbers once for each runtime; the other lines have the same order
+        for _, row in rows.iterrows():
+            ax.annotate(f"{row['batch']:.0f}", (row["p50_ms"], row["images_per_s"]), (0, -16), textcoords="offset points",
+                        ha="center", fontsize=10, color=colour)  # fmt: skip
+ax.set(xscale="log", yscale="log", xlabel="latency of a call: median (ms, log scale)",
+       ylabel="photographs a second (log scale)")  # fmt: skip
+ax.margins(0.12)
+ax.legend()
+best = measured.loc[measured["images_per_s"].idxmax()]
+ax.set_title(f"The highest throughput: {name_of(best['runtime'], best['threads'])}, batch {best['batch']}")
+shown = measured.assign(name=[name_of(*pair) for pair in zip(measured["runtime"], measured["threads"], strict=True)])
+plots.show(
+    fig,
+    alt="Throughput against latency; the numbers at the points are batch sizes. "
+    + plots.in_words(shown.pivot(index="batch", columns="name", values="images_per_s")),
+    table=measured,
+)
+
+# %%
+ort = measured[measured["runtime"] == "ONNX Runtime"].set_index(["threads", "batch"])
+small, large, more = S.batches[0], S.batches[-1], THREADS[1]
+second = {b: ort.loc[(1, b), "p50_ms"] / ort.loc[(more, b), "p50_ms"] for b in (small, large)}
+longer = ort.loc[(1, large), "p50_ms"] / ort.loc[(1, small), "p50_ms"]
+tail = ort["p95_ms"] / ort["p50_ms"]
+say(
+    f"One thread, batch {large} against {small}: a call takes {longer:.0f} times as long and answers {large // small} "
+    f"times as many photographs, so throughput grows {large / small / longer:.2f} times. {more} threads make a call of "
+    f"{small} {second[small]:.2f} times as fast and a call of {large} {second[large]:.2f} times. The slowest calls: p95 is "
+    f"{tail.min():.2f} to {tail.max():.2f} times the median."
+)
+
+# %% [markdown]
+# Threads are not free: two of them that bring a factor of 1.4 do the work of 1.4 cores and occupy two. A server with many
+# callers gets more out of two sessions with a thread each, one for each caller. Threads are for the single caller who
+# waits.
+#
+# ## 5. Start-up and memory, each in a process of its own
+#
+# In this notebook PyTorch is loaded whatever we do, so its memory would count for all. So start a fresh process for each
+# contender, tell it when we did, and let it say when it had the first answer, and how much memory it had needed at
+# most, then and after a batch.
+#
+# There is a trap. The usual way to ask for a peak, `resource.getrusage`, tells what is inherited: on Linux a process
+# begins with the peak of the one that started it, here a notebook with PyTorch and two datasets' worth of tensors. The
+# kernel's `VmHWM` belongs to the new program alone.
+
+# %%
+CHILD = """
+import json, sys, time
+began, photos = float(sys.argv[1]), sys.argv[2]
+
+def peak():
+    try:
+        with open("/proc/self/status") as status:
+            return int(status.read().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError):  # not Linux: its peak on Windows, what it has now on macOS
+        import psutil
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 1e6
+
+LOAD
+first = answer(1) if answer else None
+report = {"start": time.time() - began, "memory": peak()}
+labels = answer(64).argmax(1).tolist() if answer else []
+print(json.dumps(report | {"memory_batch": peak(), "labels": labels, "torch": "torch" in sys.modules}))
+"""
+LOADS = {
+    "PyTorch imported, no more": "import torch\nanswer = None",
+    "PyTorch": """
+import numpy as np, torch
+from helpers import checkpoints
+torch.set_num_threads(1)
+net, x = checkpoints.load(sys.argv[4]).eval(), torch.from_numpy(np.load(photos))
+def answer(count):
+    with torch.inference_mode():
+        return net(x[:count]).numpy()""",
+    "ONNX Runtime": """
+import numpy as np
+from helpers import deploy
+session, x = deploy.session(sys.argv[3] + ".onnx"), np.load(photos)
+answer = lambda count: deploy.run(session, x[:count])""",
+    "NumPy, packed file": """
+import numpy as np
+from helpers import predict
+network, x = predict.open_network(sys.argv[3] + ".pack"), np.load(photos)
+answer = lambda count: network.logits(x[:count])""",
+}
+
+
+# %%
+def start(load):
+    """Start a process that loads a network in this way and answers; return what it reports."""
+    files = [str(run.scratch("photos.npy")), str(run.scratch("net")), S.net]
+    command = [sys.executable, "-c", CHILD.replace("LOAD", load), str(time.time()), *files]
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return json.loads(subprocess.run(command, env=alone, capture_output=True, text=True, check=True).stdout)
+
+
+np.save(run.scratch("photos.npy"), validation.inputs[: min(64, len(validation))].numpy())
+starts = {name: [start(load) for _ in range(S.starts)] for name, load in LOADS.items()}
+
+# %%
+fresh = pd.DataFrame(
+    {
+        name: {
+            "start to first answer (s)": min(r["start"] for r in reports),  # the best: the disk's cache is warm then
+            "peak memory, first answer (MB)": min(r["memory"] for r in reports),
+            "peak memory, batch of 64 (MB)": min(r["memory_batch"] for r in reports)
+            if reports[0]["labels"]
+            else np.nan,
+            "PyTorch in the process": reports[0]["torch"],
+        }
+        for name, reports in starts.items()
+    }
+).T
+run.record("fresh", fresh.drop(columns="PyTorch in the process").astype(float).fillna(0).reset_index(names="process"),
+           timing=True)  # fmt: skip
+fresh
+
+# %%
+seconds, memory = (fresh.iloc[:, i].astype(float) for i in (0, 1))
+labels = {name: reports[0]["labels"] for name, reports in starts.items()}
+differing = sum(labels["PyTorch"][i] != found[i] for n, found in labels.items() if found for i in range(len(found)))
+run.claim("fresh-answers", "Answers in which a fresh process differs from PyTorch's", differing, at_most=2)
+run.claim("memory", "Times the memory that importing PyTorch takes, against a whole answer of ONNX Runtime",
+          memory["PyTorch imported, no more"] / memory["ONNX Runtime"], at_least=1.3, timing=True)  # fmt: skip
+run.claim("start-up", "Times the start that importing PyTorch takes, against a whole answer of ONNX Runtime",
+          seconds["PyTorch imported, no more"] / seconds["ONNX Runtime"], at_least=1.3, timing=True)  # fmt: skip
+say(
+    f"Before PyTorch has seen a network, it has taken {seconds['PyTorch imported, no more']:.1f} s and "
+    f"{memory['PyTorch imported, no more']:.0f} MB. ONNX Runtime has answered after {seconds['ONNX Runtime']:.2f} s, with "
+    f"{memory['ONNX Runtime']:.0f} MB in all; NumPy, from a packed file, after {seconds['NumPy, packed file']:.2f} s, with "
+    f"{memory['NumPy, packed file']:.0f} MB. The network's own weights are {numbers / 1e6:.1f} MB. (“PyTorch” also "
+    "imports this course's helpers, as a project imports its own.)"
+)
+
+# %% [markdown]
+# ## 6. When does sparsity pay?
+#
+# First the simplest attempt: nine tenths of the network's weights masked to zero, handed to ONNX Runtime. **Predict** the
+# file's size and the speed.
+
+# %%
+masked = pruning.mask(folded, pruning.global_masks(pruning.l1_scores(folded), 0.9))
+masked_file = deploy.export_like(masked, graph, TWO, run.scratch("masked.onnx"))
+calls = {
+    name: partial(deploy.run, deploy.session(p), one) for name, p in {"whole": graph, "masked": masked_file}.items()
+}
+mask_clock = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, threads=1))
+run.claim("mask-file", "Times that the masked network's ONNX file is smaller",
+          graph.stat().st_size / masked_file.stat().st_size, at_most=1.01)  # fmt: skip
+measure.verdict_table(mask_clock)
+
+# %%
+say(
+    f"Nine zeros in ten: **{mask_clock['masked'].verdict}** (ratio {mask_clock['masked'].ratio:.2f}), and not a byte "
+    "smaller. Nobody looked whether a weight is zero."
+    if mask_clock["masked"].verdict != "faster"
+    else f"Nine zeros in ten ran {mask_clock['masked'].ratio:.2f} times as fast here. The file is no smaller, and its "
+    "kernels are the same: run it again before you believe it."
+)
+
+# %% [markdown]
+# To skip the zeros one must know where the others are. **CSR** (compressed sparse rows) keeps three lists: the values,
+# row by row; the column of each; and where each row starts. The product with a matrix of inputs takes a row's values, and
+# fetches those rows of the input that its columns name.
+
+
+# %%
+def to_csr(weight):
+    rows, columns = np.nonzero(weight)
+    starts = np.concatenate([[0], np.cumsum((weight != 0).sum(1))])
+    return weight[rows, columns], columns, starts
+
+
+def csr_product(values, columns, starts, x):
+    """Product of a sparse matrix (outputs, inputs) with x (inputs, batch)."""
+    return np.stack([values[a:b] @ x[columns[a:b]] for a, b in pairwise(starts)])
+
+
+# %%
+generator = torch.Generator().manual_seed(SEED)
+weight = torch.randn(50, 80, generator=generator) * (torch.rand(50, 80, generator=generator) > 0.9)
+x = torch.randn(80, 4, generator=generator)
+values, columns, starts_at = to_csr(weight.numpy())
+theirs = scipy.sparse.csr_array(weight.numpy())
+lists = sum(int((a != b).sum()) for a, b in zip((values, columns, starts_at), (theirs.data, theirs.indices, theirs.indptr), strict=True))  # fmt: skip
+products = [
+    csr_product(values, columns, starts_at, x.numpy()),
+    theirs @ x.numpy(),
+    (weight.to_sparse_csr() @ x).numpy(),
+]
+run.claim("csr-lists", "Numbers in which our three lists differ from SciPy's", lists, at_most=0)
+run.claim("csr-product", "Largest difference between our product, SciPy's, PyTorch's and the dense one",
+          max(np.abs(p - (weight @ x).numpy()).max() for p in products), at_most=1e-4)  # fmt: skip
+
+# %% [markdown]
+# Now count bytes. With one input vector, a product reads each stored number once and does next to nothing with it: what
+# counts is what must be read. Dense: 4 bytes a weight. CSR: 4 for the value and $i$ for its column, for each of the
+# weights left. (SciPy's column numbers take $i=4$ bytes, PyTorch's 8.) With a share $z$ of zeros the two are equal where
+#
+# $$4 = (1-z)\,(4+i), \qquad z = \frac{i}{4+i}.$$
+#
+# If the zeros come in whole blocks of 4 × 4, one column number is enough for sixteen values (**BSR**, blocked sparse
+# rows), and they can be read side by side, as the processor likes it.
+
+# %%
+STORED = {"rows (CSR), SciPy": 4, "rows (CSR), PyTorch": 8, "blocks of 4 × 4, PyTorch": 8 / 16}
+predicted = {name: extra / (4 + extra) for name, extra in STORED.items()}
+say("By bytes, they break even at these shares of zeros: "
+    + "; ".join(f"{name} {z:.0%}" for name, z in predicted.items()) + ".")  # fmt: skip
+
+# %% [markdown]
+# **Predict** where it really happens, for one input and for 64 at a time. The dense product of 64 inputs is what the makers
+# of such kernels have polished for decades. Beside the three runs a fourth contender: **remove** instead of zero. A dense
+# layer with as few weights, $\sqrt{1-z}$ of the rows and of the columns.
+
+
+# %%
+def zeroed(shape, zeros, block=1):
+    """A random layer of which this share is zero, in blocks of block × block."""
+    small = torch.rand(shape[0] // block, shape[1] // block, generator=generator) >= zeros
+    keep = small.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return torch.randn(shape, generator=generator) * keep
+
+
+def contenders(shape, zeros, batch):
+    """The same amount of weights in five forms, as calls; each gets its input in the order that it likes."""
+    rows, cols = (max(1, round(n * (1 - zeros) ** 0.5)) for n in shape)
+    scattered, blocks, smaller = zeroed(shape, zeros), zeroed(shape, zeros, 4), torch.randn(rows, cols)
+    x = torch.randn(batch, shape[1])
+    upright, in_numpy = x.T.contiguous(), x.T.contiguous().numpy()
+    in_rows, in_blocks = scattered.to_sparse_csr(), blocks.to_sparse_bsr((4, 4))
+    in_scipy = scipy.sparse.csr_array(scattered.numpy())
+    return {
+        "dense": lambda: F.linear(x, scattered),
+        "rows (CSR), SciPy": lambda: in_scipy @ in_numpy,
+        "rows (CSR), PyTorch": lambda: in_rows @ upright,
+        "blocks of 4 × 4, PyTorch": lambda: in_blocks @ upright,
+        "removed: a smaller dense layer": partial(F.linear, x[:, :cols].contiguous(), smaller),
+    }
+
+
+# %%
+import warnings
+
+warnings.filterwarnings("ignore", "Sparse (CSR|BSR) tensor support is in beta state")  # PyTorch says so, once
+speed = {}
+for shape in S.layers:
+    for batch in S.columns:
+        for zeros in S.zeros:
+            with torch.inference_mode():
+                timings = measure.time_interleaved(
+                    contenders(shape, zeros, batch), rounds=S.rounds, warmup=2, threads=1
+                )
+            verdicts = measure.compare(timings)
+            speed |= {(shape, batch, name, zeros): v.ratio for name, v in verdicts.items() if "dense" != name.split(" (A/A")[0]}  # fmt: skip
+speed = pd.Series(speed).rename_axis(["layer", "inputs at a time", "form", "zeros"]).unstack("zeros")
+run.record("sparse_speed", [[*map(str, key), *row] for key, row in zip(speed.index, speed.to_numpy(), strict=True)], timing=True)  # fmt: skip
+speed.rename(index=lambda shape: " × ".join(map(str, shape)), level=0).round(2)
+
+
+# %%
+def break_even(ratios):
+    """Share of zeros from which on the form is as fast as dense; None if it never is."""
+    slower = [z for z, ratio in ratios.items() if ratio < 1]
+    later = [z for z in ratios.index if not slower or z > slower[-1]]
+    if not later or not slower:
+        return None if not later else later[0]
+    (z0, z1), (a, b) = (slower[-1], later[0]), np.log([ratios[slower[-1]], ratios[later[0]]])
+    left = np.log(1 - z0) + (0 - a) / (b - a) * (np.log(1 - z1) - np.log(1 - z0))  # straight lines in the figure
+    return 1 - float(np.exp(left))
+
+
+points = speed.apply(break_even, axis=1)
+run.record("break_even", [[*map(str, key), None if pd.isna(z) else z] for key, z in points.items()], timing=True)
+layer = S.layers[-1]
+title = " × ".join(f"{n:,}" for n in layer)
+
+# %%
+few, many = S.columns[0], S.columns[-1]
+fig, axes = plt.subplots(1, 2, figsize=(10.5, 4.8), sharey=True)
+for ax, batch in zip(axes, (few, many), strict=True):
+    table = speed.loc[(layer, batch)]
+    plots.line_with_band([1 / (1 - z) for z in table], {form: row.to_numpy() for form, row in table.iterrows()}, ax=ax,
+                         title=f"{batch} input{'s' * (batch > 1)} at a time", xlabel="times fewer weights (log scale)",
+                         ylabel="speed, dense = 1 (log scale)" if batch == few else "")  # fmt: skip
+    ax.axhline(1, color="black", linewidth=1)
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks([1 / (1 - z) for z in (S.zeros if len(S.zeros) < 4 else (0.5, 0.8, 0.9, 0.95, 0.98, 0.995))])
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    ax.minorticks_off()
+    ax.get_legend().remove()
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+both = speed.loc[layer].loc[[few, many]]
+both.index = [f"{form}, {batch} at a time" for batch, form in both.index]
+plots.show(fig, alt=f"Speed of sparse products of a layer of {title} against dense, by share of zeros. "
+           + plots.in_words(both.T, "{:.2f}"), table=both)  # fmt: skip
+
+# %%
+kernels = list(STORED)
+evens = pd.DataFrame(
+    {f"{' × '.join(map(str, s))}, {b} at a time": points[s, b].reindex(kernels) for s in S.layers for b in S.columns}
+)
+evens.insert(0, "predicted by bytes", pd.Series(predicted))
+evens.map(lambda z: "never" if pd.isna(z) else f"{z:.0%}")
+
+# %%
+last, half = S.zeros[-1], S.zeros[0]
+best = speed.loc[(layer, few)].loc[kernels, last].max()
+run.claim("sparse-pays", f"Speed of the best sparse form at {last:.1%} zeros, one input, {title}", best,
+          at_least=1.5, timing=True)  # fmt: skip
+run.claim("half-is-not-enough", f"Speed of PyTorch's CSR at {half:.0%} zeros, one input, {title}",
+          speed.loc[(layer, few, "rows (CSR), PyTorch"), half], at_most=0.9, timing=True)  # fmt: skip
+removed = speed.loc[(layer, many, "removed: a smaller dense layer")]
+run.claim("removal-pays", f"Speed of a dense layer with a tenth of the weights, {many} inputs, {title}", removed[0.9],
+          at_least=1.5, timing=True)  # fmt: skip
+
+# %%
+rows_even = points.loc[[(s, b, f) for s in S.layers for b in S.columns for f in kernels[:2]]].dropna()
+block_even = points.loc[[(s, b, kernels[2]) for s in S.layers for b in S.columns]].dropna()
+
+
+def between(found):
+    if found.empty:
+        return "nowhere on these layers"
+    low, high = found.min(), found.max()
+    return f"from {low:.0%} to {high:.0%} zeros" if f"{low:.0%}" != f"{high:.0%}" else f"at {low:.0%} zeros"
+
+
+ahead = (speed.xs("removed: a smaller dense layer", level="form") > speed.loc[(slice(None), slice(None), kernels), :]
+         .groupby(level=[0, 1]).max()).to_numpy().mean()  # fmt: skip
+say(
+    f"Single weights (CSR) break even {between(rows_even)}, by layer, batch and library; bytes promised "
+    f"{min(predicted[k] for k in kernels[:2]):.0%} to {max(predicted[k] for k in kernels[:2]):.0%}. Blocks break even "
+    f"{between(block_even)} (promised: {predicted[kernels[2]]:.0%}). The smaller dense layer, with as many weights, beats all "
+    f"sparse forms in {ahead:.0%} of these cases."
+)
+
+# %% [markdown]
+# Why are bytes too kind to CSR? They are right about what is read, and silent about how. A dense product reads in order and
+# multiplies eight or sixteen numbers at once. A sparse one looks up, for each weight, where its input lies, and that
+# place depends on a number just read. And with many inputs at a time, the dense product no longer waits for memory at
+# all: it uses each weight many times while it is at hand.
+#
+# The network of notebook 02 keeps one weight in more than a hundred. *Its* linear layer lies far on the paying side of
+# this curve. A network at 80 % does not.
+#
+# ### Two of four
+#
+# There is a pattern that hardware understands. Of each four neighbours in a row, two are zero: **2:4**. Half of the work,
+# in a shape so regular that NVIDIA's GPUs (since Ampere) have a unit for it. Stored are the two that stay and, in two bits
+# each, where they stood.
+
+
+# %%
+def two_of_four(weight):
+    """Return the mask that keeps the two of largest magnitude of each four neighbours in a row."""
+    fours = weight.flatten(1).abs().unflatten(1, (-1, 4))
+    return (fours.argsort(-1).argsort(-1) >= 2).view(weight.shape)
+
+
+# %% [markdown]
+# PyTorch's pruning tools for such hardware make the same mask:
+
+# %%
+from torch.ao.pruning import WeightNormSparsifier
+
+linear = nn.Sequential(nn.Linear(80, 50))
+weight = linear[0].weight.detach().clone()
+sparsifier = WeightNormSparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2)
+sparsifier.prepare(linear, [{"tensor_fqn": "0.weight"}])
+sparsifier.step()
+differing = (two_of_four(weight) != linear[0].parametrizations.weight[0].mask).sum()
+run.claim("two-of-four", "Weights on which our 2:4 mask and PyTorch's differ", differing, at_most=0)
+
+# %%
+fitting = {name: w for name, w in pruning.weights_of(net).items() if w[0].numel() % 4 == 0}
+masks = {
+    "2:4": {name: two_of_four(w) for name, w in fitting.items()},
+    "half, wherever they stand": {name: pruning.keep_largest(w.abs(), 0.5) for name, w in fitting.items()},
+}
+by_pattern = {n: training.evaluate(pruning.mask(net, m), validation).accuracy for n, m in masks.items()}
+by_pattern = {"all": base} | by_pattern
+in_half = {"dense": 16 * 4, "2:4": 2 * 16 + 2 * 2, "half, by a bitmap": 2 * 16 + 4}
+run.record("two_of_four", by_pattern)
+say(
+    "Validation accuracy, no retraining: " + ", ".join(f"{name} {a:.1%}" for name, a in by_pattern.items()) + ". "
+    "Bits for four weights of 16 bits: " + ", ".join(f"{name} {bits}" for name, bits in in_half.items())
+    + f". So 2:4 is {in_half['dense'] / in_half['2:4']:.2f} times smaller, not twice."
+)  # fmt: skip
+
+# %%
+if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+    wide = torch.randn(4096, 4096, dtype=torch.half, device="cuda")
+    wide, x = wide * two_of_four(wide), torch.randn(4096, 4096, dtype=torch.half, device="cuda")
+    packed = torch.sparse.to_sparse_semi_structured(wide)
+    gpu = measure.compare(measure.time_interleaved(
+        {"dense": lambda: F.linear(x, wide), "2:4": lambda: F.linear(x, packed)}, rounds=S.rounds))  # fmt: skip
+    say(f"On this GPU, 4,096 × 4,096 in half precision: 2:4 is {gpu['2:4'].verdict}, ratio {gpu['2:4'].ratio:.2f}.")
+else:
+    say("This machine has no GPU with such a unit, so its speed is not measured here. On a CPU, 2:4 is half of the "
+        "weights, and what half is worth stands at the left end of the curve above.")  # fmt: skip
+
+# %% [markdown]
+# ## 7. A file, an image, an answer
+#
+# What you hand over in the end:
+#
+# ```
+# python -m helpers predict FILE IMAGE
+# ```
+#
+# `FILE` is a packed file or an ONNX file, `IMAGE` a PNG or JPEG. A packed file has no graph, only names and shapes; the
+# helper knows the networks of this course by them, and runs them in NumPy, as section 1 did. Write one photograph as a
+# PNG, and ask in a process in which PyTorch *cannot* be imported.
+
+# %%
+mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (data.CIFAR10_MEAN, data.CIFAR10_STD))
+photo = run.scratch("photo.png")
+pixels = ((ONE[0] * std + mean) * 255).round().byte()
+Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(photo)
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "torchvision"):
+    sys.modules[name] = None  # whoever imports it gets an error
+sys.argv[0] = "helpers"
+runpy.run_module("helpers", run_name="__main__")
+"""
+
+
+def command(file):
+    """What the command prints in a process without PyTorch."""
+    asked = [sys.executable, "-c", WITHOUT, "predict", str(file), str(photo)]
+    return subprocess.run(
+        asked, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+printed = {file.name: command(file) for file in (pack, graph)}
+for name, text in printed.items():
+    print(f"$ python -m helpers predict {name} {photo.name}\n{text}")
+
+# %%
+with torch.inference_mode():
+    expected = net(ONE).softmax(1)[0]
+label = data.CIFAR10_CLASSES[int(expected.argmax())]
+found = {file.name: predict.predict(file, photo) for file in (pack, graph)}
+off = max(
+    abs(found[n].probabilities[c] - p)
+    for n in found
+    for c, p in zip(data.CIFAR10_CLASSES, expected.tolist(), strict=True)
+)
+run.claim("predictor", "Largest difference of a probability between the predictor and PyTorch", off, at_most=1e-3)
+run.claim("command", "Files for which the command, without PyTorch, gives another label than PyTorch",
+          sum(text.split()[0] != label for text in printed.values()), at_most=0)  # fmt: skip
+say(
+    f"PyTorch says {label}, {expected.max():.2%}; the photograph shows {data.CIFAR10_CLASSES[int(validation.labels[0])]}."
+)
+
+# %% [markdown]
+# What an image must look like is part of the product, and nothing in the file says so: photographs are scaled to 32 × 32
+# and standardized; a digit must be white on black, as MNIST's are. A predictor that gets the standardization wrong
+# answers just as confidently. The command says what it did to your image; look at it.
+#
+# ## 8. The test images, once
+
+
+# %%
+class InRuntime(nn.Module):
+    """A session as a module, so that it can be evaluated."""
+
+    def __init__(self, session):
+        super().__init__()
+        self.session, self.where = session, nn.Parameter(torch.empty(0))
+
+    def forward(self, inputs):
+        return torch.from_numpy(deploy.run(self.session, inputs.contiguous().numpy()))
+
+
+test = cifar.test.take(S.tested)
+tests = {f"{S.net}-dense": run.test(f"{S.net}-dense", net, test),
+         f"{S.net}-onnx": run.test(f"{S.net}-onnx", InRuntime(sessions[1]), test)}  # fmt: skip
+run.claim("same-accuracy", "Test accuracy by which ONNX Runtime and PyTorch differ",
+          abs(np.subtract(*[t.accuracy for t in tests.values()])), at_most=0.002)  # fmt: skip
+pd.DataFrame({"test accuracy": {name: f"{t.accuracy:.2%}" for name, t in tests.items()}})
+
+# %% [markdown]
+# ## 9. Exercises
+#
+# **13.1 · Predict the throughput.** You know the median latency of one photograph in ONNX Runtime with one thread. How
+# many photographs a second will the largest batch of section 4 give, with one thread? Within a factor of 2 is fine.
+
+
+# %%
+def throughput(latency_ms, batch):
+    """Return the predicted photographs a second, from the latency of a single one in milliseconds."""
+    ### BEGIN SOLUTION
+    return 1000 / latency_ms  # the same arithmetic for each photograph; what a batch saves is small beside it
+    ### END SOLUTION
+
+
+exercises.check("13.1", throughput, latency_ms=ort.loc[(1, small), "p50_ms"], batch=large,
+                measured=ort.loc[(1, large), "images_per_s"])  # fmt: skip
+
+# %% [markdown]
+# **13.2 · Pack two of four.** Write `pack_two_of_four`: it takes a weight of shape (outputs, inputs), inputs a multiple of
+# four, and returns the two values of largest magnitude of each four neighbours, as a tensor (outputs, inputs / 2), and
+# their places within the four, numbers from 0 to 3 as uint8, of the same shape. In each pair the left one comes first.
+
+
+# %%
+def pack_two_of_four(weight):
+    """Return the values that stay and their places."""
+    ### BEGIN SOLUTION
+    fours = weight.unflatten(1, (-1, 4))
+    places = fours.abs().topk(2, dim=-1).indices.sort(-1).values
+    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
+    ### END SOLUTION
+
+
+exercises.check("13.2", pack_two_of_four)
+
+# %% [markdown]
+# **13.3 · Keep a promise.** You promised your callers an answer within `budget_ms`, 19 times in 20. Write `choose`: it
+# takes a table like `measured` in section 4 and the budget, and returns (threads, batch) of the row that gives the most
+# photographs a second among those that keep the promise, or None if none does.
+
+
+# %%
+def choose(table, budget_ms):
+    """Return (threads, batch) of the highest throughput within the budget, or None."""
+    ### BEGIN SOLUTION
+    kept = table[table["p95_ms"] <= budget_ms]
+    if kept.empty:
+        return None
+    row = kept.loc[kept["images_per_s"].idxmax()]
+    return int(row["threads"]), int(row["batch"])
+    ### END SOLUTION
+
+
+exercises.check("13.3", choose)
+
+# %% [markdown]
+# ## What was measured
+
+# %%
+say(
+    f"- **Runtime**: the same network, one photograph, one thread: {against_eager:.1f} times PyTorch's speed; the graph's "
+    f"rewriting is a factor of {by_level['all'].ratio:.2f} of it.\n"
+    f"- **Batch and threads**: batch {large} gives {large / small / longer:.2f} times the throughput at {longer:.0f} times "
+    f"the latency; {more} threads make it {second[large]:.2f} times as fast ({CORES} core{'s' * (CORES != 1)}).\n"
+    f"- **A fresh process**: first answer after {seconds['ONNX Runtime']:.2f} s and {memory['ONNX Runtime']:.0f} MB, PyTorch "
+    f"{seconds['PyTorch']:.1f} s and {memory['PyTorch']:.0f} MB.\n"
+    f"- **Sparsity**: single weights pay {between(rows_even)}, blocks {between(block_even)}; a mask in a dense runtime: "
+    f"{mask_clock['masked'].verdict}.\n"
+    f"- **2:4**, no retraining: {100 * (base - by_pattern['2:4']):.1f} points lost."
+)
+
+# %%
+dense_name, macs = f"{S.net}-dense", measure.count_macs(net, ONE)
+counted = dict(weights=measure.count_weights(net), nonzero=measure.count_nonzero(net), macs=macs)
+latency = [
+    record | {"baseline": name_of("PyTorch", 1)}
+    for batch, verdicts in clock.items()
+    for record in measure.latency_records({n: verdicts[n] for n in [name_of("ONNX Runtime", 1)]}, runtime="onnxruntime",
+                                          batch=batch)
+]  # fmt: skip
+run.model(dense_name, task="cifar10", method="dense", accuracy=tests[dense_name].accuracy, file=pack, **counted)
+run.model(f"{S.net}-onnx", task="cifar10", method="dense, BatchNorm folded, ONNX Runtime", base=dense_name, file=graph,
+          accuracy=tests[f"{S.net}-onnx"].accuracy, latency=latency, **counted)  # fmt: skip
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - A network's file is a short list of operators and many numbers. Compare every runtime with the one that trained it.
+# - Say which speed you mean: latency or throughput, at which batch, on how many threads, and how slow the slow calls are.
+# - Measure memory in a process of its own, and ask for the peak of that program, not of its ancestors.
+# - Zeros cost what other numbers cost, until the format skips them. Skipping single weights pays late, blocks pay
+#   earlier. Try a smaller dense network first.
+# - Counting bytes tells you what is possible, the clock what is there.
+#
+# **Read**
+# - Gale, Zaharia, Young and Elsen 2020, *Sparse GPU Kernels for Deep Learning*: what it takes to make unstructured zeros
+#   pay.
+# - Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu and Micikevicius 2021, *Accelerating Sparse Deep Neural
+#   Networks*: 2:4.
+# - Williams, Waterman and Patterson 2009, *Roofline: An Insightful Visual Performance Model for Multicore
+#   Architectures*: bytes against arithmetic.
+# - Elsen, Dukhan, Gale and Simonyan 2020, *Fast Sparse ConvNets*: zeros that pay on a phone's processor.
+# - Dean and Barroso 2013, *The Tail at Scale*: why percentiles.
+#
+# **Next**: notebook 14 puts every model of this course on one Pareto front.

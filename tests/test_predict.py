@@ -1,0 +1,484 @@
+"""Prediction without torch: NumPy's networks against torch's, images, and the command in Pythons without torch."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from packaging.requirements import Requirement
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import __main__ as cli
+from helpers import data, environment, models, packing, paths, predict, pruning, quantization, removal, training
+from helpers.packing import PackingError
+
+PUBLISHED = {
+    model["file"].removeprefix("models/"): model
+    for path in sorted((paths.RESULTS / "full").glob("*.seed0.json"))
+    for model in json.loads(path.read_text())["models"]
+    if model.get("file") and (paths.DATA / model["file"]).exists() and model["task"] != "imdb"
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def lenet(first=20, second=50, hidden=500):
+    net = models.LeNet5()
+    net.conv1, net.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 5)
+    net.fc1, net.fc2 = nn.Linear(16 * second, hidden), nn.Linear(hidden, 10)
+    return net
+
+
+def trained_looking(net):
+    """Give each BatchNorm statistics of its own: as they are made, they do nothing."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for numbers, low in ((module.running_mean, -1), (module.running_var, 0.3), (module.weight, 0.5)):
+                nn.init.uniform_(numbers, low, low + 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return net.eval()
+
+
+class NarrowResNet18(models.ResNet18):
+    """The same layers, a sixteenth as wide; the first block of all gets a shortcut, too."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.fc = nn.Linear(512 // 16, classes)
+
+    def _make_layer(self, block, planes, *arguments, **options):
+        return super()._make_layer(block, planes // 16, *arguments, **options)
+
+
+def images_for(net, count=6):
+    return torch.randn(count, 1, 28, 28) if hasattr(net, "fc1") else torch.randn(count, 3, 32, 32)
+
+
+def gap(found, expected):
+    """Largest difference of a logit, relative to the largest."""
+    return np.abs(found - expected.numpy()).max() / expected.abs().max().item()
+
+
+def assert_same(path, net, images):
+    network = predict.open_network(path)
+    found, expected = network.logits(images.numpy()), training.predict(net, images)
+    assert found.dtype == np.float32 and found.shape == tuple(expected.shape)
+    assert gap(found, expected) < 1e-4
+    return network
+
+
+# ---------------------------------------------------------------- what stands twice
+
+
+def test_the_numbers_and_names_are_those_of_the_datasets():
+    assert predict.MEAN == {1: (data.MNIST_MEAN,), 3: data.CIFAR10_MEAN}
+    assert predict.STD == {1: (data.MNIST_STD,), 3: data.CIFAR10_STD}
+    assert predict.LABELS[3, 10] == data.CIFAR10_CLASSES
+    assert predict.LABELS[3, 2] == tuple(data._CAT_AND_DOG)
+    assert predict.LABELS[3, 8] == tuple(n for n in data.CIFAR10_CLASSES if n not in data._CAT_AND_DOG)
+
+
+# ---------------------------------------------------------------- NumPy against torch
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lenet, "LeNet-5"),
+        (lambda: lenet(3, 7, 11), "LeNet-5"),
+        (lambda: lenet(1, 1, 1), "LeNet-5"),
+        (models.lenet_300_100, "a perceptron of two hidden layers"),
+        (lambda: models.MLP(37), "a perceptron of two hidden layers"),
+        (lambda: trained_looking(models.CifarNet((5, 6, 7, 9))), "a CIFAR net"),
+        (lambda: trained_looking(models.cifar_small()), "a CIFAR net"),
+        (lambda: trained_looking(models.CifarNet((4, 6, 6, 8), classes=2)), "a CIFAR net"),
+    ],
+)
+def test_numpy_gives_torchs_logits_from_a_dense_and_from_a_sparse_file(build, name, tmp_path):
+    net = build()
+    images = images_for(net)
+    assert assert_same(packing.write_dense(net, tmp_path / "dense.pack").path, net, images).name == name
+    masks = {name: torch.rand_like(weight) < 0.3 for name, weight in pruning.weights_of(net).items()}
+    pruned = pruning.mask(net, masks)
+    assert_same(packing.write_sparse(pruned, tmp_path / "sparse.pack").path, pruned, images)
+
+
+def test_more_images_than_are_laid_out_at_a_time_come_back_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 4)
+    net = lenet(3, 4, 5)
+    assert_same(packing.write_dense(net, tmp_path / "net.pack").path, net, images_for(net, 10))
+
+
+def test_resnet_18_enlarges_strides_and_takes_shortcuts_as_torchvisions(tmp_path):
+    net = trained_looking(NarrowResNet18(2))
+    packed = packing.write_dense(net, tmp_path / "net.pack")
+    network = assert_same(packed.path, net, images_for(net, 2))
+    assert (network.name, network.labels) == ("a ResNet-18", ("cat", "dog"))
+    without = removal.remove_block(net, "layer3.1")
+    assert_same(packing.write_dense(without, tmp_path / "without.pack").path, without, images_for(net, 2))
+
+
+def test_removed_filters_and_removed_blocks_are_no_obstacle(tmp_path):
+    net = trained_looking(models.CifarNet((8, 12, 16, 20)))
+    images = images_for(net)
+    keep = {group.name: torch.arange(group.channels) % 3 > 0 for group in removal.groups(net, images)}
+    removed = removal.remove_filters(net, keep, images)
+    assert sum(p.numel() for p in removed.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())
+    assert_same(packing.write_dense(removed, tmp_path / "removed.pack").path, removed, images)
+    for block in ("res1", "res2"):
+        net = removal.remove_block(net, block)
+        assert_same(packing.write_dense(net, tmp_path / "block.pack").path, net, images)
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+def test_weights_in_few_bits_and_a_folded_batchnorm(bits, tmp_path):
+    net = trained_looking(models.CifarNet((5, 6, 7, 9)))
+    images = images_for(net)
+    folded = quantization.fold_batchnorm(net, images)
+    assert_same(packing.write_dense(folded, tmp_path / "folded.pack").path, net, images)
+    quantized = quantization.quantize_model(folded, weights=bits)
+    assert_same(packing.write_quantized(quantized, tmp_path / "few.pack").path, quantized, images)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("build", [lambda: lenet(4, 6, 20), lambda: trained_looking(models.CifarNet((5, 6, 7, 9)))])
+def test_inputs_of_layers_are_rounded_where_the_file_says_so(build, bits, tmp_path):
+    """An input that lies between two marks may fall on either side, by the order of a sum; so a few logits may move."""
+    net = build()
+    images = images_for(net, 40)
+    split = data.Split(images, torch.zeros(40, dtype=torch.long))
+    quantized = quantization.quantize_model(net, weights=bits, activations=bits, calibration=split)
+    path = packing.write_quantized(quantized, tmp_path / "net.pack").path
+    found, expected = predict.open_network(path).logits(images.numpy()), training.predict(quantized, images)
+    same = (np.abs(found - expected.numpy()).max(1) < 1e-4 * expected.abs().max().item()).mean()
+    rounding = gap(found, training.predict(net, images))
+    assert same >= 0.8, "most images meet no such input"
+    assert gap(found, expected) < rounding, "whoever forgets to round is further away"
+    weights_only = quantization.with_input_grids(quantized, {})
+    assert gap(found, training.predict(weights_only, images)) > 1e-3, "the rounding matters here"
+
+
+@pytest.mark.parametrize(("stride", "padding", "size"), [(1, 0, 3), (2, 3, 7), (2, 0, 1), (3, 1, 4)])
+def test_convolution_and_pooling_at_any_stride_and_padding(stride, padding, size):
+    x, weight = torch.randn(2, 3, 11, 13), torch.randn(4, 3, size, size)
+    found = predict.convolve(x.numpy(), weight.numpy(), stride=stride, padding=padding)
+    np.testing.assert_allclose(found, F.conv2d(x, weight, stride=stride, padding=padding), rtol=1e-4, atol=1e-4)
+    pooled = predict.max_pool(x.numpy(), size, stride=stride, padding=min(padding, size // 2))
+    np.testing.assert_array_equal(pooled, F.max_pool2d(x, size, stride, min(padding, size // 2)))
+
+
+# ---------------------------------------------------------------- the published files
+
+
+@cache
+def _test_split(task):
+    dataset = {"mnist": data.mnist, "cifar10": data.cifar10, "cat-or-dog": data.cat_or_dog}[task]()
+    return dataset.test.take(500 if task == "mnist" else 100)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_file_gives_its_recorded_accuracy(name):
+    task, recorded = PUBLISHED[name]["task"], PUBLISHED[name]["accuracy"]
+    test = _test_split(task)
+    answers = predict.open_network(paths.MODELS / name).logits(test.inputs.numpy()).argmax(1)
+    accuracy = float((answers == test.labels.numpy()).mean())
+    reach = 3.5 * np.sqrt(recorded * (1 - recorded) / len(test)) + 1 / len(test)
+    assert abs(accuracy - recorded) <= reach
+
+
+def test_there_are_published_files_of_each_kind():
+    kinds = {predict.open_network(paths.MODELS / name).name for name in PUBLISHED}
+    assert kinds >= {"LeNet-5", "a CIFAR net", "an ONNX graph"}
+
+
+# ---------------------------------------------------------------- files that cannot be used
+
+
+def test_what_is_no_network_of_ours_is_refused(tmp_path):
+    weight = np.zeros((2, 3), np.float32)
+    text = packing.write_dense({"embedding.weight": weight, "fc1.weight": weight}, tmp_path / "text.pack").path
+    with pytest.raises(ValueError, match="holds embedding.weight, fc1.weight.*allowed: the image networks"):
+        predict.open_network(text)
+    state = lenet(2, 2, 3).state_dict()
+    more = packing.write_dense({**state, "fc9.weight": weight}, tmp_path / "more.pack").path
+    with pytest.raises(ValueError, match="begins as LeNet-5.*no use for 'fc9.weight'"):
+        predict.open_network(more)
+    wrong = packing.write_dense({**state, "fc1.weight": torch.zeros(3, 5)}, tmp_path / "wrong.pack").path
+    with pytest.raises(ValueError, match="begins as LeNet-5, but does not fit"):
+        predict.open_network(wrong)
+    net = trained_looking(models.CifarNet((2, 2, 2, 2)))
+    less = {n: t for n, t in net.state_dict().items() if n != "res2.block2.bn.running_var"}
+    with pytest.raises(ValueError, match="'res2.block2.bn.running_var' is missing"):
+        predict.open_network(packing.write_dense(less, tmp_path / "less.pack").path)
+    five = packing.write_dense(models.CifarNet((2, 2, 2, 2), classes=5), tmp_path / "five.pack").path
+    with pytest.raises(ValueError, match="5 classes with 3 channels; allowed: 10 with 1, 10 with 3, 2 with 3"):
+        predict.open_network(five)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    path = packing.write_dense(lenet(2, 2, 3), tmp_path / "net.pack").path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PackingError, match="net.pack: the checksum does not match"):
+        predict.open_network(path)
+    (tmp_path / "note.txt").write_text("hello")
+    with pytest.raises(ValueError, match="note.txt' is not a model that ONNX Runtime can read"):
+        predict.open_network(tmp_path / "note.txt")
+    for missing in (tmp_path / "none.pack", tmp_path):
+        with pytest.raises(FileNotFoundError, match="file=.*does not exist; allowed: the path of a file"):
+            predict.open_network(missing)
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+def linear_onnx(path, *, channels=1, pixels=28, classes=10, batch="batch"):
+    """Write a graph of one linear layer; return its weight (inputs, classes)."""
+    inputs = channels * pixels**2
+    weight = np.random.default_rng(0).normal(size=(inputs, classes)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["input"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, channels, pixels, pixels])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return weight
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_an_onnx_file_answers_one_image_or_many(batch, tmp_path):
+    weight = linear_onnx(tmp_path / "net.onnx", batch=batch)
+    network = predict.open_network(tmp_path / "net.onnx")
+    images = torch.randn(7, 1, 28, 28)
+    assert (network.channels, network.pixels) == (1, 28)
+    assert gap(network.logits(images.numpy()), images.flatten(1) @ torch.from_numpy(weight)) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"pixels": 27}, {"channels": 2}, {"classes": 3}])
+def test_an_onnx_file_of_other_images_or_classes_is_refused(options, tmp_path):
+    linear_onnx(tmp_path / "net.onnx", **options)
+    with pytest.raises(ValueError, match="net.onnx' (takes|has 3 classes).*allowed"):
+        predict.open_network(tmp_path / "net.onnx")
+
+
+# ---------------------------------------------------------------- images
+
+
+def digit(path, size=(28, 28), mode="L", **options):
+    pixels = np.zeros((*size[::-1], 3), np.uint8)
+    pixels[size[1] // 4 : size[1] // 2, size[0] // 3 : size[0] // 2] = 255
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(("channels", "pixels"), [(1, 28), (3, 32)])
+def test_a_png_becomes_what_the_dataset_holds(channels, pixels, tmp_path):
+    raw = np.random.default_rng(0).integers(0, 100, (1, channels, pixels, pixels), dtype=np.uint8)
+    Image.fromarray(raw[0].transpose(1, 2, 0).squeeze()).save(tmp_path / "x.png")
+    found, notes = predict.read_image(tmp_path / "x.png", channels=channels, pixels=pixels)
+    expected = data._standardize(raw, predict.MEAN[channels], predict.STD[channels])[0]
+    assert found.dtype == np.float32 and notes == ()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_a_grey_network_takes_all_kinds_of_colours_to_be_the_same(mode, tmp_path):
+    plain, _ = predict.read_image(digit(tmp_path / "L.png"), channels=1, pixels=28)
+    found, _ = predict.read_image(digit(tmp_path / "x.png", mode=mode), channels=1, pixels=28)
+    np.testing.assert_allclose(found, plain, atol=0.02)
+
+
+def test_a_jpeg_of_another_size_is_scaled_and_turned_and_it_says_so(tmp_path):
+    upright, notes = predict.read_image(digit(tmp_path / "a.png", (280, 280)), channels=1, pixels=28)
+    small, none = predict.read_image(digit(tmp_path / "b.png"), channels=1, pixels=28)
+    assert notes == ("the image has 280 × 280 pixels and was scaled to 28 × 28",) and none == ()
+    assert np.abs(upright - small).mean() < 0.1
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    tall, notes = predict.read_image(digit(tmp_path / "c.jpg", (40, 280), exif=exif, quality=95), channels=1, pixels=28)
+    level, _ = predict.read_image(digit(tmp_path / "d.jpg", (40, 280), quality=95), channels=1, pixels=28)
+    assert "280 × 40" in notes[0]
+    np.testing.assert_allclose(tall, np.rot90(level, -1, axes=(1, 2)), atol=0.4)
+
+
+def test_transparency_is_black_and_brightness_is_remarked(tmp_path):
+    pixels = np.full((28, 28, 4), 255, np.uint8)
+    pixels[:20, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found, notes = predict.read_image(tmp_path / "x.png", channels=1, pixels=28)
+    assert found[0, 0, 0] == pytest.approx(-data.MNIST_MEAN / data.MNIST_STD, rel=1e-5)
+    assert notes == ("what is transparent was laid on black",)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "y.png")
+    _, notes = predict.read_image(tmp_path / "y.png", channels=1, pixels=28)
+    assert len(notes) == 1 and "mostly bright" in notes[0]
+    assert predict.read_image(tmp_path / "y.png", channels=3, pixels=28)[1] == (), "photographs may be bright"
+
+
+def test_what_is_no_such_image_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="image=.*none.png' does not exist"):
+        predict.read_image(tmp_path / "none.png", channels=1, pixels=28)
+    whole = digit(tmp_path / "x.png").read_bytes()
+    Image.new("L", (28, 28)).save(tmp_path / "x.gif")
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("x.gif", "cut.png", "text.png"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read .*allowed: a whole PNG or JPEG"):
+            predict.read_image(tmp_path / name, channels=1, pixels=28)
+    Image.fromarray(np.zeros((28, 28), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="deep.png' has pixels of the kind 'I;16'"):
+        predict.read_image(tmp_path / "deep.png", channels=1, pixels=28)
+
+
+# ---------------------------------------------------------------- the answer and the command
+
+
+def test_the_answer_is_softmax_and_its_largest(tmp_path):
+    net = lenet(3, 4, 5)
+    path = packing.write_dense(net, tmp_path / "net.pack").path
+    answer = predict.predict(path, digit(tmp_path / "x.png"))
+    pixels, _ = predict.read_image(tmp_path / "x.png", channels=1, pixels=28)
+    expected = training.predict(net, torch.from_numpy(pixels[None])).softmax(1)[0]
+    assert list(answer.probabilities) == [str(n) for n in range(10)]
+    np.testing.assert_allclose(list(answer.probabilities.values()), expected, rtol=1e-4)
+    assert answer.label == str(int(expected.argmax())) and answer.notes == ()
+
+
+def test_the_command_prints_the_label_the_best_three_and_the_notes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(environment, "ensure", lambda: pytest.fail("predict installs nothing"))
+    path = packing.write_dense(trained_looking(models.CifarNet((2, 2, 2, 2))), tmp_path / "net.pack").path
+    answer = predict.predict(path, digit(tmp_path / "x.png", (64, 32)))
+    assert cli.main(["predict", str(path), str(tmp_path / "x.png")]) == 0
+    first, *lines, note = capsys.readouterr().out.splitlines()
+    best = sorted(answer.probabilities, key=answer.probabilities.__getitem__, reverse=True)[:3]
+    assert first == answer.label == best[0]
+    assert [line.split()[0] for line in lines] == best
+    assert lines[0].split()[1] == f"{answer.probabilities[best[0]]:.2%}"
+    assert note == "note: the image has 64 × 32 pixels and was scaled to 32 × 32"
+
+
+def test_the_command_names_what_is_wrong(tmp_path, capsys):
+    assert cli.main(["predict", str(tmp_path / "none"), str(digit(tmp_path / "x.png"))]) == 1
+    assert re.fullmatch(r"error: file='.*none' does not exist; .*\n", capsys.readouterr().err)
+    (tmp_path / "y").write_bytes(b"MCPACK")
+    assert cli.main(["predict", str(tmp_path / "y"), str(tmp_path / "x.png")]) == 2
+    assert "the file is cut off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("onnxruntime", "onnx"), ("PIL", "pack"), ("numpy", "pack")])
+def test_the_command_says_in_one_sentence_what_is_missing(module, suffix, tmp_path, capsys, monkeypatch):
+    linear_onnx(tmp_path / "net.onnx")
+    packing.write_dense(lenet(2, 2, 3), tmp_path / "net.pack")
+    monkeypatch.setattr(environment, "is_ready", lambda venv: False)
+    for name in [name for name in sys.modules if name == "helpers.predict" or name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("helpers.predict", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["predict", str(tmp_path / f"net.{suffix}"), str(tmp_path / "x.png")]) == 1
+    said = capsys.readouterr().err
+    assert f"has no {module}; predict needs numpy, pillow and, for an ONNX file, onnxruntime" in said
+    assert "pip install numpy pillow onnxruntime" in said and len(said.splitlines()) == 1
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "torchao", "torchtext", "jaxtyping", "pandas", "scipy"}:
+            raise ModuleNotFoundError(f"refused: {name}", name=name)
+sys.meta_path.insert(0, Refuse())
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.argv[0] = "helpers"
+    runpy.run_module("helpers", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A packed and an ONNX file, an image, and the label and probability that each file must give."""
+    net = trained_looking(models.CifarNet((4, 5, 6, 7)))
+    pack, graph = packing.write_dense(net, tmp_path / "net.pack").path, tmp_path / "net.onnx"
+    weight = torch.from_numpy(linear_onnx(graph) / 20)
+    onnx_weight = onnx.load(graph)
+    onnx_weight.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight.numpy(), "w"))
+    graph.write_bytes(onnx_weight.SerializeToString())
+    colour = digit(tmp_path / "colour.png", (32, 32), mode="RGB")
+    grey = digit(tmp_path / "grey.png")
+    logits = {
+        (pack, colour): training.predict(net, torch.from_numpy(_pixels(colour, 3, 32)))[0],
+        (graph, grey): (torch.from_numpy(_pixels(grey, 1, 28)).flatten(1) @ weight)[0],
+    }
+    return {
+        both: _said(x, predict.LABELS[3, 10] if both[0] == pack else predict.LABELS[1, 10])
+        for both, x in logits.items()
+    }
+
+
+def _pixels(path, channels, pixels):
+    return predict.read_image(path, channels=channels, pixels=pixels)[0][None]
+
+
+def _said(logits, labels):
+    return labels[int(logits.argmax())], f"{logits.softmax(0).max().item():.2%}"
+
+
+def assert_command_answers(command, files, **options):
+    for (file, image), (label, probability) in files.items():
+        done = subprocess.run([*command, "predict", str(file), str(image)], capture_output=True, text=True, **options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == label and probability in done.stdout
+
+
+def test_the_command_answers_where_torch_cannot_be_imported(files):
+    assert_command_answers([sys.executable, "-c", WITHOUT_TORCH], files, cwd=paths.ROOT)
+
+
+def _needed(names):
+    """Return these packages and all that they need here, by name."""
+    found, queue = set(), list(names)
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            needs = map(Requirement, metadata.requires(name) or [])
+            queue += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_the_command_answers_in_an_environment_that_has_no_torch(files, tmp_path):
+    """A new virtual environment that holds NumPy, Pillow, ONNX Runtime and what they need, and nothing else."""
+    folder = tmp_path / "venv"
+    venv.create(folder, symlinks=True)
+    python = environment.python_of(folder)
+    ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    for name in _needed(["numpy", "pillow", "onnxruntime"]):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] != ".."}:
+            (packages / top).symlink_to(distribution.locate_file(top))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    for module, here in (("torch", False), ("pandas", False), ("numpy", True)):
+        done = subprocess.run([str(python), "-c", f"import {module}"], env=clean, capture_output=True, cwd=tmp_path)
+        assert (done.returncode == 0) is here, module
+    assert_command_answers([str(python), "-m", "helpers"], files, cwd=paths.ROOT, env=clean)
