@@ -1199,6 +1199,197 @@ def _learned_bits(bits: Callable[[list[int]], float]) -> str:
             raise Wrong(said, hint="Count a symbol after it was coded, not before: the reader has not seen it yet.")
         raise Wrong(said, hint="A zero has the probability 1 - p. And the half belongs to k, the one to n.")
     return "Nothing stored, and the reader can follow."
+
+
+# ---------------------------------------------------------------- 13
+
+
+@exercise("13.1")
+def _throughput(guess: Callable[[float, int], float], *, latency_ms: float, batch: int, measured: float) -> str:
+    return within_factor(
+        lambda: guess(latency_ms, batch),
+        measured,
+        factor=2,
+        unit="photographs a second",
+        too_low="A second has 1,000 milliseconds, and a batch answers all its photographs at once.",
+        too_high="A batch saves calls, not arithmetic: each of its photographs still needs all its multiplications.",
+    )
+
+
+@exercise("13.2")
+def _pack_two_of_four(pack: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> str:
+    for rows, fours in ((5, 6), (16, 1)):
+        weight = torch.randn(rows, 4 * fours)
+        given = weight.clone()
+        found = pack(given)
+        shapes = [tuple(getattr(part, "shape", ())) for part in found] if isinstance(found, tuple) else repr(found)
+        if shapes != [(rows, 2 * fours)] * 2:
+            raise Wrong(
+                f"Two tensors of the shape ({rows}, {2 * fours}) are asked for; yours: {shapes}.",
+                hint="Two of four stay: unflatten(1, (-1, 4)), choose two of the last dimension, flatten(1) again.",
+            )
+        _are_two_of_four(weight, *found)
+        if not torch.equal(given, weight):
+            raise Wrong("The weight that came in was changed.", hint="Return new tensors.")
+    return f"The right two of each four. In half precision, four weights now take {2 * 16 + 2 * 2} bits instead of 64."
+
+
+def _are_two_of_four(weight: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
+    fours = weight.unflatten(1, (-1, 4)).tolist()
+    expected = [[sorted(sorted(range(4), key=lambda i: -abs(four[i]))[:2]) for four in row] for row in fours]
+    right = torch.tensor(expected).flatten(1)
+    if not torch.equal(places.long().unflatten(1, (-1, 2)).sort(-1).values.flatten(1), right):
+        signed = weight.unflatten(1, (-1, 4)).topk(2, dim=-1).indices.sort(-1).values.flatten(1)
+        if torch.equal(places.long().unflatten(1, (-1, 2)).sort(-1).values.flatten(1), signed):
+            raise Wrong("You keep the two largest numbers.", hint="A weight of -3 matters as much as 3: take abs().")
+        raise Wrong(
+            "Not all places are those of the two largest magnitudes of each four.",
+            hint="Count places from 0 within each four neighbours of a row, not along the row.",
+        )
+    if not torch.equal(places.long(), right):
+        raise Wrong(
+            "The places are right, their order is not.", hint="topk sorts by size; sort the two places once more."
+        )
+    if not torch.equal(values, weight.unflatten(1, (-1, 4)).gather(-1, right.unflatten(1, (-1, 2))).flatten(1)):
+        raise Wrong("The values are not those at the places.", hint="gather takes the values, with their signs.")
+    if places.dtype != torch.uint8:
+        raise Wrong(f"Your places are {places.dtype}.", hint="They need two bits each: end with .to(torch.uint8).")
+
+
+@exercise("13.3")
+def _choose(choose: Callable[[Any, float], tuple[int, int] | None]) -> str:
+    import pandas as pd
+
+    columns = ["runtime", "threads", "batch", "p50_ms", "p95_ms", "images_per_s"]
+    rows = [
+        ["r", 1, 1, 1.0, 1.5, 1000.0],
+        ["r", 1, 8, 6.0, 7.0, 1333.0],
+        ["r", 1, 64, 40.0, 44.0, 1600.0],
+        ["r", 2, 1, 0.9, 3.0, 1111.0],
+        ["r", 2, 8, 4.0, 9.0, 2000.0],
+        ["r", 2, 64, 21.0, 25.0, 3048.0],
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    for budget, right in ((8.0, (1, 8)), (30.0, (2, 64)), (2.0, (1, 1)), (1.0, None), (9.0, (2, 8))):
+        found = choose(table.copy(), budget)
+        given = None if found is None else tuple(int(number) for number in found)
+        if given != right:
+            _say_which_promise_is_broken(table, budget, given, right)
+    return "Most photographs a second, and 19 callers in 20 are served in time."
+
+
+def _say_which_promise_is_broken(
+    table: Any, budget: float, given: tuple[int, ...] | None, right: tuple[int, int] | None
+) -> None:
+    said = f"With a budget of {budget:g} ms the answer is {right}; yours: {given}."
+    if right is None:
+        raise Wrong(said, hint="No row keeps the promise there: say so, return None.")
+    chosen = table[[(t, b) == given for t, b in zip(table["threads"], table["batch"], strict=True)]]
+    if len(chosen) == 1 and chosen["p95_ms"].iloc[0] > budget:
+        raise Wrong(said, hint="The promise is about 19 calls in 20: compare p95_ms, not the median.")
+    raise Wrong(
+        said, hint="Among the rows that keep the promise, the most photographs a second count, not the fastest call."
+    )
+
+
+# ---------------------------------------------------------------- 14
+
+
+@exercise("14.1")
+def _shared_ranks(ranks_of: Callable[..., list[int]]) -> str:
+    random = np.random.default_rng(0)
+    for round_ in range(60):
+        count = int(random.integers(2, 8))
+        means = sorted(random.normal(size=count), reverse=True)
+        names = [f"model {letter}" for letter in "ABCDEFGH"[:count]]
+        widths = random.uniform(0.001, 1.2 if round_ else 0.002, (count, count))
+        leads = {
+            (names[i], names[j]): (means[i] - means[j] - widths[i, j], means[i] - means[j] + widths[i, j])
+            for i in range(count)
+            for j in range(i + 1, count)
+        }
+        asked = {pair: (low, high) for pair, (low, high) in leads.items()}
+        found = ranks_of(list(names), lambda a, b, asked=asked: asked[a, b])
+        _is_ranking(found, names, leads)
+    return "Whoever cannot be told apart shares a rank, even through a third."
+
+
+def _is_ranking(found: object, names: list[str], leads: dict[tuple[str, str], tuple[float, float]]) -> None:
+    """Raise Wrong unless `found` are the ranks; the right ones by brute force, as parts that no tie connects."""
+    group = {name: name for name in names}
+    for a in names:  # whoever ties, and all between them, belong together
+        for b in names:
+            if (a, b) in leads and leads[a, b][0] <= 0:
+                for between in names[names.index(a) : names.index(b) + 1]:
+                    old, new = group[between], group[a]
+                    group = {name: new if part == old else part for name, part in group.items()}
+    expected = [min(names.index(other) for other in names if group[other] == group[name]) + 1 for name in names]
+    if found == expected:
+        return
+    said = f"For {len(names)} models you give the ranks {found}; right: {expected}."
+    if not isinstance(found, list) or len(found) != len(names):
+        raise Wrong(said, hint="Return a list with one rank for each name, in the order of the names.")
+    if found == list(range(1, len(names) + 1)):
+        raise Wrong(said, hint="An order of means is no ranking: a lead whose interval holds 0 decides nothing.")
+    if len(set(found)) == len(set(expected)):
+        raise Wrong(said, hint="A new rank is one more than the number of models above it: after two firsts comes a 3.")
+    neighbours = [1]
+    for a, b in zip(names, names[1:], strict=False):
+        neighbours.append(len(neighbours) + 1 if leads[a, b][0] > 0 else neighbours[-1])
+    if found == neighbours:
+        raise Wrong(said, hint="Neighbours are not enough: the second may beat the third, and the first may not.")
+    raise Wrong(said, hint="A rank begins at a model if each one above beats each one from there on: two loops.")
+
+
+@exercise("14.2")
+def _winner(guess: Callable[[], str], *, measured: dict[str, float]) -> str:
+    said = guess()
+    if said not in measured:
+        raise Wrong(f"You say {said!r}.", hint=f"Return one of these texts: {', '.join(map(repr, measured))}.")
+    best = max(measured, key=lambda name: measured[name])
+    both = f"You say {said!r} with {measured[said]:.1%}; the best is at {measured[best]:.1%}."
+    if measured[best] - measured[said] <= 0.002:
+        return both
+    hints = {
+        "pruned": "A kept weight costs its four bytes and the way to it. How many of them fit, of 430,500?",
+        "fewer bits": "Two bits are four marks. Without training, what becomes of the small weights?",
+        "pruned, 4 bits": "A kept weight costs half a byte and the way to it: count again how many fit.",
+        "thin and dense": "It starts from nothing, and its few epochs are no match for a network that is trained.",
+    }
+    raise Wrong(both, hint=hints.get(said, "Count first how many weights fit, and in how many bits."))
+
+
+@exercise("14.3")
+def _submission(submit: Callable[..., object], *, train: Any, unseen: Any, budget: Any, rounds: int = 60) -> str:
+    import tempfile
+    from pathlib import Path
+
+    from helpers import judging
+
+    if not callable(submit):
+        raise Wrong(
+            "A submission is made by a function.", hint="Keep my_submission(train, folder), and write its body."
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        submit(train, folder)
+        judged = judging.judge(folder, "mnist", budget, split=unseen, rounds=rounds)
+    if judged.passed:
+        speed = f", {judged.speedup:.1f} times as fast" if budget.speedup else ""
+        return f"{judged.bytes:,} bytes, {judged.accuracy:.2%} right{speed}: all of it measured by the judge."
+    first = next(outcome for outcome in judged.outcomes if not outcome.met and outcome.measured != "not measured")
+    hints = {
+        judging.BYTES: "Fewer weights or fewer bits of each: write_quantized stores what a grid or a table allows.",
+        judging.ACCURACY: "More digits, more epochs, or quantize less; a wider network can be pruned afterwards.",
+        judging.SPEED: "Zeros are multiplied like any other number: the network itself must be thinner.",
+        judging.WEIGHTS: "The module gets all it knows from the file that is weighed.",
+        judging.FILE: "Write two files into the folder, model.pack (packing) and model.py (with build), or model.onnx.",
+    }
+    asked = f" (asked: {first.asked})" if first.asked else ""
+    hint = hints.get(first.criterion, "Call judging.judge yourself on your folder, and read its table.")
+    raise Wrong(f"Not met: {first.criterion}: {first.measured}{asked}", hint=hint)
+
+
 # ---------------------------------------------------------------- 15
 
 
@@ -1340,189 +1531,4 @@ def _share_of_the_whole(guess: Callable[[], float], *, measured: float) -> str:
         unit="(fraction)",
         too_low="Nine tenths of 20,200 weights are zero. The network has 1,020,400.",
         too_high="The vectors of 10,002 words were not pruned, and they are nearly all of the network.",
-    )
-# ---------------------------------------------------------------- 14
-
-
-@exercise("14.1")
-def _shared_ranks(ranks_of: Callable[..., list[int]]) -> str:
-    random = np.random.default_rng(0)
-    for round_ in range(60):
-        count = int(random.integers(2, 8))
-        means = sorted(random.normal(size=count), reverse=True)
-        names = [f"model {letter}" for letter in "ABCDEFGH"[:count]]
-        widths = random.uniform(0.001, 1.2 if round_ else 0.002, (count, count))
-        leads = {
-            (names[i], names[j]): (means[i] - means[j] - widths[i, j], means[i] - means[j] + widths[i, j])
-            for i in range(count)
-            for j in range(i + 1, count)
-        }
-        asked = {pair: (low, high) for pair, (low, high) in leads.items()}
-        found = ranks_of(list(names), lambda a, b, asked=asked: asked[a, b])
-        _is_ranking(found, names, leads)
-    return "Whoever cannot be told apart shares a rank, even through a third."
-
-
-def _is_ranking(found: object, names: list[str], leads: dict[tuple[str, str], tuple[float, float]]) -> None:
-    """Raise Wrong unless `found` are the ranks; the right ones by brute force, as parts that no tie connects."""
-    group = {name: name for name in names}
-    for a in names:  # whoever ties, and all between them, belong together
-        for b in names:
-            if (a, b) in leads and leads[a, b][0] <= 0:
-                for between in names[names.index(a) : names.index(b) + 1]:
-                    old, new = group[between], group[a]
-                    group = {name: new if part == old else part for name, part in group.items()}
-    expected = [min(names.index(other) for other in names if group[other] == group[name]) + 1 for name in names]
-    if found == expected:
-        return
-    said = f"For {len(names)} models you give the ranks {found}; right: {expected}."
-    if not isinstance(found, list) or len(found) != len(names):
-        raise Wrong(said, hint="Return a list with one rank for each name, in the order of the names.")
-    if found == list(range(1, len(names) + 1)):
-        raise Wrong(said, hint="An order of means is no ranking: a lead whose interval holds 0 decides nothing.")
-    if len(set(found)) == len(set(expected)):
-        raise Wrong(said, hint="A new rank is one more than the number of models above it: after two firsts comes a 3.")
-    neighbours = [1]
-    for a, b in zip(names, names[1:], strict=False):
-        neighbours.append(len(neighbours) + 1 if leads[a, b][0] > 0 else neighbours[-1])
-    if found == neighbours:
-        raise Wrong(said, hint="Neighbours are not enough: the second may beat the third, and the first may not.")
-    raise Wrong(said, hint="A rank begins at a model if each one above beats each one from there on: two loops.")
-
-
-@exercise("14.2")
-def _winner(guess: Callable[[], str], *, measured: dict[str, float]) -> str:
-    said = guess()
-    if said not in measured:
-        raise Wrong(f"You say {said!r}.", hint=f"Return one of these texts: {', '.join(map(repr, measured))}.")
-    best = max(measured, key=lambda name: measured[name])
-    both = f"You say {said!r} with {measured[said]:.1%}; the best is at {measured[best]:.1%}."
-    if measured[best] - measured[said] <= 0.002:
-        return both
-    hints = {
-        "pruned": "A kept weight costs its four bytes and the way to it. How many of them fit, of 430,500?",
-        "fewer bits": "Two bits are four marks. Without training, what becomes of the small weights?",
-        "pruned, 4 bits": "A kept weight costs half a byte and the way to it: count again how many fit.",
-        "thin and dense": "It starts from nothing, and its few epochs are no match for a network that is trained.",
-    }
-    raise Wrong(both, hint=hints.get(said, "Count first how many weights fit, and in how many bits."))
-
-
-@exercise("14.3")
-def _submission(submit: Callable[..., object], *, train: Any, unseen: Any, budget: Any, rounds: int = 60) -> str:
-    import tempfile
-    from pathlib import Path
-
-    from helpers import judging
-
-    if not callable(submit):
-        raise Wrong(
-            "A submission is made by a function.", hint="Keep my_submission(train, folder), and write its body."
-        )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        submit(train, folder)
-        judged = judging.judge(folder, "mnist", budget, split=unseen, rounds=rounds)
-    if judged.passed:
-        speed = f", {judged.speedup:.1f} times as fast" if budget.speedup else ""
-        return f"{judged.bytes:,} bytes, {judged.accuracy:.2%} right{speed}: all of it measured by the judge."
-    first = next(outcome for outcome in judged.outcomes if not outcome.met and outcome.measured != "not measured")
-    hints = {
-        judging.BYTES: "Fewer weights or fewer bits of each: write_quantized stores what a grid or a table allows.",
-        judging.ACCURACY: "More digits, more epochs, or quantize less; a wider network can be pruned afterwards.",
-        judging.SPEED: "Zeros are multiplied like any other number: the network itself must be thinner.",
-        judging.WEIGHTS: "The module gets all it knows from the file that is weighed.",
-        judging.FILE: "Write two files into the folder, model.pack (packing) and model.py (with build), or model.onnx.",
-    }
-    asked = f" (asked: {first.asked})" if first.asked else ""
-    hint = hints.get(first.criterion, "Call judging.judge yourself on your folder, and read its table.")
-    raise Wrong(f"Not met: {first.criterion}: {first.measured}{asked}", hint=hint)
-# ---------------------------------------------------------------- 13
-
-
-@exercise("13.1")
-def _throughput(guess: Callable[[float, int], float], *, latency_ms: float, batch: int, measured: float) -> str:
-    return within_factor(
-        lambda: guess(latency_ms, batch),
-        measured,
-        factor=2,
-        unit="photographs a second",
-        too_low="A second has 1,000 milliseconds, and a batch answers all its photographs at once.",
-        too_high="A batch saves calls, not arithmetic: each of its photographs still needs all its multiplications.",
-    )
-
-
-@exercise("13.2")
-def _pack_two_of_four(pack: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> str:
-    for rows, fours in ((5, 6), (16, 1)):
-        weight = torch.randn(rows, 4 * fours)
-        given = weight.clone()
-        found = pack(given)
-        shapes = [tuple(getattr(part, "shape", ())) for part in found] if isinstance(found, tuple) else repr(found)
-        if shapes != [(rows, 2 * fours)] * 2:
-            raise Wrong(
-                f"Two tensors of the shape ({rows}, {2 * fours}) are asked for; yours: {shapes}.",
-                hint="Two of four stay: unflatten(1, (-1, 4)), choose two of the last dimension, flatten(1) again.",
-            )
-        _are_two_of_four(weight, *found)
-        if not torch.equal(given, weight):
-            raise Wrong("The weight that came in was changed.", hint="Return new tensors.")
-    return f"The right two of each four. In half precision, four weights now take {2 * 16 + 2 * 2} bits instead of 64."
-
-
-def _are_two_of_four(weight: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
-    fours = weight.unflatten(1, (-1, 4)).tolist()
-    expected = [[sorted(sorted(range(4), key=lambda i: -abs(four[i]))[:2]) for four in row] for row in fours]
-    right = torch.tensor(expected).flatten(1)
-    if not torch.equal(places.long().unflatten(1, (-1, 2)).sort(-1).values.flatten(1), right):
-        signed = weight.unflatten(1, (-1, 4)).topk(2, dim=-1).indices.sort(-1).values.flatten(1)
-        if torch.equal(places.long().unflatten(1, (-1, 2)).sort(-1).values.flatten(1), signed):
-            raise Wrong("You keep the two largest numbers.", hint="A weight of -3 matters as much as 3: take abs().")
-        raise Wrong(
-            "Not all places are those of the two largest magnitudes of each four.",
-            hint="Count places from 0 within each four neighbours of a row, not along the row.",
-        )
-    if not torch.equal(places.long(), right):
-        raise Wrong(
-            "The places are right, their order is not.", hint="topk sorts by size; sort the two places once more."
-        )
-    if not torch.equal(values, weight.unflatten(1, (-1, 4)).gather(-1, right.unflatten(1, (-1, 2))).flatten(1)):
-        raise Wrong("The values are not those at the places.", hint="gather takes the values, with their signs.")
-    if places.dtype != torch.uint8:
-        raise Wrong(f"Your places are {places.dtype}.", hint="They need two bits each: end with .to(torch.uint8).")
-
-
-@exercise("13.3")
-def _choose(choose: Callable[[Any, float], tuple[int, int] | None]) -> str:
-    import pandas as pd
-
-    columns = ["runtime", "threads", "batch", "p50_ms", "p95_ms", "images_per_s"]
-    rows = [
-        ["r", 1, 1, 1.0, 1.5, 1000.0],
-        ["r", 1, 8, 6.0, 7.0, 1333.0],
-        ["r", 1, 64, 40.0, 44.0, 1600.0],
-        ["r", 2, 1, 0.9, 3.0, 1111.0],
-        ["r", 2, 8, 4.0, 9.0, 2000.0],
-        ["r", 2, 64, 21.0, 25.0, 3048.0],
-    ]
-    table = pd.DataFrame(rows, columns=columns)
-    for budget, right in ((8.0, (1, 8)), (30.0, (2, 64)), (2.0, (1, 1)), (1.0, None), (9.0, (2, 8))):
-        found = choose(table.copy(), budget)
-        given = None if found is None else tuple(int(number) for number in found)
-        if given != right:
-            _say_which_promise_is_broken(table, budget, given, right)
-    return "Most photographs a second, and 19 callers in 20 are served in time."
-
-
-def _say_which_promise_is_broken(
-    table: Any, budget: float, given: tuple[int, ...] | None, right: tuple[int, int] | None
-) -> None:
-    said = f"With a budget of {budget:g} ms the answer is {right}; yours: {given}."
-    if right is None:
-        raise Wrong(said, hint="No row keeps the promise there: say so, return None.")
-    chosen = table[[(t, b) == given for t, b in zip(table["threads"], table["batch"], strict=True)]]
-    if len(chosen) == 1 and chosen["p95_ms"].iloc[0] > budget:
-        raise Wrong(said, hint="The promise is about 19 calls in 20: compare p95_ms, not the median.")
-    raise Wrong(
-        said, hint="Among the rows that keep the promise, the most photographs a second count, not the fastest call."
     )

@@ -5,8 +5,8 @@ To add an exercise, add its case to `CASES` below. The right answer is taken fro
 
 import ast
 import copy
-import math
 import itertools
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,8 +19,7 @@ import torch
 from nbgrader.preprocessors import ClearSolutions
 from torch.distributions import Categorical, kl_divergence
 
-from helpers import exercises, measure, paths
-from helpers import exercises, judging, paths
+from helpers import exercises, judging, measure, paths
 from helpers.data import Split
 from helpers.exercises import Feedback, Wrong
 
@@ -739,6 +738,134 @@ CASES |= {
 }
 
 
+def test_codes_may_be_bytes():
+    """Bytes minus bytes wrap around, and that is not the student's fault."""
+
+    def in_bytes(weight, bits):
+        codes, scale, zero = _row_quantizer(_row_min, _row_max)(weight, bits)
+        return codes.byte(), scale, zero.byte()
+
+    assert exercises.check("09.2", in_bytes).right
+
+
+# ---------------------------------------------------------------- 12
+
+
+def _words_without_a_shift(lengths):
+    words = [""] * len(lengths)
+    for word, (length, symbol) in enumerate(sorted((length, symbol) for symbol, length in enumerate(lengths))):
+        words[symbol] = format(word, f"0{length}b")[:length]
+    return words
+
+
+def _words_last_symbol_first(lengths):
+    words, word, before = [""] * len(lengths), 0, 0
+    for length, symbol in sorted((length, -symbol) for symbol, length in enumerate(lengths)):
+        word <<= length - before
+        words[-symbol] = format(word, f"0{length}b")
+        word, before = word + 1, length
+    return words
+
+
+def _bits_of_entropy(symbols):
+    counts = [symbols.count(0), symbols.count(1)]
+    return sum(-n * math.log2(n / len(symbols)) for n in counts if n)
+
+
+def _bits_counted_too_soon(symbols):
+    bits, ones = 0.0, 0
+    for before, symbol in enumerate(symbols):
+        ones += symbol
+        p = (ones + 0.5) / (before + 2)
+        bits -= math.log2(p if symbol else 1 - p)
+    return bits
+
+
+def _bits_of_ones_only(symbols):
+    bits, ones = 0.0, 0
+    for before, symbol in enumerate(symbols):
+        bits -= math.log2((ones + 0.5) / (before + 1))
+        ones += symbol
+    return bits
+
+
+CASES |= {
+    "12.1": Case(
+        [
+            (_words_without_a_shift, "shifted left"),
+            (_words_last_symbol_first, "smaller number first"),
+            (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
+        ]
+    ),
+    "12.2": Case([(lambda: 1_838, "Two kinds of news"), (lambda: 54_338, "not a whole bit")], {"measured": 9_280}),
+    "12.3": Case(
+        [
+            (_bits_of_entropy, "does not know yet"),
+            (_bits_counted_too_soon, "after it was coded"),
+            (_bits_of_ones_only, "probability 1 - p"),
+        ]
+    ),
+}
+
+
+# ---------------------------------------------------------------- 13
+
+
+def _largest_numbers(weight):
+    fours = weight.unflatten(1, (-1, 4))
+    places = fours.topk(2, dim=-1).indices.sort(-1).values
+    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
+
+
+def _by_size(weight):
+    fours = weight.unflatten(1, (-1, 4))
+    places = fours.abs().topk(2, dim=-1).indices
+    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
+
+
+def _magnitudes(weight):
+    fours = weight.unflatten(1, (-1, 4))
+    places = fours.abs().topk(2, dim=-1).indices.sort(-1).values
+    return fours.abs().gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
+
+
+def _by_the_median(table, budget_ms):
+    kept = table[table["p50_ms"] <= budget_ms]
+    if kept.empty:
+        return None
+    row = kept.loc[kept["images_per_s"].idxmax()]
+    return row["threads"], row["batch"]
+
+
+def _the_fastest_call(table, budget_ms):
+    kept = table[table["p95_ms"] <= budget_ms]
+    if kept.empty:
+        return None
+    row = kept.loc[kept["p95_ms"].idxmin()]
+    return row["threads"], row["batch"]
+
+
+def _always_one(table, budget_ms):
+    kept = table[table["p95_ms"] <= budget_ms]
+    row = table.iloc[0] if kept.empty else kept.loc[kept["images_per_s"].idxmax()]
+    return row["threads"], row["batch"]
+
+
+CASES |= {
+    "13.1": Case(
+        [
+            (lambda latency_ms, batch: 1 / latency_ms, "1,000 milliseconds"),
+            (lambda latency_ms, batch: batch * 1000 / latency_ms, "not arithmetic"),
+        ],
+        {"latency_ms": 0.41, "batch": 64, "measured": 2_710.0},
+    ),
+    "13.2": Case([(_largest_numbers, "take abs"), (_by_size, "topk sorts"), (_magnitudes, "their signs")]),
+    "13.3": Case(
+        [(_by_the_median, "not the median"), (_the_fastest_call, "not the fastest"), (_always_one, "return None")]
+    ),
+}
+
+
 # ---------------------------------------------------------------- 14
 
 
@@ -827,130 +954,6 @@ CASES |= {
             (_hand_in(_DIGITS, file="weights.pack"), "Write two files"),
         ],
         {"train": _patterns(1_000), "unseen": _patterns(200), "budget": judging.Budget(6_000, 0.9), "rounds": 20},
-# ---------------------------------------------------------------- 13
-
-
-def _largest_numbers(weight):
-    fours = weight.unflatten(1, (-1, 4))
-    places = fours.topk(2, dim=-1).indices.sort(-1).values
-    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
-
-
-def _by_size(weight):
-    fours = weight.unflatten(1, (-1, 4))
-    places = fours.abs().topk(2, dim=-1).indices
-    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
-
-
-def _magnitudes(weight):
-    fours = weight.unflatten(1, (-1, 4))
-    places = fours.abs().topk(2, dim=-1).indices.sort(-1).values
-    return fours.abs().gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
-
-
-def _by_the_median(table, budget_ms):
-    kept = table[table["p50_ms"] <= budget_ms]
-    if kept.empty:
-        return None
-    row = kept.loc[kept["images_per_s"].idxmax()]
-    return row["threads"], row["batch"]
-
-
-def _the_fastest_call(table, budget_ms):
-    kept = table[table["p95_ms"] <= budget_ms]
-    if kept.empty:
-        return None
-    row = kept.loc[kept["p95_ms"].idxmin()]
-    return row["threads"], row["batch"]
-
-
-def _always_one(table, budget_ms):
-    kept = table[table["p95_ms"] <= budget_ms]
-    row = table.iloc[0] if kept.empty else kept.loc[kept["images_per_s"].idxmax()]
-    return row["threads"], row["batch"]
-
-
-CASES |= {
-    "13.1": Case(
-        [
-            (lambda latency_ms, batch: 1 / latency_ms, "1,000 milliseconds"),
-            (lambda latency_ms, batch: batch * 1000 / latency_ms, "not arithmetic"),
-        ],
-        {"latency_ms": 0.41, "batch": 64, "measured": 2_710.0},
-    ),
-    "13.2": Case([(_largest_numbers, "take abs"), (_by_size, "topk sorts"), (_magnitudes, "their signs")]),
-    "13.3": Case(
-        [(_by_the_median, "not the median"), (_the_fastest_call, "not the fastest"), (_always_one, "return None")]
-    ),
-}
-
-
-def test_codes_may_be_bytes():
-    """Bytes minus bytes wrap around, and that is not the student's fault."""
-
-    def in_bytes(weight, bits):
-        codes, scale, zero = _row_quantizer(_row_min, _row_max)(weight, bits)
-        return codes.byte(), scale, zero.byte()
-
-    assert exercises.check("09.2", in_bytes).right
-
-
-# ---------------------------------------------------------------- 12
-
-
-def _words_without_a_shift(lengths):
-    words = [""] * len(lengths)
-    for word, (length, symbol) in enumerate(sorted((length, symbol) for symbol, length in enumerate(lengths))):
-        words[symbol] = format(word, f"0{length}b")[:length]
-    return words
-
-
-def _words_last_symbol_first(lengths):
-    words, word, before = [""] * len(lengths), 0, 0
-    for length, symbol in sorted((length, -symbol) for symbol, length in enumerate(lengths)):
-        word <<= length - before
-        words[-symbol] = format(word, f"0{length}b")
-        word, before = word + 1, length
-    return words
-
-
-def _bits_of_entropy(symbols):
-    counts = [symbols.count(0), symbols.count(1)]
-    return sum(-n * math.log2(n / len(symbols)) for n in counts if n)
-
-
-def _bits_counted_too_soon(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        ones += symbol
-        p = (ones + 0.5) / (before + 2)
-        bits -= math.log2(p if symbol else 1 - p)
-    return bits
-
-
-def _bits_of_ones_only(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        bits -= math.log2((ones + 0.5) / (before + 1))
-        ones += symbol
-    return bits
-
-
-CASES |= {
-    "12.1": Case(
-        [
-            (_words_without_a_shift, "shifted left"),
-            (_words_last_symbol_first, "smaller number first"),
-            (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
-        ]
-    ),
-    "12.2": Case([(lambda: 1_838, "Two kinds of news"), (lambda: 54_338, "not a whole bit")], {"measured": 9_280}),
-    "12.3": Case(
-        [
-            (_bits_of_entropy, "does not know yet"),
-            (_bits_counted_too_soon, "after it was coded"),
-            (_bits_of_ones_only, "probability 1 - p"),
-        ]
     ),
 }
 
@@ -1024,6 +1027,7 @@ CASES |= {
         {"measured": 0.9 * 20_200 / 1_020_400},
     ),
 }
+
 
 # ---------------------------------------------------------------- every exercise
 
