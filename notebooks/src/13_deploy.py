@@ -11,7 +11,7 @@
 #
 # A trained network is a recipe and some numbers. Until now PyTorch cooked it, in a notebook. Whoever uses your network
 # wants neither: they want an answer, soon, from a program that starts at once and fits beside others. Here you read the
-# recipe out of its file and cook it yourself, in twenty lines of NumPy. Then a real runtime does it, and you measure
+# recipe out of its file and cook it yourself, in two dozen lines of NumPy. Then a real runtime does it, and you measure
 # what each of its tricks is worth. And you answer the question that every notebook on pruning left open: a matrix full
 # of zeros, in a format that skips them, is faster from which share of zeros on?
 #
@@ -198,7 +198,7 @@ run.claim("one-network", "Largest relative difference from PyTorch's logits: cel
           max(gap(name) for name in answers), at_most=1e-4)  # fmt: skip
 
 # %% [markdown]
-# Twenty lines *are* a runtime. What, then, does a real one buy?
+# Two dozen lines *are* a runtime. What, then, does a real one buy?
 #
 # ## 2. What happens before the first image
 #
@@ -227,7 +227,7 @@ def fuse_relu(model):
 
 
 mine = run.scratch("fused.onnx")
-mine.write_bytes(fuse_relu(onnx.load(graph)).SerializeToString())
+onnx.save(fuse_relu(onnx.load(graph)), mine)
 
 # %% [markdown]
 # `FusedConv` is an operator of ONNX Runtime's own. Now its levels. A session can be asked to write down the graph that it
@@ -280,7 +280,7 @@ say(
 )
 
 # %% [markdown]
-# Fewer nodes are not yet less time. The clock, with one photograph and one thread; PyTorch and the twenty lines run along.
+# Fewer nodes are not yet less time. The clock, with one photograph and one thread; PyTorch and the two dozen lines run along.
 
 # %%
 one = ONE.numpy()
@@ -298,7 +298,7 @@ run.claim("runtime", "Speed of ONNX Runtime against PyTorch eager, one photograp
           at_least=1.15, timing=True)  # fmt: skip
 relu, order = by_level["extended"].ratio, by_level["all"].ratio / by_level["extended"].ratio
 say(
-    f"Against PyTorch, ONNX Runtime is **{against_eager:.1f} times** as fast; against our twenty lines "
+    f"Against PyTorch, ONNX Runtime is **{against_eager:.1f} times** as fast; against our two dozen lines "
     f"{by_level['all'].ratio / by_level['the cells'].ratio:.0f} times. Of its rewriting, joining the ReLUs brings a "
     f"factor of {relu:.2f}, the order in memory {order:.2f}. "
     + (
@@ -319,7 +319,7 @@ say(
 fixed = onnx.load(graph)
 print("input:", [d.dim_param or d.dim_value for d in fixed.graph.input[0].type.tensor_type.shape.dim])
 fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-run.scratch("fixed.onnx").write_bytes(fixed.SerializeToString())
+onnx.save(fixed, run.scratch("fixed.onnx"))
 try:
     deploy.run(deploy.session(run.scratch("fixed.onnx")), TWO.numpy())
 except Exception as error:  # ONNX Runtime's classes have no other base
@@ -359,7 +359,7 @@ def eager(images, threads):
 
 
 def name_of(runtime, threads):
-    return f"{runtime}, {threads} thread{'s' * (threads != 1)}"
+    return f"{runtime}, {threads} thread{'s' * bool(threads != 1)}"
 
 
 traces, clock = {}, {}
@@ -431,7 +431,7 @@ say(
 
 # %% [markdown]
 # Threads are not free: two of them that bring a factor of 1.4 do the work of 1.4 cores and occupy two. A server with many
-# callers gets more out of two sessions with a thread each, one for each caller. Threads are for the single caller who
+# callers usually gets more out of two sessions with a thread each, one for each caller. Threads are for the single caller who
 # waits.
 #
 # ## 5. Start-up and memory, each in a process of its own
@@ -503,17 +503,15 @@ starts = {name: [start(load) for _ in range(S.starts)] for name, load in LOADS.i
 fresh = pd.DataFrame(
     {
         name: {
-            "start to first answer (s)": min(r["start"] for r in reports),  # the best: the disk's cache is warm then
-            "peak memory, first answer (MB)": min(r["memory"] for r in reports),
-            "peak memory, batch of 64 (MB)": min(r["memory_batch"] for r in reports)
-            if reports[0]["labels"]
-            else np.nan,
-            "PyTorch in the process": reports[0]["torch"],
+            "first answer (s)": min(r["start"] for r in reports),  # the best: the disk's cache is warm then
+            "peak memory (MB)": min(r["memory"] for r in reports),
+            "… with a batch (MB)": min(r["memory_batch"] for r in reports) if reports[0]["labels"] else np.nan,
+            "holds PyTorch": reports[0]["torch"],
         }
         for name, reports in starts.items()
     }
 ).T
-run.record("fresh", fresh.drop(columns="PyTorch in the process").astype(float).fillna(0).reset_index(names="process"),
+run.record("fresh", fresh.drop(columns="holds PyTorch").astype(float).fillna(0).reset_index(names="process"),
            timing=True)  # fmt: skip
 fresh
 
@@ -541,7 +539,7 @@ say(
 # file's size and the speed.
 
 # %%
-masked = pruning.mask(folded, pruning.global_masks(pruning.l1_scores(folded), 0.9))
+masked = pruning.mask(folded, pruning.global_masks(folded, 0.9))
 masked_file = deploy.export_like(masked, graph, TWO, run.scratch("masked.onnx"))
 calls = {
     name: partial(deploy.run, deploy.session(p), one) for name, p in {"whole": graph, "masked": masked_file}.items()
@@ -645,96 +643,90 @@ def contenders(shape, zeros, batch):
 import warnings
 
 warnings.filterwarnings("ignore", "Sparse (CSR|BSR) tensor support is in beta state")  # PyTorch says so, once
+LAYERS = {" × ".join(f"{n:,}" for n in shape): shape for shape in S.layers}
 speed = {}
-for shape in S.layers:
+for layer, shape in LAYERS.items():
     for batch in S.columns:
         for zeros in S.zeros:
+            forms = contenders(shape, zeros, batch)
             with torch.inference_mode():
-                timings = measure.time_interleaved(
-                    contenders(shape, zeros, batch), rounds=S.rounds, warmup=2, threads=1
-                )
-            verdicts = measure.compare(timings)
-            speed |= {(shape, batch, name, zeros): v.ratio for name, v in verdicts.items() if "dense" != name.split(" (A/A")[0]}  # fmt: skip
-speed = pd.Series(speed).rename_axis(["layer", "inputs at a time", "form", "zeros"]).unstack("zeros")
-run.record("sparse_speed", [[*map(str, key), *row] for key, row in zip(speed.index, speed.to_numpy(), strict=True)], timing=True)  # fmt: skip
-speed.rename(index=lambda shape: " × ".join(map(str, shape)), level=0).round(2)
+                found = measure.compare(measure.time_interleaved(forms, rounds=S.rounds, warmup=2, threads=1))
+            speed |= {(layer, batch, form, zeros): found[form].ratio for form in list(forms)[1:]}
+names = ["layer", "inputs at a time", "form", "zeros"]
+speed = pd.Series(speed).rename_axis(names).unstack("zeros", sort=False)
+run.record("sparse_speed", speed.reset_index().rename(columns=str), timing=True)
+speed.round(2)
 
 
 # %%
 def break_even(ratios):
-    """Share of zeros from which on the form is as fast as dense; None if it never is."""
-    slower = [z for z, ratio in ratios.items() if ratio < 1]
-    later = [z for z in ratios.index if not slower or z > slower[-1]]
-    if not later or not slower:
-        return None if not later else later[0]
-    (z0, z1), (a, b) = (slower[-1], later[0]), np.log([ratios[slower[-1]], ratios[later[0]]])
-    left = np.log(1 - z0) + (0 - a) / (b - a) * (np.log(1 - z1) - np.log(1 - z0))  # straight lines in the figure
-    return 1 - float(np.exp(left))
+    """Share of zeros from which on a form is as fast as dense; NaN if it never is."""
+    slower, last = [z for z in ratios.index if ratios[z] < 1], ratios.index[-1]
+    if not slower or slower[-1] == last:
+        return np.nan if slower else ratios.index[0]
+    z0 = slower[-1]
+    z1 = min(z for z in ratios.index if z > z0)
+    part = np.log(ratios[z0]) / (np.log(ratios[z0]) - np.log(ratios[z1]))  # on straight lines in the figure below
+    return 1 - (1 - z0) ** (1 - part) * (1 - z1) ** part
 
 
-points = speed.apply(break_even, axis=1)
-run.record("break_even", [[*map(str, key), None if pd.isna(z) else z] for key, z in points.items()], timing=True)
-layer = S.layers[-1]
-title = " × ".join(f"{n:,}" for n in layer)
+points = speed.apply(break_even, axis=1).unstack("form")
+points.loc["predicted by bytes", ""] = pd.Series(predicted)
+run.record(
+    "break_even", points.reset_index().astype(object).where(lambda t: t.notna(), None).to_dict("records"), timing=True
+)
+points[list(STORED)].map(lambda z: "never" if pd.isna(z) else f"{z:.0%}")
 
 # %%
-few, many = S.columns[0], S.columns[-1]
-fig, axes = plt.subplots(1, 2, figsize=(10.5, 4.8), sharey=True)
+few, many, layer = S.columns[0], S.columns[-1], list(LAYERS)[-1]
+fig, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), sharey=True)
 for ax, batch in zip(axes, (few, many), strict=True):
-    table = speed.loc[(layer, batch)]
-    plots.line_with_band([1 / (1 - z) for z in table], {form: row.to_numpy() for form, row in table.iterrows()}, ax=ax,
-                         title=f"{batch} input{'s' * (batch > 1)} at a time", xlabel="times fewer weights (log scale)",
-                         ylabel="speed, dense = 1 (log scale)" if batch == few else "")  # fmt: skip
+    table = speed.loc[layer, batch]
+    plots.line_with_band(
+        1 / (1 - table.columns), {form: row.to_numpy() for form, row in table.iterrows()}, ax=ax,
+        title=f"{batch} input{'s' * (batch > 1)} at a time", xlabel="share of zeros (%)",
+        ylabel="speed, dense = 1 (log scale)" if batch == few else "",
+    )  # fmt: skip
     ax.axhline(1, color="black", linewidth=1)
     ax.set(xscale="log", yscale="log")
-    ax.set_xticks([1 / (1 - z) for z in (S.zeros if len(S.zeros) < 4 else (0.5, 0.8, 0.9, 0.95, 0.98, 0.995))])
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    marks = [z for z in S.zeros if z not in (0.7, 0.85)]
+    ax.set_xticks([1 / (1 - z) for z in marks], [f"{100 * z:g}" for z in marks])
     ax.minorticks_off()
     ax.get_legend().remove()
+fig.suptitle(f"A layer of {layer}: what the zeros buy", fontsize=14, fontweight="bold", x=0.01, ha="left")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-both = speed.loc[layer].loc[[few, many]]
-both.index = [f"{form}, {batch} at a time" for batch, form in both.index]
-plots.show(fig, alt=f"Speed of sparse products of a layer of {title} against dense, by share of zeros. "
-           + plots.in_words(both.T, "{:.2f}"), table=both)  # fmt: skip
+both = pd.concat({f"{batch} at a time": speed.loc[layer, batch] for batch in (few, many)})
+words = both.set_axis([f"{form}, {batch}" for batch, form in both.index]).T
+plots.show(fig, alt=f"Speed against dense, a layer of {layer}. {plots.in_words(words, '{:.2f}')}", table=both)
 
 # %%
-kernels = list(STORED)
-evens = pd.DataFrame(
-    {f"{' × '.join(map(str, s))}, {b} at a time": points[s, b].reindex(kernels) for s in S.layers for b in S.columns}
-)
-evens.insert(0, "predicted by bytes", pd.Series(predicted))
-evens.map(lambda z: "never" if pd.isna(z) else f"{z:.0%}")
+half, most = S.zeros[0], S.zeros[-1]
+one_input, kernels = speed.loc[layer, few], list(STORED)
+run.claim("sparse-pays", f"Speed of the best sparse form at {most:.1%} zeros, one input, {layer}",
+          one_input.loc[kernels, most].max(), at_least=1.5, timing=True)  # fmt: skip
+run.claim("half-is-not-enough", f"Speed of PyTorch's CSR at {half:.0%} zeros, one input, {layer}",
+          one_input.loc["rows (CSR), PyTorch", half], at_most=0.9, timing=True)  # fmt: skip
+run.claim("removal-pays", f"Speed of a dense layer with a tenth of the weights, {many} inputs, {layer}",
+          speed.loc[layer, many].loc["removed: a smaller dense layer", 0.9], at_least=1.5, timing=True)  # fmt: skip
+
 
 # %%
-last, half = S.zeros[-1], S.zeros[0]
-best = speed.loc[(layer, few)].loc[kernels, last].max()
-run.claim("sparse-pays", f"Speed of the best sparse form at {last:.1%} zeros, one input, {title}", best,
-          at_least=1.5, timing=True)  # fmt: skip
-run.claim("half-is-not-enough", f"Speed of PyTorch's CSR at {half:.0%} zeros, one input, {title}",
-          speed.loc[(layer, few, "rows (CSR), PyTorch"), half], at_most=0.9, timing=True)  # fmt: skip
-removed = speed.loc[(layer, many, "removed: a smaller dense layer")]
-run.claim("removal-pays", f"Speed of a dense layer with a tenth of the weights, {many} inputs, {title}", removed[0.9],
-          at_least=1.5, timing=True)  # fmt: skip
-
-# %%
-rows_even = points.loc[[(s, b, f) for s in S.layers for b in S.columns for f in kernels[:2]]].dropna()
-block_even = points.loc[[(s, b, kernels[2]) for s in S.layers for b in S.columns]].dropna()
+def between(forms):
+    """Say where these forms break even, over all layers and batches."""
+    found = points.drop("predicted by bytes")[forms].to_numpy()
+    never, shares = int(np.isnan(found).sum()), sorted({f"{z:.0%}" for z in found[~np.isnan(found)]})
+    said = "at " + " to ".join(dict.fromkeys([shares[0], shares[-1]])) + " zeros" if shares else "nowhere"
+    return said + (f" (in {never} of {found.size} cases never)" if never and shares else "")
 
 
-def between(found):
-    if found.empty:
-        return "nowhere on these layers"
-    low, high = found.min(), found.max()
-    return f"from {low:.0%} to {high:.0%} zeros" if f"{low:.0%}" != f"{high:.0%}" else f"at {low:.0%} zeros"
-
-
-ahead = (speed.xs("removed: a smaller dense layer", level="form") > speed.loc[(slice(None), slice(None), kernels), :]
-         .groupby(level=[0, 1]).max()).to_numpy().mean()  # fmt: skip
+rows_even, blocks_even = between(kernels[:2]), between(kernels[2:])
+unstacked = speed.stack().unstack("form")
+ahead = (unstacked["removed: a smaller dense layer"] > unstacked[kernels].max(axis=1)).mean()
 say(
-    f"Single weights (CSR) break even {between(rows_even)}, by layer, batch and library; bytes promised "
-    f"{min(predicted[k] for k in kernels[:2]):.0%} to {max(predicted[k] for k in kernels[:2]):.0%}. Blocks break even "
-    f"{between(block_even)} (promised: {predicted[kernels[2]]:.0%}). The smaller dense layer, with as many weights, beats all "
-    f"sparse forms in {ahead:.0%} of these cases."
+    f"Single weights (CSR) break even {rows_even}, by layer, batch and library; bytes promised "
+    f"{predicted[kernels[0]]:.0%} and {predicted[kernels[1]]:.0%}. Blocks: {blocks_even} (promised: "
+    f"{predicted[kernels[2]]:.0%}). The smaller dense layer, with as many weights, beats all sparse forms in {ahead:.0%} of "
+    "these cases."
 )
 
 # %% [markdown]
@@ -781,7 +773,7 @@ masks = {
     "half, wherever they stand": {name: pruning.keep_largest(w.abs(), 0.5) for name, w in fitting.items()},
 }
 by_pattern = {n: training.evaluate(pruning.mask(net, m), validation).accuracy for n, m in masks.items()}
-by_pattern = {"all": base} | by_pattern
+by_pattern = {"dense": base} | by_pattern
 in_half = {"dense": 16 * 4, "2:4": 2 * 16 + 2 * 2, "half, by a bitmap": 2 * 16 + 4}
 run.record("two_of_four", by_pattern)
 say(
@@ -952,7 +944,7 @@ say(
     f"the latency; {more} threads make it {second[large]:.2f} times as fast ({CORES} core{'s' * (CORES != 1)}).\n"
     f"- **A fresh process**: first answer after {seconds['ONNX Runtime']:.2f} s and {memory['ONNX Runtime']:.0f} MB, PyTorch "
     f"{seconds['PyTorch']:.1f} s and {memory['PyTorch']:.0f} MB.\n"
-    f"- **Sparsity**: single weights pay {between(rows_even)}, blocks {between(block_even)}; a mask in a dense runtime: "
+    f"- **Sparsity**: single weights pay {rows_even}, blocks {blocks_even}; a mask in a dense runtime: "
     f"{mask_clock['masked'].verdict}.\n"
     f"- **2:4**, no retraining: {100 * (base - by_pattern['2:4']):.1f} points lost."
 )
