@@ -113,10 +113,11 @@ def seed_interval(accuracies: Sequence[float]) -> Interval:
 def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
     """Return by how much a model's accuracy is above another's; `a` and `b` hold their `runs`, one row for each seed.
 
-    Paired by seed where both have two seeds in common and the differences vary. Otherwise the interval is Newcombe's, of
-    two accuracies on images (Newcombe 1998, "Interval estimation for the difference between independent proportions",
-    method 10). Both answered the same images, which would make it shorter, but who answered what was not recorded: so it
-    errs on the side of a tie. So it does where one of the two has several seeds: the wider interval counts.
+    Paired by seed where both have two seeds in common and the differences vary. Otherwise the interval is Newcombe's,
+    of two accuracies on images (Newcombe 1998, "Interval estimation for the difference between independent
+    proportions", method 10). Both answered the same images, which would make it shorter, but who answered what was not
+    recorded: so it errs on the side of a tie. So it does where one of the two has several seeds: the wider interval
+    counts.
     """
     first, second = a.set_index("seed")["accuracy"], b.set_index("seed")["accuracy"]
     common = sorted(set(first.index) & set(second.index))
