@@ -102,7 +102,7 @@ runs.groupby(["notebook", "profile", "source"]).agg(
 
 # %%
 boards = {task: board.board(runs, task) for task in TASKS}
-everything = pd.concat(boards, names=["task"]).reset_index("task") if boards else pd.DataFrame(columns=["n"])
+everything = pd.concat(boards, names=["task"]).reset_index("task") if boards else runs.head(0).assign(n=0, networks=0)
 split = sorted({row.recipe for row in everything.itertuples() if row.recipe != row.model})
 repeated = [row.model for row in everything.itertuples() if row.networks < row.n]
 spread = (everything["bytes_high"] / everything["bytes_low"]).max() if len(everything) else math.nan
