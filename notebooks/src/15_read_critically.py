@@ -888,14 +888,13 @@ def labels_matter(version):
 labels = unseen.labels[:7]
 assert len(labels.unique()) > 1
 learners = [f"student.{name}" for name, _ in beginner.named_parameters()]
-fixed = deepcopy(teacher).requires_grad_(False)
 keep("distillation loop", faulty=True, outcome=distil)
 keep("… given data", faulty=True, after=pupil, inputs=examples, answers=10, labels=labels, learners=learners,
      networks=dict(student=pupil, teacher=stranger), score=accuracy(pupil), chance=0.1,
      loss=lambda labels: F.mse_loss(pupil(examples), stranger(examples)))  # fmt: skip
 keep("… teacher, labels, temperature", faulty=False, after=taught, inputs=examples, answers=10, labels=labels, learners=learners,
      networks=dict(student=taught, teacher=teacher), score=scores["its student, mended"], chance=0.1,
-     loss=lambda labels: lessons(taught, examples, labels))  # fmt: skip
+     loss=lambda labels: distillation.mixed_loss(taught(examples), teacher(examples), labels))  # fmt: skip
 
 # %% [markdown]
 # ## 8. One that is right
@@ -1176,7 +1175,7 @@ checks = {
     "kept weights moved": (was_tuned, ["before", "after", "tuned"]),
     "zeros of the whole": (as_sparse_as_said, ["after", "sparsity"]),
     "better than guessing": (beats_guessing, ["score", "chance"]),
-    "fewer numbers, fewer MACs": (really_smaller, ["before", "after", "smaller", "inputs"]),
+    "fewer numbers and MACs": (really_smaller, ["before", "after", "smaller", "inputs"]),
     "gradients only to learners": (only_learners_get_gradients, ["loss", "labels", "networks", "learners"]),
     "labels matter": (labels_matter, ["loss", "labels"]),
     "frozen stays": (frozen_stays, ["after", "start", "frozen"]),
