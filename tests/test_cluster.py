@@ -52,7 +52,7 @@ if (place / "die").exists():
     (place / "die").unlink()
     (place / "dying").write_text(f"{os.getppid()} {os.getpid()}")
     (place / "dying").rename(place / "victim")  # whole, or not there
-    time.sleep(300)
+    time.sleep(600)
 """
 TIMED = """
 run.claim("fast", "Times as fast, alone on the machine", 2.0 if (place / "alone").exists() else 0.5,
@@ -112,7 +112,7 @@ def dask(folder: Path, command: str, *options: str) -> subprocess.Popen:
         return subprocess.Popen(call, env=os.environ | variables, stdout=log, stderr=log)
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
