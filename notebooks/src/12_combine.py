@@ -84,12 +84,12 @@ S = results.settings(
                bias=5, order=(64, 1, 2, 100, 3), widths=(6, 12, 20), thin=(1, 1), net="cifar_small", cut=2.0, round_to=8,
                scored=64, photos=128, photo_views=1, retrain=(1, 1), batch=64, lr=0.02, photo_bits=4, calibration=20,
                digits_seen=200, photos_seen=100, tested=200, timings=20),
-    quick=dict(classic=8_192, ratio=40, digits=8_192, views=3, digit_batch=64, epochs=3, tune=1,
-               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(1_024, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3),
-               net="cifar_small", cut=2.0, round_to=8, scored=500, photos=4_096, photo_views=1, retrain=(2, 1), batch=64,
+    quick=dict(classic=8_192, ratio=40, digits=6_144, views=3, digit_batch=128, epochs=4, tune=1,
+               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(512, 2, 2, 20, 3), widths=(6, 12, 20), thin=(6, 3),
+               net="cifar_small", cut=2.0, round_to=8, scored=500, photos=3_072, photo_views=1, retrain=(2, 1), batch=64,
                lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
-    full=dict(classic=55_000, ratio=280, digits=55_000, views=12, digit_batch=128, epochs=24, tune=6,
-              bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(10_240, 2, 3, 50, 3), widths=(6, 10, 6), thin=(50, 12),
+    full=dict(classic=55_000, ratio=160, digits=55_000, views=12, digit_batch=128, epochs=24, tune=6,
+              bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(5_120, 2, 3, 50, 3), widths=(6, 10, 6), thin=(40, 10),
               net="cifar_base", cut=2.6, round_to=16, scored=2_000, photos=45_000, photo_views=4, retrain=(8, 3), batch=128,
               lr=0.05, photo_bits=4, calibration=200, digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
 )  # fmt: skip
@@ -419,8 +419,9 @@ say(
 #
 # ## 4. As small as it gets
 #
-# Now the whole chain, with everything that the notebooks before taught. **Prune** gradually, by the Fisher score, with
-# the dense network as the teacher (notebook 02).
+# Now the whole chain, with everything that the notebooks before taught. The dense network is the teacher. It answers a few
+# fixed views of each digit once, and all trainings look its answers up (notebook 11, section 5). **Prune** gradually, by
+# the Fisher score (notebook 02).
 
 # %%
 train = mnist.train.take(S.digits)

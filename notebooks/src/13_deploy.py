@@ -671,7 +671,7 @@ def break_even(ratios):
 
 
 points = speed.apply(break_even, axis=1).unstack("form")
-points.loc["predicted by bytes", ""] = pd.Series(predicted)
+points.loc[("predicted by bytes", ""), :] = pd.Series(predicted)
 run.record(
     "break_even", points.reset_index().astype(object).where(lambda t: t.notna(), None).to_dict("records"), timing=True
 )
