@@ -70,14 +70,15 @@ say(results.timetable("15_read_critically"))
 
 # %% [markdown]
 # The settings. `digits` are training images, seen `epochs` times, for what has to be trained; `unseen` are validation
-# images. `steps` is the length of section 5's training on made-up reviews, `rounds` that of section 6's timing.
+# images. `steps` is the length of section 5's training on made-up reviews, `rounds` that of section 6's
+# timing, of a `batch` of images.
 
 # %%
 S = results.settings(
     PROFILE,
-    smoke=dict(digits=512, epochs=1, unseen=200, steps=10, rounds=20),
-    quick=dict(digits=10_000, epochs=3, unseen=5_000, steps=100, rounds=40),
-    full=dict(digits=55_000, epochs=5, unseen=5_000, steps=300, rounds=100),
+    smoke=dict(digits=512, epochs=1, unseen=200, steps=10, rounds=20, batch=1),
+    quick=dict(digits=10_000, epochs=3, unseen=5_000, steps=100, rounds=40, batch=16),
+    full=dict(digits=55_000, epochs=5, unseen=5_000, steps=300, rounds=100, batch=16),
 )
 plots.style()
 training.seed_everything(SEED)
@@ -671,7 +672,7 @@ weighed = pd.DataFrame(
 weighed
 
 # %%
-batch = torch.randn(16, 3, 32, 32)
+batch = torch.randn(S.batch, 3, 32, 32)
 with torch.inference_mode():
     calls = {name: (lambda net=net: net(batch)) for name, net in nets.items()}
     verdicts = measure.compare(measure.time_interleaved(calls, rounds=S.rounds))
