@@ -1138,7 +1138,7 @@ def _throughput(guess: Callable[[float, int], float], *, latency_ms: float, batc
     return within_factor(
         lambda: guess(latency_ms, batch),
         measured,
-        factor=2,
+        factor=3,
         unit="photographs a second",
         too_low="A second has 1,000 milliseconds, and a batch answers all its photographs at once.",
         too_high="A batch saves calls, not arithmetic: each of its photographs still needs all its multiplications.",
