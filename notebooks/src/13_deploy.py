@@ -712,7 +712,11 @@ for ax, batch in zip(axes, (few, many), strict=True):
     ax.minorticks_off()
     ax.get_legend().remove()
 fig.suptitle(
-    f"{layer}: single zeros pay {between(kernels[:2], [layer])}", fontsize=14, fontweight="bold", x=0.01, ha="left"
+    f"{layer}: single zeros break even {between(kernels[:2], [layer])}, by batch and library",
+    fontsize=14,
+    fontweight="bold",
+    x=0.01,
+    ha="left",
 )
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 both = pd.concat({f"{batch} at a time": at(layer, batch) for batch in (few, many)})
