@@ -1,0 +1,131 @@
+"""Count the right answers of a model file: `python evaluate_file.py FILE TASK` prints them, and of how many they are.
+
+Knows the file and the task, nothing of the run that wrote the file. The shapes of the arrays in it say how wide the
+network is, and whether BatchNorm is folded.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from helpers import data, deploy, packing, sources, training, vocabulary
+from helpers.data import Split
+
+BATCH = 50  # what a batch makes fits into the processor's cache, and 250 take up to half as long again
+MAX_TOKENS = 1_000  # `text.MAX_TOKENS`, of a module that takes seconds to import
+STEP = ".step"  # notebook 00's own format: a weight's whole numbers, and under this name the step that they count
+
+NETWORKS = {
+    "mnist": ["lenet5"],
+    "cifar10": ["cifar_small"],
+    "cat-or-dog": ["cifar_small", "resnet18"],
+    "imdb": ["imdb_bag"],
+}
+
+
+# ---------------------------------------------------------------- the network
+
+
+def build(task: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Return an untrained network of the task whose arrays have these shapes; ValueError if none has these layers."""
+    from helpers import models  # brings torchvision, which an ONNX file can do without
+
+    for network in NETWORKS[task]:
+        model = getattr(models, network)()
+        layers = {name: layer for name, layer in model.named_modules() if "weight" in layer._parameters}
+        needed = {name for name, layer in layers.items() if not isinstance(layer, nn.BatchNorm2d)}
+        found = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
+        if needed <= found <= {*layers}:
+            for name, layer in layers.items():
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, resized(layer, name, shapes))
+            return model.eval()
+    raise ValueError(f"no network for {task!r} has the layers of the file: {', '.join(shapes)}")
+
+
+def resized(layer: nn.Module, name: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Return a layer of the same kind in the file's shape; of a BatchNorm that is not in the file nothing is left."""
+    shape, bias = shapes.get(f"{name}.weight"), f"{name}.bias" in shapes
+    if shape is None:
+        return nn.Identity()
+    if isinstance(layer, nn.Conv2d):
+        options: Any = {"stride": layer.stride, "padding": layer.padding, "bias": bias}
+        return nn.Conv2d(shape[1], shape[0], shape[2:], **options)
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(shape[1], shape[0], bias=bias)
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(shape[0], eps=layer.eps)
+    if isinstance(layer, nn.EmbeddingBag):
+        return nn.EmbeddingBag(*shape, mode=layer.mode, padding_idx=layer.padding_idx)
+    raise ValueError(f"{name!r} is a {type(layer).__name__}, which this code cannot resize")
+
+
+def load(task: str, path: Path) -> nn.Module:
+    """Return the network in a file of `packing`; it computes in float32."""
+    arrays = packing.read(path)
+    steps = {name.removesuffix(STEP): arrays.pop(name) for name in [*arrays] if name.endswith(STEP)}
+    grids = f".{packing.INPUT_GRID}"
+    model = build(task, {name: array.shape for name, array in arrays.items() if not name.endswith(grids)})
+    if not steps:
+        return packing.load_into(model, path)
+    numbers = {name: np.asarray(array * steps.get(name, 1), np.float32) for name, array in arrays.items()}
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in numbers.items()})
+    return model
+
+
+class InRuntime(nn.Module):
+    """An ONNX file, evaluated as any other network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.session = deploy.session(path)
+        self.nothing = nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(deploy.run(self.session, images.contiguous().numpy()))
+
+
+# ---------------------------------------------------------------- the test set
+
+
+def images(task: str) -> Split:
+    """Return the test images of a task alone, as `data` has them; only the order of cats and dogs is another."""
+    if task == "mnist":
+        folder, names, mean, std = sources.fetch("mnist"), "t10k-{}-ubyte", (data.MNIST_MEAN,), (data.MNIST_STD,)
+    else:
+        folder, names, mean, std = sources.fetch("cifar10"), "test-{}-ubyte", data.CIFAR10_MEAN, data.CIFAR10_STD
+    pixels = torch.from_numpy(sources.read_idx(folder / names.format(f"images-idx{3 if task == 'mnist' else 4}")))
+    labels = torch.from_numpy(sources.read_idx(folder / names.format("labels-idx1")).astype(np.int64))
+    if task == "cat-or-dog":
+        cat, dog = (data.CIFAR10_CLASSES.index(name) for name in ("cat", "dog"))
+        pixels, labels = pixels[(labels == cat) | (labels == dog)], labels[(labels == cat) | (labels == dog)]
+        labels = (labels == dog).long()
+    channels = pixels.reshape(len(pixels), len(mean), *pixels.shape[-2:]).float().div_(255)
+    return Split(channels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None]), labels)
+
+
+def numbered(reviews: Split, words: list[str]) -> Split:
+    """Return the reviews as numbers of these words, with pairs of neighbours if there are any among the words."""
+    tokens = [vocabulary.tokenize(review)[:MAX_TOKENS] for review in reviews.inputs]
+    if any(" " in word for word in words):
+        tokens = [vocabulary.with_bigrams(review) for review in tokens]
+    return Split(torch.from_numpy(vocabulary.encode(tokens, words)), torch.tensor(reviews.labels))
+
+
+def count_right(path: Path, task: str) -> tuple[int, int]:
+    """Return how many test examples the model in the file gets right, and of how many."""
+    packed = path.read_bytes().startswith(packing.MAGIC)
+    model = load(task, path) if packed else InRuntime(path)
+    test = numbered(data.imdb().test, packing.read_words(path)) if task == "imdb" else images(task)
+    result = training.evaluate(model, test, batch_size=BATCH)
+    return result.correct, result.count
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(*count_right(Path(sys.argv[1]), sys.argv[2]))
