@@ -258,8 +258,8 @@ say(
 # ### What "39 times" counted
 #
 # The *nominal* ratio divides the dense weights, four bytes each, by the bits of these lists and the tables of values. That
-# is the kind of account the literature keeps, for LeNet-5 usually without biases. A *file* has more to hold: 580 biases,
-# the lengths of Huffman's words, names and shapes. Here are both, for our network, and the numbers that papers print.
+# is the kind of account that papers keep. A *file* has more to hold: 580 biases, the lengths of Huffman's words, names and
+# shapes. Here are both, for our network, and the numbers that papers print.
 
 # %%
 table_bytes = sum(4 * (len(table) - 1) for table in tables.values())
