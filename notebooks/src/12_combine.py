@@ -473,7 +473,7 @@ units = {name: int(kept.sum()) for name, kept in pruning.masks_of(cleared).items
 say(
     f"Alive: {', '.join(f'{count} of {len(dense.get_parameter(name))} in {name[:-5]}' for name, count in units.items())}. "
     f"{measure.count_nonzero(sparse) - measure.count_nonzero(cleared)} useless weights went with them, and accuracy is now "
-    f"{accuracy(cleared):.2%}: a dead neuron's bias was a constant that others had come to rely on."
+    f"{accuracy(cleared):.2%}. (It can move: a dead neuron's bias was a constant that others had come to rely on.)"
 )
 
 # %% [markdown]

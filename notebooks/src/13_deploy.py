@@ -409,7 +409,7 @@ for i, ((runtime, threads), rows) in enumerate(measured.groupby(["runtime", "thr
 ax.set(xscale="log", yscale="log", xlabel="latency of a call: median (ms, log scale)",
        ylabel="photographs a second (log scale)")  # fmt: skip
 ax.margins(0.12)
-ax.legend()
+fig.legend(loc="outside lower center", ncols=2)
 best = measured.loc[measured["images_per_s"].idxmax()]
 ax.set_title(f"The highest throughput: {name_of(best['runtime'], best['threads'])}, batch {best['batch']}")
 shown = measured.assign(name=[name_of(*pair) for pair in zip(measured["runtime"], measured["threads"], strict=True)])

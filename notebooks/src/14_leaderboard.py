@@ -401,7 +401,7 @@ if len(single):
     ax.axvline(1, color="black", linewidth=1)
     ax.set_yticks(range(len(single)), [f"{row.model} ({row.runtime})" for row in single.itertuples()], fontsize=8)
     faster = int((single["low"] > 1).sum())
-    ax.set(xscale="log", xlabel="times as fast as what it is compared with, batch 1 (log scale)")
+    ax.set(xscale="log", xlabel="times as fast, batch 1 (log scale)")
     ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     ax.xaxis.set_minor_formatter("")
     ax.grid(False, axis="y")
