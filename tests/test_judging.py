@@ -67,7 +67,7 @@ def _forked(request, monkeypatch):
 
     def forked(folder, *, export):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python 3.12 warns of threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
             child = os.fork()
         if child == 0:
             try:
