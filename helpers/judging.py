@@ -730,7 +730,7 @@ def _graph(model: "nn.Module", example: "Tensor") -> bytes:
 
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a newer one
+        warnings.simplefilter("ignore", DeprecationWarning)  # that there is a newer one
         torch.onnx.export(
             model.eval(),
             (example,),

@@ -5,6 +5,7 @@ Standard library only at import; jupytext, papermill and nbgrader are loaded by 
 
 import ast
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -177,9 +178,10 @@ def identity(source: Path) -> dict[str, str]:
 
 
 def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
-    """Return what a built notebook's metadata say: source, code, profile, seed, versions, machine."""
+    """Return what a built notebook's metadata say: source, code, results read, profile, seed, versions, machine."""
     return {
         **identity(source),
+        "results_sha256": _results_sha256(source),
         "profile": profile,
         "seed": seed,
         "versions": environment.versions(),
@@ -346,7 +348,18 @@ def _why_stale(source: Path) -> str:
         return "is older than its source"
     if recorded.get("helpers_sha256") != modules_sha256(_imported(source.read_bytes())):
         return "was built with other helpers"
+    if recorded.get("results_sha256", "") != _results_sha256(source):
+        return "shows other results than those in data"
     return ""
+
+
+def _results_sha256(source: Path) -> str:
+    """Return the SHA-256 of the models and claims in data that a notebook with `board` shows; "" for any other."""
+    if "board" not in _imported(source.read_bytes()):
+        return ""
+    stored = [json.loads(path.read_text()) for path in sorted(paths.RESULTS.glob("*/*.json"))]
+    shown = [(each["models"], each["claims"]) for each in stored if each["notebook"] != source.stem]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def _code(name: str) -> bytes:

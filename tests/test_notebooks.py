@@ -189,6 +189,24 @@ def test_stale_is_what_has_other_code_or_another_source(built, file, code, expec
     assert notebooks.stale() == ({"90_tiny": expected} if expected else {})
 
 
+def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(course, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", course / "results")
+    (course / "helpers/board.py").write_text("")
+
+    def record(notebook: str, accuracy: float) -> None:
+        path = course / f"results/quick/{notebook}.seed0.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"notebook": notebook, "models": [{"accuracy": accuracy}], "claims": []}))
+
+    record("01_other", 0.5)
+    store(course, write(course, "from helpers import board\n" + TINY))
+    store(course, write(course, TINY, "91_other"))
+    record("90_tiny", 0.6)  # its own
+    assert notebooks.stale() == {}
+    record("01_other", 0.7)
+    assert notebooks.stale() == {"90_tiny": "shows other results than those in data"}
+
+
 def test_stale_names_what_is_not_built_and_what_has_no_source(built):
     write(built, TINY, "91_new")
     (built / "notebooks/src/90_tiny.py").unlink()

@@ -981,7 +981,7 @@ latency = [
                                           batch=batch)
 ]  # fmt: skip
 run.model(dense_name, task="cifar10", method="dense", accuracy=tests[dense_name].accuracy, file=pack, **counted)
-run.model(f"{S.net}-onnx", task="cifar10", method="dense, BatchNorm folded, ONNX Runtime", base=dense_name, file=graph,
+run.model(f"{S.net}-onnx", task="cifar10", method="dense, BatchNorm folded, ONNX Runtime", file=graph,
           accuracy=tests[f"{S.net}-onnx"].accuracy, latency=latency, **counted)  # fmt: skip
 run.finish()
 
