@@ -45,6 +45,7 @@ MAX_BYTES = 1_000_000
 NOT_HASHED = {"__init__", "environment", "notebooks"}
 # The file that a cell's code pretends to come from; macOS puts /private before its temporary folder.
 CELL_FILE = re.compile(rf"(?:/private)?{re.escape(tempfile.gettempdir())}[/\\]ipykernel_\d+[/\\]\d+\.py")
+SHOWN = re.compile(r"results\.(?:measurements|load)\(\"(\w+)\"")  # the notebook whose results are read
 PROGRESS = re.compile(r"\d+%\|.*\||\d+it \[")  # what tqdm writes
 LANGUAGE = {
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -354,12 +355,19 @@ def _why_stale(source: Path) -> str:
 
 
 def _results_sha256(source: Path) -> str:
-    """Return the SHA-256 of the models and claims in data that a notebook with `board` shows; "" for any other."""
-    if "board" not in _imported(source.read_bytes()):
-        return ""
-    stored = [json.loads(path.read_text()) for path in sorted(paths.RESULTS.glob("*/*.json"))]
-    shown = [(each["models"], each["claims"]) for each in stored if each["notebook"] != source.stem]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none.
+
+    A notebook with `board` shows all; others those that they name in `results.measurements` or `results.load`.
+    """
+    code = source.read_bytes()
+    names = "*" if "board" in _imported(code) else set(SHOWN.findall(code.decode()))
+    found = [json.loads(path.read_text()) for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
+    shown = [
+        [each[part] for part in ("models", "claims", "measurements")]
+        for each in found
+        if each["notebook"] != source.stem or each["profile"] == "full"
+    ]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest() if shown else ""
 
 
 def _code(name: str) -> bytes:

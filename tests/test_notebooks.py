@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -196,15 +197,19 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
     def record(notebook: str, accuracy: float) -> None:
         path = course / f"results/quick/{notebook}.seed0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"notebook": notebook, "models": [{"accuracy": accuracy}], "claims": []}))
+        result = {"notebook": notebook, "profile": "quick", "models": [{"accuracy": accuracy}]}
+        path.write_text(json.dumps(result | {"claims": [], "measurements": {}}))
 
     record("01_other", 0.5)
     store(course, write(course, "from helpers import board\n" + TINY))
-    store(course, write(course, TINY, "91_other"))
-    record("90_tiny", 0.6)  # its own
+    store(course, write(course, TINY + 'results.load("01_other", profile="quick")\n', "91_one"))
+    store(course, write(course, TINY, "92_none"))
+    for name in ("90_tiny", "91_one"):
+        record(name, 0.6)  # its own
+    store(course, course / "notebooks/src/90_tiny.py")
     assert notebooks.stale() == {}
     record("01_other", 0.7)
-    assert notebooks.stale() == {"90_tiny": "shows other results than those in data"}
+    assert notebooks.stale() == dict.fromkeys(["90_tiny", "91_one"], "shows other results than those in data")
 
 
 def test_stale_names_what_is_not_built_and_what_has_no_source(built):
@@ -476,3 +481,21 @@ def test_a_run_killed_twice_and_repeated_ends_with_the_results_of_an_undisturbed
     assert results.comparable(one) == results.comparable(two)
     after = states()
     assert len(after) > len(before) and all(after[path] == when for path, when in before[:-1]), "nothing trained twice"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_every_built_notebook_says_what_its_published_results_say(source):
+    """Each claim with its figure and outcome, no claim beside them, and how long the full profile took."""
+    cells = read(notebooks.BUILT / f"{source.stem}.ipynb").cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    said = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
+    published = json.loads((paths.RESULTS / f"quick/{source.stem}.seed0.json").read_text())
+    claims = [results._claim_line(claim, "quick") for claim in published["claims"]]
+    shown = [
+        line for text in said for line in text.splitlines() if re.match(r"\*\*.+:\*\* .+ — measured .+, claimed ", line)
+    ]
+    assert Counter(claims) <= Counter(shown)
+    others = Counter(shown) - Counter(claims)
+    assert all(line.startswith("**Does not hold:**") for line in others), others  # shown on purpose, and not recorded
+    full = results.timetable(source.stem).partition("*full*")[2]
+    assert any(text.endswith(full) for text in said), full

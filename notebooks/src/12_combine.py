@@ -91,9 +91,9 @@ S = results.settings(
                widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(6, 3), thin_lr=4e-3,
                net="cifar_small", cut=2.0, round_to=8, scored=500, photos=3_072, photo_views=1, retrain=(2, 1), batch=64,
                lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
-    full=dict(classic=55_000, ratio=160, digits=55_000, views=12, digit_batch=128, epochs=24, tune=6,
+    full=dict(classic=55_000, ratio=300, digits=55_000, views=9, digit_batch=128, epochs=48, tune=10,
               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(5_120, 2, 3, 50, 3), photo_order=(3_072, 2, 3, 10, 3),
-              widths=(6, 8, 9), wide=(5, 10, 30), budget=2_745, thin=(100, 10), thin_lr=8e-3,
+              widths=(6, 8, 9), wide=(6, 10, 30), budget=2_745, thin=(160, 20), thin_lr=8e-3,
               net="cifar_base", cut=2.6, round_to=16, scored=2_000, photos=45_000, photo_views=4, retrain=(8, 3), batch=128,
               lr=0.05, photo_bits=4, calibration=200, digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
 )  # fmt: skip
@@ -430,7 +430,7 @@ say(
 
 # %%
 train = mnist.train.take(S.digits)
-moved = distillation.fixed_views(train.inputs, views=S.views, seed=SEED)
+moved = distillation.fixed_views(train.inputs, views=S.views, pixels=1, seed=SEED)
 answers = distillation.ask(dense, moved, examples=len(train), views=S.views)
 numbered = data.Split(torch.arange(len(train)), train.labels)
 taught = distillation.taught_from(answers, moved)
@@ -590,7 +590,7 @@ say(
 
 
 # %%
-def race(start, split, losses, seeds, *, epochs, ratio, bits, **options):
+def race(net, start, split, losses, seeds, *, epochs, ratio, bits, **options):
     """Return the networks that each order makes of `start` with each loss, one for each seed."""
 
     def cut(model):
@@ -600,24 +600,21 @@ def race(start, split, losses, seeds, *, epochs, ratio, bits, **options):
     def in_bits(model):
         return quantization.quantize_model(model, weights=bits, per_channel=False, learned=True)
 
-    def train_on(model, loss, seed, phases=1):
-        return training.fit(model, split, epochs=phases * epochs, loss=loss, seed=seed, progress=False, **options).model
+    def make(order, loss, seed):
+        def train_on(model, phase, phases=1):
+            return training.fit(
+                model, split, epochs=phases * epochs, loss=losses[loss], seed=seed + 1_000 * phase, progress=False,
+                checkpoint=saved(f"race {net} {order} {loss} {seed} {phase}"), **options,
+            ).model  # fmt: skip
 
-    def prune_first(loss, seed):
-        return train_on(in_bits(train_on(cut(start), loss, seed)), loss, seed + 1_000)
+        if order == "prune, then quantize":
+            return train_on(in_bits(train_on(cut(start), 0)), 1)
+        if order == "quantize, then prune":
+            return train_on(in_bits(cut(train_on(in_bits(start), 0))), 1)
+        return train_on(in_bits(cut(start)), 0, phases=2)
 
-    def quantize_first(loss, seed):
-        return train_on(in_bits(cut(train_on(in_bits(start), loss, seed))), loss, seed + 1_000)
-
-    def at_once(loss, seed):
-        return train_on(in_bits(cut(start)), loss, seed, phases=2)
-
-    orders = {"prune, then quantize": prune_first, "quantize, then prune": quantize_first, "both at once": at_once}
-    return {
-        (order, name): [make(loss, seed) for seed in seeds]
-        for order, make in orders.items()
-        for name, loss in losses.items()
-    }
+    orders = "prune, then quantize", "quantize, then prune", "both at once"
+    return {(order, loss): [make(order, loss, seed) for seed in seeds] for order in orders for loss in losses}
 
 
 def by_teacher(answers, view):
@@ -642,7 +639,7 @@ for net, start, (count, epochs, _, ratio, bits), numbers, losses, options in (
     ("cifar_small", racer, S.photo_order, data.Split(torch.arange(len(few_photos)), few_photos.labels),
      by_teacher(few_answers, few_turned), photo_options),
 ):  # fmt: skip
-    found = race(start, numbers.take(count), losses, SEEDS, epochs=epochs, ratio=ratio, bits=bits, **options)
+    found = race(net, start, numbers.take(count), losses, SEEDS, epochs=epochs, ratio=ratio, bits=bits, **options)
     races |= {(net, *key): networks for key, networks in found.items()}
 VALIDATE = {"LeNet-5": digits, "cifar_small": photos}
 finish = pd.DataFrame(
@@ -780,7 +777,7 @@ say(
 )
 
 # %% [markdown]
-# The better of the two on validation goes on: rounded to four bits, trained a little more, biases rounded, coded. For the
+# The better of the two on validation goes on: rounded to five bits, trained a little more, biases rounded, coded. For the
 # clock, the masks become a smaller matrix, and a selection of columns before it.
 
 
@@ -808,7 +805,7 @@ def as_dense(model):
 
 # %%
 origin = max(thin, key=lambda name: accuracy(thin[name]))
-thin_rounded = quantization.quantize_model(thin[origin], weights=4, per_channel=False, learned=True)
+thin_rounded = quantization.quantize_model(thin[origin], weights=5, per_channel=False, learned=True)
 thin_small = round_biases(train_thin(thin_rounded, S.thin[1], 1e-3, "thin rounded"), S.bias)
 thin_file = coding.write_coded(thin_small, run.scratch("thin.coded.pack"))
 packing.verify(thin_file.path, thin_small, digits.inputs[:256])
@@ -819,7 +816,7 @@ run.claim(
     "same-logits", "Largest difference of a logit between masks and small matrices", float(difference), at_most=1e-3
 )
 say(
-    f"Chosen: {origin}. In four bits {accuracy(thin_small):.2%}, {weights:,} weights and a file of "
+    f"Chosen: {origin}. In five bits {accuracy(thin_small):.2%}, {weights:,} weights and a file of "
     f"**{thin_file.bytes:,} bytes**, {dense_file.bytes / thin_file.bytes:,.0f} times smaller than LeNet-5's. The sparse one "
     f"of section 4: {small.bytes:,}."
 )
@@ -1123,7 +1120,7 @@ recorded = {
     "lenet5-dense": ("mnist", None, "dense", dense, dense_file.path, kept_latency(digit_clock, "LeNet-5")),
     "lenet5-coded": ("mnist", "lenet5-dense", "pruned, quantized, range-coded, taught", tuned, small.path,
                      kept_latency(digit_clock, "sparse")),
-    "lenet5-thin-coded": ("mnist", "lenet5-dense", "filters, neurons and inputs out, 4 bits, range-coded, taught", thin_dense,
+    "lenet5-thin-coded": ("mnist", "lenet5-dense", "filters, neurons and inputs out, 5 bits, range-coded, taught", thin_dense,
                           thin_file.path, kept_latency(digit_clock, "thin")),
     f"{S.net}-dense": ("cifar10", None, "dense", big, photo_dense.path, []),
     f"{S.net}-combined": ("cifar10", f"{S.net}-dense", "filters out, taught, 4-bit weights, range-coded", combined,
