@@ -650,7 +650,8 @@ table = pd.DataFrame(
         "validation accuracy (%)": (100 * finish.mean()).map("{:.2f}".format),
         "spread": (100 * finish.std()).map("{:.2f}".format),
         "coded file (bytes), first seed": [
-            f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" for found in races.values()
+            f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" if loss == "taught" else "–"
+            for (*_, loss), found in races.items()
         ],
     }
 )
