@@ -331,3 +331,11 @@ def test_bad_arguments_are_named(make, said):
 def test_there_is_a_budget_for_each_task():
     assert judging.BUDGETS.keys() == judging._TASKS.keys()
     assert set(results.leaderboard(build=False)["task"]) <= judging.BUDGETS.keys()
+
+
+@pytest.mark.parametrize("task", judging.BUDGETS)
+def test_a_model_of_the_course_has_the_bytes_and_the_accuracy_of_each_budget(task):
+    budget = judging.BUDGETS[task]
+    models = results.leaderboard(task, build=False)
+    met = models[(models["file_bytes"] <= budget.bytes) & (models["accuracy"] >= budget.accuracy)]
+    assert len(met), models
