@@ -97,8 +97,8 @@ class Budget:
             raise ValueError(f"speedup={self.speedup!r}; allowed: a number above 0, or None")
 
 
-# A model of the course has the bytes and the accuracy of each. Digits: what the worst of five seeds of notebook 14's network
-# gets right on validation, less one point, rounded down to half a point.
+# A model of the course has the bytes and the accuracy of each. Digits: what the worst of five seeds of notebook 14's
+# network gets right on validation, less one point, rounded down to half a point.
 BUDGETS = {
     "mnist": Budget(16_000, 0.96, 1.5),
     "cifar10": Budget(300_000, 0.86, 3.0),

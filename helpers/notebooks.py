@@ -361,7 +361,9 @@ def _results_sha256(source: Path) -> str:
     """
     code = source.read_bytes()
     names = "*" if "board" in _imported(code) else set(SHOWN.findall(code.decode()))
-    found = [json.loads(path.read_text()) for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
+    found = [
+        json.loads(path.read_text()) for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))
+    ]
     shown = [
         [each[part] for part in ("models", "claims", "measurements")]
         for each in found

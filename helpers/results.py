@@ -391,8 +391,8 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
 
     Of a notebook and profile, this machine's own results (build) go before the published ones (data); the
     two are never mixed. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
-    of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), latency_ratio (median of the
-    base / median; ONNX Runtime at batch 1 where it was measured), front (on the Pareto front of the task: no
+    of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range, bytes_range
+    and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime at batch 1 where it was measured), front (on the Pareto front of the task: no
     other model is at least as accurate and at most as large, and better in one of the two; quick results of a
     model that has full ones do not count), source, profile, notebook.
     """
@@ -406,8 +406,8 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
         for row in _rows(results, source=source)
     ]
     columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
-    columns += ["macs_ratio", "latency_ratio", "front", "source", "profile", "notebook"]
-    frame = pd.DataFrame(rows, columns=columns)
+    columns += ["macs_ratio", "weights_range", "bytes_range", "macs_range", "latency_ratio", "front"]
+    frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook"])
     if task is not None:
         frame = frame[frame["task"] == checks.choice("task", task, sorted(set(frame["task"])))]
     same_model = ["task", "name", "profile", "accuracy", "file_bytes", "macs"]
@@ -713,6 +713,7 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
         ratios = [weights.get(m["base"], m["weights"]) / m["nonzero"] for m in seeds if m["nonzero"]]
         speeds = [s for s in map(_speed, seeds) if s is not None]
         sizes = [m["file_bytes"] for m in seeds if m.get("file_bytes")]
+        macs_ratios = [macs.get(m["base"], m["macs"]) / m["macs"] for m in seeds]
         yield {
             "task": seeds[0]["task"],
             "name": name,
@@ -723,12 +724,19 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
             "weights_ratio": mean_std(ratios).mean if ratios else math.nan,
             "file_bytes": mean_std(sizes).mean if sizes else math.nan,
             "macs": mean_std([m["macs"] for m in seeds]).mean,
-            "macs_ratio": mean_std([macs.get(m["base"], m["macs"]) / m["macs"] for m in seeds]).mean,
+            "macs_ratio": mean_std(macs_ratios).mean,
+            "weights_range": _ends(ratios),
+            "bytes_range": _ends(sizes),
+            "macs_range": _ends(macs_ratios),
             "latency_ratio": mean_std(speeds).mean if speeds else math.nan,
             "source": source,
             "profile": results[0]["profile"],
             "notebook": results[0]["notebook"],
         }
+
+
+def _ends(values: list[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
 
 
 def _speed(model: dict) -> float | None:
@@ -761,13 +769,22 @@ def _readme_task(task: str, rows: "pd.DataFrame") -> str:
     lines.append("|---|---|---|---|---|---|---|")
     for row in shown.to_dict("records"):
         seeds = "" if row["n"] > 1 else " (n = 1)"
-        size = "–" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,.0f} bytes"
-        ratio = "–" if math.isnan(row["weights_ratio"]) else f"{row['weights_ratio']:.3g}×"
-        macs = f"{row['macs_ratio']:.3g}×"
+        size = _between(row["file_bytes"], row["bytes_range"], "{:,.0f}", " bytes")
+        ratio = _between(row["weights_ratio"], row["weights_range"], "{:.3g}", "×")
+        macs = _between(row["macs_ratio"], row["macs_range"], "{:.3g}", "×")
         accuracy = _accuracy(row["accuracy"], row["std"], row["n"]) + seeds
         source = f"here, {row['profile']}"
         lines.append(f"| {row['name']} | {row['method']} | {accuracy} | {ratio} | {macs} | {size} | {source} |")
     return "\n".join(lines + _literature_lines(task))
+
+
+def _between(mean: float, ends: tuple[float, float] | None, form: str, unit: str) -> str:
+    """Return the mean, or both ends where seeds that chose differently would make it the mean of nothing."""
+    if not ends:
+        return "–"
+    low, high = ends
+    values = [mean] if high <= 1.05 * low else [low, high]
+    return " to ".join(map(form.format, values)) + unit
 
 
 def _literature_lines(task: str) -> list[str]:

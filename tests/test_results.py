@@ -610,6 +610,14 @@ def test_readme_table_counts_macs_against_the_base_and_invents_no_spread():
     assert " | 2.5× | 20 bytes |" in table
 
 
+def test_readme_table_does_not_average_files_of_different_sizes():
+    for seed, (size, macs) in enumerate([(200_000, 500_000), (3_000_000, 505_000)]):
+        dense = {"name": "dense", "base": None, "macs": 1_000_000, "size": 4_000_000}
+        finished(seed=seed, models=[dense, {"name": "cut", "base": "dense", "macs": macs, "size": size}])
+    results.publish()
+    assert " | 1.99× | 200,000 to 3,000,000 bytes |" in results.readme_table()
+
+
 def test_readme_table_shows_models_that_were_never_packed():
     """A student differs from its base by its teacher, not by its bytes."""
     finished(models=[{"size": 20}, {"name": "alone", "base": None}, {"name": "taught", "base": "alone"}])
