@@ -392,9 +392,10 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
     Of a notebook and profile, this machine's own results (build) go before the published ones (data); the
     two are never mixed. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
     of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range, bytes_range
-    and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime at batch 1 where it was measured), front (on the Pareto front of the task: no
-    other model is at least as accurate and at most as large, and better in one of the two; quick results of a
-    model that has full ones do not count), source, profile, notebook.
+    and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
+    at batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
+    accurate and at most as large, and better in one of the two; quick results of a model that has full ones
+    do not count), source, profile, notebook.
     """
     import pandas as pd
 
