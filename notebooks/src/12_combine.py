@@ -93,7 +93,7 @@ S = results.settings(
                lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
     full=dict(classic=55_000, ratio=300, digits=55_000, views=9, digit_batch=128, epochs=48, tune=10,
               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(5_120, 2, 3, 50, 3), photo_order=(3_072, 2, 3, 10, 3),
-              widths=(6, 8, 9), wide=(6, 10, 30), budget=2_745, thin=(160, 20), thin_lr=8e-3,
+              widths=(6, 8, 9), wide=(6, 10, 30), budget=2_750, thin=(160, 20), thin_lr=8e-3,
               net="cifar_base", cut=2.6, round_to=16, scored=2_000, photos=45_000, photo_views=4, retrain=(8, 3), batch=128,
               lr=0.05, photo_bits=4, calibration=200, digits_seen=5_000, photos_seen=3_000, tested=10_000, timings=40),
 )  # fmt: skip
@@ -735,12 +735,12 @@ def narrow(model, at, *, budget, begin=0.1, end=0.6):
     scores = pruning.fisher_scores(model, at.optimizer)
     read, alive = mask_of(model.fc1).any(0), mask_of(model.fc2).any(0)
     first, classes = measure.count_weights(model), len(mask_of(model.fc2))
-    others = first - mask_of(model.fc1).numel() - mask_of(model.fc2).numel() - len(alive)
+    others = first - mask_of(model.fc1).numel() - mask_of(model.fc2).numel()
     target = first * (budget / first) ** min(1, (at.progress - begin) / (end - begin))
-    while others + int(alive.sum()) * (int(read.sum()) + 1 + classes) > target:
+    while others + int(alive.sum()) * (int(read.sum()) + classes) > target:
         by_input = scores["fc1.weight"][alive].sum(0) / alive.sum()
         by_neuron = scores["fc1.weight"][:, read].sum(1) + scores["fc2.weight"].sum(0)
-        by_neuron = by_neuron / (read.sum() + 1 + classes)
+        by_neuron = by_neuron / (read.sum() + classes)
         by_input[~read], by_neuron[~alive] = torch.inf, torch.inf
         if by_input.min() < by_neuron.min():
             read[by_input.argmin()] = False
