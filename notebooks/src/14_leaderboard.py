@@ -309,7 +309,7 @@ def figure(task, cost, label):
             ax.vlines(getattr(row, cost), low.iloc[place], high.iloc[place], color=colour, linewidth=1, alpha=0.6)
     best = frame[frame[f"front_{cost}"]]
     ax.plot(best[cost], error[best.index], color=plots.COLOURS[2], linewidth=1.5, zorder=1, drawstyle="steps-post")
-    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test accuracy (%), axis by the error")
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test accuracy (%)")
     ax.set_ylim(min(low.min(), error.min()) / 1.3, max(high.max(), error.max()) * 1.3)
     ax.set_xlim(frame[cost].min() / 2.5, frame[cost].max() * 2.5)
     ax.invert_yaxis()
