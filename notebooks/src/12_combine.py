@@ -91,7 +91,7 @@ S = results.settings(
                widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(6, 3), thin_lr=4e-3,
                net="cifar_small", cut=2.0, round_to=8, scored=500, photos=3_072, photo_views=1, retrain=(2, 1), batch=64,
                lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
-    full=dict(classic=55_000, ratio=300, digits=55_000, views=9, digit_batch=128, epochs=48, tune=10,
+    full=dict(classic=55_000, ratio=190, digits=55_000, views=9, digit_batch=128, epochs=30, tune=8,
               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(5_120, 2, 3, 50, 3), photo_order=(3_072, 2, 3, 10, 3),
               widths=(6, 8, 9), wide=(6, 10, 30), budget=2_750, thin=(160, 20), thin_lr=8e-3,
               net="cifar_base", cut=2.6, round_to=16, scored=2_000, photos=45_000, photo_views=4, retrain=(8, 3), batch=128,
