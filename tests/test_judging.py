@@ -67,7 +67,7 @@ def _forked(request, monkeypatch):
 
     def forked(folder, *, export):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12
             child = os.fork()
         if child == 0:
             try:
