@@ -300,20 +300,29 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _to_build(sources: list[Path], *, again: bool) -> dict[Path, str]:
+    """Return why each of these sources is to be executed: those that are stale or, `again`, all."""
+    from helpers import notebooks
+
+    stale = notebooks.stale()
+    return {s: stale.get(s.stem, "is built again") for s in sources if again or s.stem in stale}
+
+
 def _notebooks(args: argparse.Namespace) -> int:
     from helpers import notebooks, readme, results
 
-    stale = notebooks.stale()
-    chosen = [source for source in args.chosen if args.again or source.stem in stale]
-    _fetch(chosen)
-    failures = []
-    for number, source in enumerate(chosen, start=1):
-        reason = stale.get(source.stem, "is built again")
-        print(f"[{number}/{len(chosen)}] {source.stem} {reason}", flush=True)
-        failed = _execute(source)
-        if not failed:
-            results.promote_quick(source.stem)
-        failures += failed
+    failures: list[str] = []
+    waiting = list(args.chosen)
+    # Another round builds those that show what the round before has measured.
+    while chosen := _to_build(waiting, again=args.again):
+        _fetch(list(chosen))
+        for number, (source, reason) in enumerate(chosen.items(), start=1):
+            print(f"[{number}/{len(chosen)}] {source.stem} {reason}", flush=True)
+            failed = _execute(source)
+            if not failed:
+                results.promote_quick(source.stem)
+            failures += failed
+            waiting.remove(source)
     readme.write()
     for name, reason in notebooks.stale().items():
         print(f"still stale: {name} {reason}")
