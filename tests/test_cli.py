@@ -243,6 +243,19 @@ def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):
     assert cli.main(["notebooks", "--again", "02"]) == 0 and course["executed"] == ["02_two"]
 
 
+def test_notebooks_builds_what_becomes_stale_by_what_it_built(course, monkeypatch):
+    """01 shows the results of 02; each is executed once, even if it stays stale."""
+    monkeypatch.setattr(
+        notebooks,
+        "stale",
+        lambda: {"02_two": "is not built"} | dict.fromkeys(course["executed"] and ["01_one"], "shows"),
+    )
+    monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
+    monkeypatch.setattr(results, "promote_quick", lambda name: None)
+    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    assert cli.main(["notebooks"]) == 0 and course["executed"] == ["02_two", "01_one"]
+
+
 @pytest.mark.parametrize(("stale", "code"), [({}, 0), ({"01_one": "is not built"}, 1)])
 def test_stale_lists_and_says_so_by_its_exit_code(stale, code, course, capsys, monkeypatch):
     monkeypatch.setattr(notebooks, "stale", lambda: stale)
