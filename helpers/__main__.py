@@ -314,7 +314,8 @@ def _notebooks(args: argparse.Namespace) -> int:
     failures: list[str] = []
     waiting = list(args.chosen)
     # Another round builds those that show what the round before has measured.
-    while chosen := _to_build(waiting, again=args.again):
+    chosen = _to_build(waiting, again=args.again)
+    while chosen:
         _fetch(list(chosen))
         for number, (source, reason) in enumerate(chosen.items(), start=1):
             print(f"[{number}/{len(chosen)}] {source.stem} {reason}", flush=True)
@@ -323,6 +324,7 @@ def _notebooks(args: argparse.Namespace) -> int:
                 results.promote_quick(source.stem)
             failures += failed
             waiting.remove(source)
+        chosen = _to_build(waiting, again=args.again)
     readme.write()
     for name, reason in notebooks.stale().items():
         print(f"still stale: {name} {reason}")

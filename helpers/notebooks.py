@@ -351,7 +351,17 @@ def _why_stale(source: Path) -> str:
         return "was built with other helpers"
     if recorded.get("results_sha256", "") != _results_sha256(source):
         return "shows other results than those in data"
+    if not _gives_published_time(source, path):
+        return "gives another time for the full profile than the results"
     return ""
+
+
+def _gives_published_time(source: Path, built: Path) -> bool:
+    from helpers import results
+
+    if "results.timetable(" not in source.read_text():
+        return True
+    return results.timetable(source.stem).partition("*full*")[2] in built.read_text()
 
 
 def _results_sha256(source: Path) -> str:

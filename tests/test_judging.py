@@ -112,6 +112,7 @@ def test_an_honest_graph_passes_and_a_budget_that_is_not_met_is_said(graph):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes, which only tests switch on
 def test_a_folder_is_judged_with_its_speed(packed, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

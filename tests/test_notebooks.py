@@ -212,6 +212,18 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
     assert notebooks.stale() == dict.fromkeys(["90_tiny", "91_one"], "shows other results than those in data")
 
 
+def test_a_notebook_that_gives_another_full_time_than_the_results_is_stale(course, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", course / "results")
+    source = write(course, TINY + 'print(results.timetable("90_tiny"))\n')
+    store(course, source)
+    assert notebooks.stale() == {"90_tiny": "gives another time for the full profile than the results"}
+    path = course / "notebooks/90_tiny.ipynb"
+    notebook = read(path)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text=results.timetable("90_tiny"))]
+    nbformat.write(notebook, path)
+    assert notebooks.stale() == {}
+
+
 def test_stale_names_what_is_not_built_and_what_has_no_source(built):
     write(built, TINY, "91_new")
     (built / "notebooks/src/90_tiny.py").unlink()
