@@ -194,8 +194,8 @@ def _predict(args: argparse.Namespace) -> int:
         if environment.is_ready(ROOT / ".venv"):
             environment.ensure()  # goes on there, if it is not where this runs
         raise environment.SetupError(
-            f"this Python has no {error.name}; predict needs numpy, pillow and, for an ONNX file, onnxruntime: "
-            f"{sys.executable} -m pip install numpy pillow onnxruntime"
+            f"this Python has no {error.name}; predict needs numpy, pillow, for an ONNX file onnxruntime and for an "
+            f"entropy-coded one constriction: {sys.executable} -m pip install numpy pillow onnxruntime constriction"
         ) from None
     print(label)
     width = max(map(len, probabilities))

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from helpers.paths import RESULTS, build_dir
 from helpers.results import mean_std, paired_interval
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
 
@@ -171,10 +173,11 @@ def ranked(frame: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
 def runs(*, build: bool = True) -> "pd.DataFrame":
     """Return every recorded model, one row for each model and seed: what the board is made of.
 
-    As in `results.leaderboard`, of a notebook and profile this machine's own results (build) go before the published
-    ones. Of each model full results replace quick ones. Columns: task, model (its name, and the notebook's number if
-    another model has the same name, or the seeds if they chose differently), recipe (without the seeds), notebook,
-    profile, source, seed, of_runs (how many runs of the notebook there are), method, technique, dense, accuracy,
+    Of a notebook and profile those results count that have more seeds, this machine's own (build) or the published
+    ones; of as many, one's own. They are never mixed. Of each model full results replace quick ones. Columns: task,
+    model (its name, and the notebook's number if another model has the same name, or the seeds if they chose
+    differently), recipe (without the seeds), notebook, profile, source, seed, of_runs (how many runs of the notebook
+    there are), method, technique, dense, accuracy,
     images (test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a file), latency (a list), base,
     and of the base in the same run base_accuracy, base_weights, base_bytes and base_macs (NaN if there is none).
     """
@@ -214,7 +217,7 @@ COLUMNS = (
 
 
 def _results(build: bool) -> list[dict[str, Any]]:
-    """Return all results, each with the folder it is from: of a notebook and profile build's, if there are any."""
+    """Return all results, each with the folder it is from: of a notebook and profile the one with more seeds."""
     folders = [("build", build_dir() / "results"), ("data", RESULTS)] if build else [("data", RESULTS)]
     chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for source, folder in folders:
@@ -225,7 +228,8 @@ def _results(build: bool) -> list[dict[str, Any]]:
                 if not result["notebook"].startswith(OWN):
                     here.setdefault((result["notebook"], profile), []).append(result)
             for key, found in here.items():
-                chosen.setdefault(key, found)
+                if len(found) > len(chosen.get(key, [])):
+                    chosen[key] = found
     return [
         result | {"of_runs": len(chosen[key])}
         for key in sorted(chosen)
@@ -482,7 +486,7 @@ def claims_over_seeds(*, build: bool = True) -> "pd.DataFrame":
 def label_points(
     ax: "Axes", x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: int = 9
 ) -> list[str]:
-    """Write each name beside its point, where it hides no point and no other name; return those that found no place.
+    """Write each name beside its point, where it hides no point, line or other name; return those that found no place.
 
     Names further away get a thin line. Call it last: the limits and the layout of the figure are fixed by it.
     """
@@ -497,6 +501,8 @@ def label_points(
     points = ax.transData.transform(np.column_stack([x, y]))
     scale = figure.dpi / 72
     taken = [_box(px - 4 * scale, py - 4 * scale, 8 * scale, 8 * scale) for px, py in points]
+    drawn = [line for line in ax.get_lines() if line.get_linestyle() != "None"]
+    taken += [box for line in drawn for box in _along(ax.transData.transform(line.get_xydata()))]
     inside, homeless = ax.get_window_extent(), []
     for (px, py), name, place in sorted(
         zip(points, names, zip(x, y, strict=True), strict=True), key=lambda p: -p[0][1]
@@ -509,7 +515,7 @@ def label_points(
             box = _box(left, py + dy * scale - extent.height / 2, extent.width, extent.height)
             if _fits(box, (inside.x0, inside.y0, inside.x1, inside.y1)) and not any(_overlap(box, t) for t in taken):
                 text.set(position=(dx, dy), ha="right" if dx < 0 else "center" if dx == 0 else "left")
-                if math.hypot(dx, dy) > 16:
+                if math.hypot(dx, dy) > 12:
                     ax.annotate("", place, (dx, dy), textcoords="offset points", arrowprops=LINE, zorder=2)
                 taken.append(box)
                 break
@@ -521,6 +527,17 @@ def label_points(
 
 LINE = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 Box = tuple[float, float, float, float]
+
+
+def _along(path: "np.ndarray") -> list[Box]:
+    """Return small boxes along a path of (vertices, 2) pixels; none for a single point."""
+    import numpy as np
+
+    boxes = []
+    for start, end in pairwise(path):
+        steps = max(2, math.ceil(math.dist(start, end) / 5))
+        boxes += [_box(x - 1, y - 1, 2, 2) for x, y in np.linspace(start, end, steps).tolist()]
+    return boxes
 
 
 def _offsets() -> list[tuple[float, float]]:

@@ -111,7 +111,7 @@ def read_weights(model: nn.Module, path: Path) -> nn.Module:
 def manifest() -> dict[str, dict[str, Any]]:
     """Return what is known of each committed checkpoint, by its name."""
     path = paths.CHECKPOINTS / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _sha256(path: Path) -> str:

@@ -42,7 +42,7 @@ Run = tuple[Path, int]  # a notebook's source, and a seed
 THREADS = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT"]
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 2  # how often a new worker, or one that is idle again, is looked for
-READS_OTHERS = re.compile(r"\bresults\.(load|measurements|leaderboard)\(")
+READS_OTHERS = re.compile(r"\b(results\.(load|measurements|leaderboard)|board\.(runs|claims_over_seeds))\(")
 _ONE_AT_A_TIME = threading.Lock()  # in a worker: a notebook has all of its threads
 
 
@@ -158,7 +158,8 @@ def _collect(future: "Future", each: Run, profile: str, outcome: Outcome) -> str
         return f"{title}: failed"
     returned: _Returned = future.result()
     done = f"{title}: {returned.seconds:.0f} s on {returned.worker} ({returned.threads} threads)"
-    if _to_measure(each[0], returned.files.get(_result_file(each, profile))):
+    result = returned.files.get(_result_file(each, profile))
+    if _to_measure(each[0], result) and (result is not None or not returned.failure):
         _write({name: content for name, content in returned.files.items() if name.startswith("scratch/")})
         _note_states(each, profile, returned.threads)
         outcome.to_measure[each] = returned.threads
@@ -208,7 +209,7 @@ def _note_states(each: Run, profile: str, threads: int) -> None:
 def _threads_of_states(each: Run, profile: str) -> int | None:
     """Return the threads with which this version of the notebook was trained on a cluster; None if it was not."""
     path = _note(each, profile)
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return known.get("threads") if known.items() >= notebooks.identity(each[0]).items() else None
 
 

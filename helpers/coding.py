@@ -138,13 +138,19 @@ def _encode(arrays: packing.Writable) -> tuple[bytes, dict[str, dict[str, float]
     return START + _checksum(body) + body, costs
 
 
-def decode(content: bytes) -> Arrays:
-    """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
+def body_of(content: bytes) -> bytes:
+    """Return what follows the checksum of a file; raises PackingError if it is cut off, changed or of another kind."""
     if not content.startswith(START):
         raise PackingError("this is not an entropy-coded model")
     checksum, body = content[len(START) :][:CHECKSUM_BYTES], content[len(START) + CHECKSUM_BYTES :]
     if checksum != _checksum(body):
         raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
+    return body
+
+
+def decode(content: bytes) -> Arrays:
+    """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
+    body = body_of(content)
     header = zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
     length, *entries = json.loads(header.decompress(body))
     plain, coder = _Plain(header.unused_data[:length]), _Reader(header.unused_data[length:])
@@ -250,7 +256,7 @@ def _entropy(symbols: np.ndarray) -> float:
 
 def _frequencies(symbols: np.ndarray, alphabet: int) -> np.ndarray | None:
     """Return frequencies of at least 1 that add up to SUM, none for so few symbols that they are learned on the way."""
-    if symbols.size <= ADAPTIVE:
+    if symbols.size <= ADAPTIVE or alphabet < 2:
         return None
     shares = np.bincount(symbols, minlength=alphabet) * (SUM - alphabet) // symbols.size + 1
     shares[shares.argmax()] += SUM - shares.sum()
@@ -283,7 +289,7 @@ def _decode_array(
 
 
 def _decode_values(coder: "_Coder", plain: _Plain, count: int, alphabet: int) -> np.ndarray:
-    frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1 if count > ADAPTIVE else None
+    frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1 if count > ADAPTIVE and alphabet > 1 else None
     return coder.values(count, alphabet, frequencies)
 
 

@@ -290,7 +290,7 @@ def operator_times(path: Path, inputs: np.ndarray, *, threads: int = 1, runs: in
         profiled = _session(Path(path).read_bytes(), threads=threads, profile=Path(folder) / "profile")
         for _ in range(2 + runs):
             run(profiled, inputs)
-        events = json.loads(Path(profiled.end_profiling()).read_text())
+        events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
     calls: dict[str, list[tuple[str, float]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -14,9 +14,11 @@ pattern for each share.
 
 import os
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from helpers import training
@@ -70,6 +72,7 @@ def fit(
     if batch_size % count():
         raise ValueError(f"batch_size={batch_size}; allowed: a multiple of the {count()} processes")
     accelerator = _accelerator()
+    model = _of_first(model, accelerator)
 
     def together(new: nn.Module, at: training.StepInfo) -> None:
         _take_buffers_of_first(new)
@@ -115,6 +118,17 @@ def _shared(loss: training.Loss, accelerator: Any) -> training.Loss:
     # Part of the state's fingerprint: one process rounds otherwise, and must not go on with a state of several.
     share.__name__ = f"{getattr(loss, '__name__', '')} on {count()} devices"
     return share
+
+
+def _of_first(model: nn.Module, accelerator: Any) -> nn.Module:
+    """Return a copy of the first process's model: also a state is resumed by what the model was."""
+    from accelerate.utils import broadcast
+
+    copy = deepcopy(model).to(accelerator.device)
+    with torch.no_grad():
+        for tensor in copy.state_dict().values():
+            tensor.copy_(broadcast(tensor))
+    return copy
 
 
 def _take_buffers_of_first(model: nn.Module) -> None:

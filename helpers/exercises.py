@@ -1354,7 +1354,7 @@ def _winner(guess: Callable[[], str], *, measured: dict[str, float]) -> str:
         "pruned": "A kept weight costs its four bytes and the way to it. How many of them fit, of 430,500?",
         "fewer bits": "Two bits are four marks. Without training, what becomes of the small weights?",
         "pruned, 4 bits": "A kept weight costs half a byte and the way to it: count again how many fit.",
-        "thin and dense": "It starts from nothing, and its few epochs are no match for a network that is trained.",
+        "thin and dense": "It starts from nothing. How long was it trained here, and how long LeNet-5?",
     }
     raise Wrong(both, hint=hints.get(said, "Count first how many weights fit, and in how many bits."))
 

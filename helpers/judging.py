@@ -13,8 +13,8 @@ What is refused, and where a trick would hide:
     a module that ignores its file     it answers as well when the file's weights are shuffled
     answers by position or by hash     they change with the order, with the batch, or when no eye sees a change
 
-This stops mistakes and the tricks that a classroom knows. It is no prison: code that wants to break out of a process of
-the same user can. Do not judge strangers' code without a container.
+This stops mistakes and the tricks that a classroom knows. It is no prison: what is seen is what Python opens, and code
+that wants to break out of a process of the same user can. Do not judge strangers' code without a container.
 """
 
 import ast
@@ -53,8 +53,9 @@ __all__ = ["BUDGETS", "Budget", "Judged", "Outcome", "judge"]
 SECONDS = 600  # what the fresh process may take
 ATTEMPTS = 3  # of the timing, while it decides nothing
 OWN_NUMBERS = 256  # what a module may hold beside its file: means, scales
-NOISE = 1e-3  # of inputs with a standard deviation of about 1
+NOISE = 0.05  # of inputs with a standard deviation of about 1: three or four of 255 steps, so rounding keeps it
 ALONE = 20  # examples that are asked again, one by one
+SAME_GRAPH = 0.995  # of the answers of a module and of its graph: floats are added up in another order there
 PICKLES = (b"PK\x03\x04", b"\x80")
 MODULES = {
     "__future__",
@@ -68,6 +69,11 @@ MODULES = {
     "torch",
     "typing",
 }
+UNSEEN_READERS = {  # of torch, they open files without Python; the last two hand out what does
+    "from_file", "jit", "ops", "load_library", "cpp_extension", "package", "PackageImporter", "_C", "sys",
+}  # fmt: skip
+BUILTINS = {"__import__", "eval", "exec", "compile", "getattr", "setattr", "delattr", "globals", "locals", "vars"}
+CODE_PLACES = {os.path.realpath(place) + os.sep for place in (sys.prefix, sys.base_prefix, ROOT / "helpers")}
 CODE = {".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"}
 FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "ctypes.dlopen")
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
@@ -76,6 +82,8 @@ FILE, PROCESS, ANSWERS = "one honest file", "decodes in a fresh process", "answe
 INPUT, WEIGHTS = "answers follow the input", "the weights are in the file"
 BYTES, ACCURACY, SPEED = "bytes", "accuracy", "speed"
 CRITERIA = (FILE, PROCESS, ANSWERS, INPUT, WEIGHTS, BYTES, ACCURACY, SPEED)
+CLAIMS = ("bytes", "accuracy", "speedup")
+NOT_MEASURED = "not measured"  # because another criterion was not met before
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,14 @@ class Judged:
         import pandas as pd
 
         rows = [
-            {"criterion": o.criterion, "": "met" if o.met else "not met", "measured": o.measured, "asked": o.asked}
-            for o in self.outcomes
+            {"criterion": o.criterion, "": _verdict(o), "measured": o.measured, "asked": o.asked} for o in self.outcomes
         ]
         rows += [{"criterion": "claimed", "": "ignored", "measured": said, "asked": ""} for said in self.disagreements]
         return pd.DataFrame(rows).set_index("criterion")
+
+
+def _verdict(outcome: Outcome) -> str:
+    return "met" if outcome.met else "not reached" if outcome.measured == NOT_MEASURED else "not met"
 
 
 class _Refused(Exception):
@@ -194,10 +205,16 @@ def judge(
         rounds: of the timing.
 
     Raises:
-        ValueError: the task is unknown; `split` is the test split; there is no example.
+        ValueError: the task is unknown; `split` is the test split; there is no example; the budget asks for the speed
+            of a text classifier; `rounds` is not positive; a name in `claimed` is unknown.
         FileNotFoundError: there is no such file.
     """
     known = _TASKS[checks.choice("task", task, _TASKS)]
+    if budget.speedup is not None and not known.shape:
+        raise ValueError(f"budget.speedup={budget.speedup!r} for task={task!r}; allowed: None, texts are not timed")
+    checks.positive("rounds", rounds)
+    for name in claimed or {}:
+        checks.choice("claimed", name, CLAIMS)
     examples = known.data().validation if split is None else checks.not_empty("split", split)
     if examples.is_test and run is None:
         raise ValueError("split is the test split; allowed: validation while you try, and with `run` at the end")
@@ -212,18 +229,19 @@ def judge(
             Outcome(FILE, True, f"{len(content):,} bytes" + (f" + {len(source.encode()):,} of source" * bool(source)))
         )
         answers = _answers(content, source, examples, known, export=budget.speedup is not None)
+        measured = _measured(found, answers, examples, run)  # before any label is looked at, so that it is logged
         outcomes += _structure(answers, examples, known)
-        found = _measured(found, answers, examples, run)
+        found = measured
         outcomes += [_bytes(found, budget), _accuracy(found, budget)]
         if budget.speedup is not None:
-            found, outcome = _speed(found, answers.graph or content, known, budget.speedup, rounds)
+            found, outcome = _speed(found, answers.graph or content, examples, budget.speedup, rounds)
             outcomes.append(outcome)
     except _Refused as refused:
         outcomes = [o for o in outcomes if o.criterion != refused.criterion]
         outcomes.append(Outcome(refused.criterion, False, refused.sentence))
         seen = {outcome.criterion for outcome in outcomes}
         left = [c for c in CRITERIA if c not in seen and (c != SPEED or budget.speedup is not None)]
-        outcomes += [Outcome(criterion, False, "not measured") for criterion in left]
+        outcomes += [Outcome(criterion, False, NOT_MEASURED) for criterion in left]
     return replace(found, outcomes=tuple(outcomes), disagreements=_disagreements(found, claimed or {}))
 
 
@@ -269,7 +287,7 @@ def _accuracy(found: Judged, budget: Budget) -> Outcome:
 def _disagreements(found: Judged, claimed: Mapping[str, float]) -> tuple[str, ...]:
     said = []
     for name, value in claimed.items():
-        measured = getattr(found, checks.choice("claimed", name, ("bytes", "accuracy", "speedup")))
+        measured = getattr(found, name)
         allowed = {"bytes": 0.0, "accuracy": 0.0005, "speedup": 0.25 * abs(measured)}[name]
         if not abs(measured - value) <= allowed:  # also if it was not measured
             said.append(f"{name} {value:,.6g} was claimed, {measured:,.6g} measured")
@@ -303,7 +321,10 @@ def _in_folder(folder: Path) -> tuple[Path, str]:
     if names == ["model.onnx"]:
         return folder / "model.onnx", ""
     if names == ["model.pack", "model.py"]:
-        return folder / "model.pack", (folder / "model.py").read_text(encoding="utf-8")
+        try:
+            return folder / "model.pack", (folder / "model.py").read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise _Refused(FILE, "model.py is not a text in UTF-8.") from None
     raise _Refused(
         FILE, f"the folder holds {', '.join(names) or 'nothing'}; allowed: model.onnx, or model.pack and model.py."
     )
@@ -341,9 +362,15 @@ def _check_imports(source: str) -> None:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [f"torch.{node.attr}"]
+        elif isinstance(node, ast.Name) and node.id in BUILTINS:
+            raise _Refused(WEIGHTS, f"the source uses {node.id}, which a network does not need.")
         else:
             continue
         for name in names:
+            if UNSEEN_READERS.intersection(name.split(".")):
+                raise _Refused(WEIGHTS, f"the source uses {name}, which can read files that no one sees it open.")
             if name.split(".")[0] not in MODULES or (name.startswith("helpers") and "models" not in name.split(".")):
                 raise _Refused(WEIGHTS, f"the source imports {name}; allowed: torch, numpy, math, helpers.models.")
 
@@ -461,7 +488,7 @@ def _in_fresh_process(folder: Path, *, export: bool) -> dict[str, Any]:
     if done.returncode or not report.exists():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"criterion": PROCESS, "refused": f"the fresh process ended with: {last}"}
-    return json.loads(report.read_text())
+    return json.loads(report.read_text(encoding="utf-8"))
 
 
 def _check_logits(name: str, logits: np.ndarray, count: int, task: "_Task") -> None:
@@ -517,7 +544,8 @@ def _work(*, export: bool) -> None:
     try:
         inputs = _read_inputs(folder)
         guard = _Guard(folder)
-        predict, controls = (_packed if (folder / "model.pack").exists() else _runtime)(folder, guard, report)
+        is_packed = (folder / "model.pack").exists()
+        predict, controls = _packed(folder, guard, report) if is_packed else _runtime(folder / "model.onnx")
         with guard:
             answers = {"logits": predict(inputs)}
             answers["alone"] = np.concatenate([predict(_one(inputs, -1 - i)) for i in range(min(ALONE, len(inputs)))])
@@ -527,13 +555,18 @@ def _work(*, export: bool) -> None:
             answers |= controls(inputs)
         np.savez(folder / "answers.npz", **answers)  # type: ignore[arg-type]
         if export:
-            _export(folder, predict, inputs, answers["logits"])
+            _graph(torch.nn.Linear(1, 1), torch.zeros(2, 1))  # what the exporter itself reads, it has read now
+            with guard:
+                graph = _graph(predict.model, torch.from_numpy(inputs[:2]))  # type: ignore[attr-defined]
+            exported = folder / "exported.onnx"
+            exported.write_bytes(graph)
+            _check_export(exported, inputs, answers["logits"])
     except _Refused as refused:
         report |= {"criterion": refused.criterion, "refused": refused.sentence}
     except Exception as error:  # whatever a student's code does is said in one sentence
         said = (str(error).strip().splitlines() or ["no message"])[0]
         report |= {"criterion": PROCESS, "refused": f"{type(error).__name__}: {said}"}
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 class _Guard:
@@ -566,7 +599,8 @@ class _Guard:
         if isinstance(path, int) or path is None:
             return True
         text = os.fsdecode(path)
-        return os.path.abspath(text) in self.model or Path(text).suffix in CODE or text == os.devnull
+        is_code = Path(text).suffix in CODE and os.path.realpath(text).startswith(tuple(CODE_PLACES))
+        return os.path.abspath(text) in self.model or is_code or text == os.devnull
 
     def _refuse(self, sentence: str) -> None:
         self.attempt = self.attempt or sentence
@@ -691,17 +725,17 @@ def _shuffled(model: "nn.Module", seed: int) -> "nn.Module":
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.is_floating_point() and tensor.numel() > 1:
+            if tensor.numel() > 1:
                 order = torch.randperm(tensor.numel(), generator=generator)
                 tensor.copy_(tensor.flatten()[order].view_as(tensor))
     return model.eval()
 
 
-def _runtime(folder: Path, guard: _Guard, report: dict[str, Any]) -> tuple[Predict, Controls]:
+def _runtime(path: Path) -> tuple[Predict, Controls]:
     from helpers import deploy
 
     try:
-        runtime = deploy.session(folder / "model.onnx")
+        runtime = deploy.session(path)
     except ValueError as error:
         raise _Refused(PROCESS, str(error)) from None
 
@@ -712,18 +746,14 @@ def _runtime(folder: Path, guard: _Guard, report: dict[str, Any]) -> tuple[Predi
     return predict, lambda inputs: {}
 
 
-def _export(folder: Path, predict: Predict, inputs: Any, logits: np.ndarray) -> None:
-    """Write the module as ONNX, to be timed where the dense network is; its answers must be those that were given."""
-    import torch
-
-    from helpers import deploy
-
-    model = predict.model  # type: ignore[attr-defined]
-    path = folder / "exported.onnx"
-    path.write_bytes(_graph(model, torch.from_numpy(inputs[:2])))
-    again = deploy.run(deploy.session(path), inputs[:100])
-    if (again.argmax(1) == logits[:100].argmax(1)).mean() < 0.95:
-        raise _Refused(PROCESS, "exported to ONNX, the module answers otherwise: it cannot be timed.")
+def _check_export(path: Path, inputs: Any, logits: np.ndarray) -> None:
+    """Refuse a module whose graph, which is timed, answers otherwise than the module, which is counted."""
+    predict, _ = _runtime(path)
+    same = float((predict(inputs).argmax(1) == logits.argmax(1)).mean())
+    if same < SAME_GRAPH:
+        raise _Refused(
+            PROCESS, f"exported to ONNX, {same:.1%} of the answers are the same: what is timed is another network."
+        )
 
 
 def _graph(model: "nn.Module", example: "Tensor") -> bytes:
@@ -748,12 +778,13 @@ def _graph(model: "nn.Module", example: "Tensor") -> bytes:
 # ---------------------------------------------------------------- speed
 
 
-def _speed(found: Judged, graph: bytes, task: "_Task", asked: float, rounds: int) -> tuple[Judged, Outcome]:
+def _speed(found: Judged, graph: bytes, examples: "Split", asked: float, rounds: int) -> tuple[Judged, Outcome]:
     """Time both files interleaved, the dense network twice; met only if the whole interval reaches what is asked."""
     from helpers import deploy, measure
 
     sessions = [deploy._session(content, threads=1) for content in (_reference(found.task), graph)]
-    one = np.random.default_rng(0).standard_normal((1, *task.shape), dtype=np.float32)
+    place = int(np.random.default_rng().integers(len(examples)))
+    one = np.ascontiguousarray(examples.inputs[place : place + 1].numpy())  # a real one: noise could take another path
     calls = {name: _call(session, one) for name, session in zip(("dense", "submission"), sessions, strict=True)}
     for attempt in range(1, ATTEMPTS + 1):  # a busy machine may leave it open: then once more, and longer
         verdict = measure.compare(measure.time_interleaved(calls, rounds=attempt * rounds))["submission"]

@@ -359,9 +359,9 @@ def _why_stale(source: Path) -> str:
 def _gives_published_time(source: Path, built: Path) -> bool:
     from helpers import results
 
-    if "results.timetable(" not in source.read_text():
+    if "results.timetable(" not in source.read_text(encoding="utf-8"):
         return True
-    return results.timetable(source.stem).partition("*full*")[2] in built.read_text()
+    return results.timetable(source.stem).partition("*full*")[2] in built.read_text(encoding="utf-8")
 
 
 def _results_sha256(source: Path) -> str:
@@ -372,7 +372,9 @@ def _results_sha256(source: Path) -> str:
     code = source.read_bytes()
     names = "*" if "board" in _imported(code) else set(SHOWN.findall(code.decode()))
     found = [
-        json.loads(path.read_text()) for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))
+        json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted(names)
+        for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))
     ]
     shown = [
         [each[part] for part in ("models", "claims", "measurements")]

@@ -355,7 +355,7 @@ def _pack_bits(symbols: np.ndarray, bits: int) -> bytes:
 
 
 def read(path: Path) -> Arrays:
-    """Return the arrays of a file by name; needs NumPy and the standard library only.
+    """Return the arrays of a file by name; needs NumPy and, for an entropy-coded file, `constriction`.
 
     Raises PackingError, in one sentence, for a file that is cut off or changed, of another kind or of a
     version that this code does not know; FileNotFoundError if there is none.
@@ -369,7 +369,7 @@ def read(path: Path) -> Arrays:
 def read_words(path: Path) -> list[str]:
     """Return the vocabulary of a file, in the order of the numbers; an empty list if the file holds none.
 
-    Needs the standard library only, and raises what `read` raises.
+    Needs the standard library only (for an entropy-coded file what `read` needs), and raises what `read` raises.
     """
     try:
         return _decode_words(Path(path).read_bytes())
@@ -411,6 +411,9 @@ def _is_coded(content: bytes) -> bool:
 
 def _decode_words(content: bytes) -> list[str]:
     if _is_coded(content):
+        from helpers import coding
+
+        coding.body_of(content)  # a file that is cut off holds no words for another reason
         return []
     entries, payload = _parts(content)
     if entries and entries[0]["coding"] == "words":

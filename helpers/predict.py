@@ -1,6 +1,6 @@
 """What an image shows, by a model's file alone: no PyTorch, neither to import nor to install.
 
-A packed file needs NumPy, an ONNX file ONNX Runtime; an image needs Pillow. A packed file holds arrays and no graph,
+A packed file needs NumPy, and `constriction` if it is entropy-coded, an ONNX file ONNX Runtime; an image needs Pillow. A packed file holds arrays and no graph,
 so the network is recognised by the names and shapes of its arrays: those of `models.py`, at any width, whole or
 pruned, with filters or residual blocks removed, weights and inputs of layers in few bits, BatchNorm folded or not.
 Nothing names the classes; their number and the number of colours do. Ten classes in grey are MNIST's digits, in
@@ -64,11 +64,13 @@ def predict(file: Path | str, image: Path | str) -> Prediction:
     """Return what the network in `file` (packed, or ONNX) sees in the `image` (PNG or JPEG).
 
     The image may be of any size and have transparency: see `read_image`. Raises what `open_network` and `read_image`
-    raise.
+    raise, and ValueError for a network that answers NaN.
     """
     network = open_network(file)
     pixels, notes = read_image(image, channels=network.channels, pixels=network.pixels)
     logits = network.logits(pixels[None])[0].astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise ValueError(f"file={str(file)!r} answers NaN or infinity; allowed: a network whose answers are finite")
     shares = np.exp(logits - logits.max())
     probabilities = {label: float(p) for label, p in zip(network.labels, shares / shares.sum(), strict=True)}
     return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities, notes)
@@ -145,6 +147,10 @@ def _onnx(path: Path) -> Network:
     shape = given[0].shape
     if len(given) != 1 or len(shape) != 4 or shape[1:] not in [[c, p, p] for c, p in PIXELS.items()]:
         raise ValueError(f"file={str(path)!r} takes {[g.shape for g in given]}; allowed: images of {_allowed_images()}")
+    if given[0].type != "tensor(float)" or (isinstance(shape[0], int) and shape[0] != 1):
+        raise ValueError(
+            f"file={str(path)!r} takes {given[0].type} in batches of {shape[0]}; allowed: float32, one by one or any number"
+        )
     labels = _labels(path, shape[1], found.shape[-1])
     return Network("an ONNX graph", shape[1], shape[2], labels, _in_runtime(session, one_by_one=shape[0] == 1))
 

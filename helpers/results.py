@@ -96,7 +96,7 @@ class Run:
             raise ValueError(f"seed={seed!r}; allowed: a whole number of at least 0")
         self.profile = checks.choice("profile", profile, PROFILES)
         self.notebook, self.seed, self.save = notebook, seed, save
-        self._began = time.monotonic()
+        self._began, self._resumed = time.monotonic(), _resumed_seconds()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._models: dict[str, dict] = {}
         self._claims: dict[str, dict] = {}
@@ -238,9 +238,15 @@ class Run:
             "machine": machine(),
             "threads": torch.get_num_threads(),
             "started": self._started,
-            "seconds": round(time.monotonic() - self._began, 1),
+            "seconds": round(time.monotonic() - self._began + _resumed_seconds() - self._resumed, 1),
             "peak_memory_mb": round(peak_memory_mb()),
         }
+
+
+def _resumed_seconds() -> float:
+    """Return what this process did not have to train again: it belongs to the time that the results took."""
+    training = sys.modules.get("helpers.training")  # absent: nothing was trained
+    return training.resumed_seconds() if training else 0.0
 
 
 def say(text: str) -> None:
@@ -263,7 +269,7 @@ def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None
     checks.choice("profile", profile, PROFILES)
     for path in (_build_file(notebook, profile, seed), _data_file(notebook, profile, seed)):
         if path.exists():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
     return None
 
 
@@ -305,7 +311,7 @@ def literature(task: str, *, model: str | None = None) -> "pd.DataFrame":
     """Return the reference results of `task`; `seen` is False where a row was not read in its own paper."""
     import pandas as pd
 
-    rows = pd.DataFrame(json.loads((DATA / "literature.json").read_text())["rows"])
+    rows = pd.DataFrame(json.loads((DATA / "literature.json").read_text(encoding="utf-8"))["rows"])
     checks.choice("task", task, sorted(set(rows["task"])))
     rows = rows[rows["task"] == task]
     if model is not None:
@@ -387,7 +393,7 @@ def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame":
-    """Return every recorded model, one row per task, name and profile (no smoke), best accuracy first.
+    """Return every recorded model, one row per task, name, method and profile (no smoke), best accuracy first.
 
     Of a notebook and profile, this machine's own results (build) go before the published ones (data); the
     two are never mixed. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
@@ -469,7 +475,7 @@ def promote_quick(notebook: str) -> Path:
     path = _build_file(notebook, "quick", 0)
     if not path.exists():
         raise FileNotFoundError(f"{notebook} has no quick results of seed 0 in build; run it first")
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     _require_claims([result])
     for model in result["models"]:
         model.pop("file", None)
@@ -499,7 +505,8 @@ def _publish_one(notebook: str, new: list[dict]) -> list[str]:
     seeds = {r["seed"]: r for r in [*_read(RESULTS / "full", notebook), *new]}
     results = [seeds[seed] for seed in sorted(seeds)]
     _require_claims(new)
-    outcomes = [_over_seeds(claim["id"], results) for claim in results[0]["claims"] if claim["over_seeds"]]
+    over_seeds = dict.fromkeys(c["id"] for result in results for c in result["claims"] if c["over_seeds"])
+    outcomes = [_over_seeds(id, results) for id in over_seeds]
     broken = [f"over seeds, {line}" for line, holds in outcomes if holds is False]
     if broken:
         raise ClaimError(f"{notebook}: " + "; ".join(broken))
@@ -594,7 +601,7 @@ def _data_file(notebook: str, profile: str, seed: int) -> Path:
 
 
 def _read(folder: Path, notebook: str = "*") -> list[dict]:
-    found = [json.loads(path.read_text()) for path in folder.glob(f"{notebook}.seed*.json")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"{notebook}.seed*.json")]
     return sorted(found, key=lambda r: (r["notebook"], r["seed"]))
 
 
@@ -703,13 +710,13 @@ def _chosen(folders: list[tuple[str, Path]], profile: str) -> Iterable[tuple[str
 
 
 def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
-    """Yield one row per model name of a notebook's results over its seeds."""
+    """Yield one row per model name and method of a notebook's results over its seeds."""
     weights = {m["name"]: m["weights"] for r in results for m in r["models"]}
     macs = {m["name"]: m["macs"] for r in results for m in r["models"]}
-    models: dict[str, list[dict]] = {}
+    models: dict[tuple[str, str], list[dict]] = {}
     for model in (m for r in results for m in r["models"]):
-        models.setdefault(model["name"], []).append(model)
-    for name, seeds in models.items():
+        models.setdefault((model["name"], model["method"]), []).append(model)  # a seed may have chosen another
+    for (name, method), seeds in models.items():
         accuracy = mean_std([m["accuracy"] for m in seeds])
         ratios = [weights.get(m["base"], m["weights"]) / m["nonzero"] for m in seeds if m["nonzero"]]
         speeds = [s for s in map(_speed, seeds) if s is not None]
@@ -718,7 +725,7 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
         yield {
             "task": seeds[0]["task"],
             "name": name,
-            "method": " or ".join(dict.fromkeys(m["method"] for m in seeds)),  # a seed may have chosen another
+            "method": method,
             "accuracy": round(accuracy.mean, 12),  # one network in 2 and in 3 runs: one row, whatever the rounding
             "std": accuracy.std,
             "n": accuracy.n,
@@ -789,7 +796,7 @@ def _between(mean: float, ends: tuple[float, float] | None, form: str, unit: str
 
 
 def _literature_lines(task: str) -> list[str]:
-    rows = json.loads((DATA / "literature.json").read_text())["rows"]
+    rows = json.loads((DATA / "literature.json").read_text(encoding="utf-8"))["rows"]
     lines = []
     for row in rows:
         if row["task"] != task:

@@ -39,6 +39,7 @@ __all__ = [
     "flip_and_shift",
     "predict",
     "random_shift",
+    "resumed_seconds",
     "seed_everything",
     "smoothed_cross_entropy",
 ]
@@ -369,6 +370,7 @@ def fit(
         new.load_state_dict(state["model"])
         rule.load_state_dict(state["optimizer"])
         history = state["history"]
+        _resumed.append(sum(row["seconds"] for row in history))
 
     per_epoch = len(train) // batch_size
     total = epochs * per_epoch
@@ -414,6 +416,14 @@ def fit(
     return Fitted(new.to("cpu").to(memory_format=torch.contiguous_format).eval(), history)
 
 
+_resumed: list[float] = []
+
+
+def resumed_seconds() -> float:
+    """Return the seconds of the epochs that trainings in this process found done, in their checkpoints."""
+    return sum(_resumed)
+
+
 def channels_last(batch: Tensor) -> Tensor:
     """Return a batch of images laid out channel by channel for each pixel: convolutions take about half the time.
 
@@ -427,7 +437,7 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 250) -> Float
     """Return the logits of all `inputs` on the CPU, computed in evaluation mode; each layer's own mode is restored."""
     checks.not_empty("inputs", inputs)
     were_training = [module for module in model.modules() if module.training]  # a frozen layer may stand in evaluation
-    where = next(model.parameters()).device
+    where = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     model.eval()
     try:
         return torch.cat([model(channels_last(batch.to(where))).cpu() for batch in inputs.split(batch_size)])

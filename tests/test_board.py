@@ -163,6 +163,16 @@ def test_full_goes_before_quick_and_build_before_data(write):
     assert set(board.runs(build=False)["source"]) == {"data"}
 
 
+def test_more_seeds_go_before_the_own_machine(write):
+    for seed in (0, 1, 2):
+        write("02_a", [model("net", 0.9)], seed=seed)
+    write("02_a", [model("net", 0.5)], seed=2, source="build")
+    assert board.runs()["accuracy"].tolist() == [0.9] * 3
+    for seed in (0, 1):
+        write("02_a", [model("net", 0.5)], seed=seed, source="build")
+    assert board.runs()["accuracy"].tolist() == [0.5] * 3
+
+
 def test_only_quick_results_are_enough(write):
     write("02_a", [model("net", 0.8)], profile="quick")
     write("03_none", [], profile="quick")
@@ -303,4 +313,18 @@ def test_labels_hide_neither_points_nor_each_other():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     spots = ax.transData.transform(np.column_stack([x, y]))
     assert not any(box.contains(*spot) for box in boxes for spot in spots)
+    plt.close(fig)
+
+
+def test_labels_hide_no_line():
+    fig, ax = plt.subplots()
+    x, y = [1, 2, 3, 4], [1, 3, 2, 4]
+    ax.plot(x, y)
+    assert board.label_points(ax, x, y, ["one", "two", "three", "four"]) == []
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    share = np.linspace(0, 1, 500)[:, None]
+    corners = np.column_stack([x, y])
+    along = np.concatenate([a + share * (b - a) for a, b in zip(corners[:-1], corners[1:], strict=True)])
+    spots = ax.transData.transform(along)
+    assert len(boxes) == 4 and not any(box.contains(*spot) for box in boxes for spot in spots)
     plt.close(fig)

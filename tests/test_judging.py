@@ -239,6 +239,38 @@ def test_imports_that_bring_weights_are_refused(packed, line):
     refused(judge(packed, f"{line}\ndef build():\n    return nn.Linear(784, 10)"), judging.WEIGHTS, "imports")
 
 
+@pytest.mark.parametrize(
+    "start", ["torch.from_file('w.bin', size=9)", "torch.jit.load('w.pt')", "torch.ops.load_library('w.so')"]
+)
+def test_readers_that_python_does_not_see_are_refused(tmp_path, start):
+    refused(judge(hollow(tmp_path), source(start=start)), judging.WEIGHTS, "which can read files")
+
+
+TWO_FACES = """
+class TwoFaces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(784, 10)
+
+    def forward(self, images):
+        if torch.onnx.is_in_onnx_export():
+            return self.fc(0 * images.flatten(1))
+        return self.fc(images.flatten(1))
+
+build = TwoFaces
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_module_that_is_another_network_for_the_clock_is_refused(packed):
+    judged = judge(packed, TWO_FACES, budget=Budget(bytes=40_000, accuracy=0.9, speedup=1.0))
+    refused(judged, judging.PROCESS, "what is timed is another network")
+    assert judge(packed, TWO_FACES).passed  # without a clock there is only one network
+    table = judged.table()
+    assert table.loc["speed", ""] == "not reached" and table.loc[judging.PROCESS, ""] == "not met"
+
+
 def test_the_system_is_not_asked(tmp_path):
     start = "torch.serialization.os.system('true')"
     refused(judge(hollow(tmp_path), source(start=start)), judging.WEIGHTS, "os.system")

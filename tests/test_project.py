@@ -161,7 +161,9 @@ def test_a_readme_without_its_marks_is_refused(text):
 
 
 def test_generated_parts_replace_only_themselves():
-    text = "a\n<!-- generated: map -->\n<!-- end -->\nb\n<!-- generated: results -->\n| of yesterday |\n<!-- end -->\nc\n"
+    text = (
+        "a\n<!-- generated: map -->\n<!-- end -->\nb\n<!-- generated: results -->\n| of yesterday |\n<!-- end -->\nc\n"
+    )
     once = readme.render(text)
     assert readme.render(once) == once
     assert once.startswith("a\n<!-- generated: map -->\n| notebook |") and once.endswith("\n<!-- end -->\nc\n")

@@ -389,12 +389,24 @@ def test_measurements_are_collected_over_seeds():
         results.measurements(NB, "orders", profile="fast")
 
 
+def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
+    from helpers import training
+
+    monkeypatch.setattr(training, "_resumed", [1_000.0])
+    run = results.start(NB, profile="quick", seed=0)
+    training._resumed.append(500.0)
+    run.finish()
+    assert 500 <= loaded(NB, profile="quick")["provenance"]["seconds"] < 600
+
+
 def test_literature_is_complete_and_marks_what_was_not_read():
     lenet = results.literature("mnist", model="LeNet-5")
     ratios = dict(zip(lenet["method"], lenet["weights_ratio"], strict=True))
     assert ratios["sparse variational dropout"] == 280
     assert not lenet.set_index("method").loc["L0 regularization", "seen"]
-    assert len(lenet) == 10
+    assert len(lenet) == 12
+    seen = lenet[lenet["seen"]].set_index("method")["file_ratio"]
+    assert seen["MIRACLE, lowest error"] == 555 and "MIRACLE, smaller" not in seen
     rows = json.loads((results.DATA / "literature.json").read_text())["rows"]
     assert all(0 < row["accuracy"] <= 1 for row in rows if "accuracy" in row)
     assert all({"task", "model", "method", "year", "source", "seen"} <= row.keys() for row in rows)

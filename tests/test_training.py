@@ -71,11 +71,12 @@ def test_an_interrupted_training_ends_with_the_same_weights(blobs, tmp_path):
 
     with pytest.raises(Killed):
         training.fit(model, blobs, checkpoint=file, on_step=die, **options)
-    resumed_at = []
+    resumed_at, seconds = [], training.resumed_seconds()
     resumed = training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: resumed_at.append(at.step), **options)
     assert resumed_at[0] == 9, "the two finished epochs were trained again"
     assert same(resumed.model, whole.model)
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+    assert training.resumed_seconds() - seconds == pytest.approx(sum(row["seconds"] for row in resumed.history[:2]))
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ run.record("scales", scales.drop(columns="milliseconds").reset_index(names="netw
 
 # %%
 percent = (100 * scales / scales.loc["dense"]).drop("dense").T
-fig = plots.bars(percent, title="Two scales moved, two did not", xlabel="% of the dense net", label="{:.0f} %")
+fig = plots.bars(percent, title="Which scales moved?", xlabel="% of the dense net", label="{:.0f} %")
 alt = f"Bars in percent of the dense network. {plots.in_words(percent)}"
 plots.show(fig, alt=alt, table=scales.T)
 
@@ -397,8 +397,9 @@ say(
 
 # %% [markdown]
 # Moving a number is dearer than using it. That is why a model that fits into a cache is more than a smaller download,
-# and why small files save energy even where they save no time. (Answer many digits at once, and each weight that was
-# fetched is used many times: the proportion falls.)
+# and why weights that *stay* small in memory save energy even where they save no time. (Ours were unpacked to 32 bits before
+# they were used: here they save none. And answer many digits at once, and each weight that was fetched is used many times: the
+# proportion falls.)
 #
 # ### Exercise 00.3 — change the code
 #
@@ -514,7 +515,7 @@ for name, t in kinds.items():
 
 # %% [markdown]
 # An embedding is a table of words. Looking up a word multiplies nothing, so nearly all of the text network's file does no
-# arithmetic at all. Convolutions are the opposite: few weights, each used at hundreds of places. Where you want to save
+# arithmetic at all. Convolutions are the opposite: few weights, each used at many places. Where you want to save
 # decides what you attack.
 #
 # | used for | tight currency | what usually helps | here |
