@@ -371,11 +371,8 @@ def _results_sha256(source: Path) -> str:
     """
     code = source.read_bytes()
     names = "*" if "board" in _imported(code) else set(SHOWN.findall(code.decode()))
-    found = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for name in sorted(names)
-        for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))
-    ]
+    files = [path for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     shown = [
         [each[part] for part in ("models", "claims", "measurements")]
         for each in found

@@ -1,10 +1,10 @@
 """What an image shows, by a model's file alone: no PyTorch, neither to import nor to install.
 
-A packed file needs NumPy, and `constriction` if it is entropy-coded, an ONNX file ONNX Runtime; an image needs Pillow. A packed file holds arrays and no graph,
-so the network is recognised by the names and shapes of its arrays: those of `models.py`, at any width, whole or
-pruned, with filters or residual blocks removed, weights and inputs of layers in few bits, BatchNorm folded or not.
-Nothing names the classes; their number and the number of colours do. Ten classes in grey are MNIST's digits, in
-colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
+A packed file needs NumPy, and `constriction` if it is entropy-coded, an ONNX file ONNX Runtime; an image needs Pillow.
+A packed file holds arrays and no graph, so the network is recognised by the names and shapes of its arrays: those of
+`models.py`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of layers in
+few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten classes
+in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
 """
 
 from collections.abc import Callable, Mapping
@@ -148,9 +148,8 @@ def _onnx(path: Path) -> Network:
     if len(given) != 1 or len(shape) != 4 or shape[1:] not in [[c, p, p] for c, p in PIXELS.items()]:
         raise ValueError(f"file={str(path)!r} takes {[g.shape for g in given]}; allowed: images of {_allowed_images()}")
     if given[0].type != "tensor(float)" or (isinstance(shape[0], int) and shape[0] != 1):
-        raise ValueError(
-            f"file={str(path)!r} takes {given[0].type} in batches of {shape[0]}; allowed: float32, one by one or any number"
-        )
+        taken = f"{given[0].type} in batches of {shape[0]}"
+        raise ValueError(f"file={str(path)!r} takes {taken}; allowed: tensor(float), one by one or any number")
     labels = _labels(path, shape[1], found.shape[-1])
     return Network("an ONNX graph", shape[1], shape[2], labels, _in_runtime(session, one_by_one=shape[0] == 1))
 

@@ -193,6 +193,7 @@ def written(build: Path) -> dict[str, object]:
         ('found = results.measurements("05_after_pruning", key)', {}, True),
         ('net = checkpoints.load("lenet5")', {}, False),
         ("board = results.leaderboard()", None, True),
+        ("rows = board.runs()", None, True),
         ("1 / 0", None, False),
     ],
 )

@@ -270,6 +270,21 @@ def test_a_writer_that_errs_writes_nothing(folder, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_a_file_that_is_cut_off_is_no_file_without_words(folder):
+    packed = coding.write_coded({"x": np.zeros(3, np.float32)}, folder / "cut.pack")
+    packed.path.write_bytes(packed.path.read_bytes()[:-3])
+    with pytest.raises(packing.PackingError, match="cut off"):
+        packing.read_words(packed.path)
+
+
+def test_many_values_of_a_single_kind(folder):
+    """A matrix of ones, and one of zeros and ones: beyond the values that are learned, there is nothing to tell."""
+    mask = np.random.default_rng(0).random((400, 400)) < 0.6
+    for array in (np.ones((300, 300), "<f4"), mask.astype("<f4"), mask):
+        packed = coding.write_coded({"x": array}, folder / "one.pack")
+        assert np.array_equal(packing.read(packed.path)["x"], array)
+
+
 def test_a_model_computes_the_same_from_its_file(quantized, folder):
     packed = coding.write_coded(quantized, folder / "model.pack")
     packing.verify(packed.path, quantized, IMAGES)

@@ -136,6 +136,13 @@ def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
     run = results.start("14_leaderboard", profile="smoke", seed=0, save=False)
     judged = judging.judge(graph, "mnist", EASY, run=run, split=test)
     assert run._tests == [{"name": "judged", "accuracy": judged.accuracy, "correct": 50, "count": 50}]
+    always = judging._graph(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), EXAMPLES.inputs[:2])
+    constant = onnx.load_from_string(always)
+    for tensor in constant.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    graph.write_bytes(constant.SerializeToString())
+    refused(judging.judge(graph, "mnist", EASY, run=run, split=test), judging.INPUT, "always class")
+    assert len(run._tests) == 2, "a refusal tells something of the test split, too"
 
 
 # ---------------------------------------------------------------- tricks: the file
@@ -240,10 +247,57 @@ def test_imports_that_bring_weights_are_refused(packed, line):
 
 
 @pytest.mark.parametrize(
-    "start", ["torch.from_file('w.bin', size=9)", "torch.jit.load('w.pt')", "torch.ops.load_library('w.so')"]
+    "start",
+    [
+        "torch.from_file('w.bin', size=9)",
+        "torch.jit.load('w.pt')",
+        "torch.ops.image.read_file('w.bin')",
+        "torch.package.PackageImporter('w.pt')",
+        "torch.sys.modules['helpers.judging']",
+        "__import__('torch.package')",
+        "getattr(torch, 'from_' + 'file')('w.bin', size=9)",
+    ],
 )
 def test_readers_that_python_does_not_see_are_refused(tmp_path, start):
-    refused(judge(hollow(tmp_path), source(start=start)), judging.WEIGHTS, "which can read files")
+    judged = judge(hollow(tmp_path), source(start=start))
+    refused(judged, judging.WEIGHTS, "the source uses")
+
+
+def test_numbers_do_not_hide_in_a_file_that_is_called_code(tmp_path):
+    np.save(tmp_path / "w.npy", np.ones((784, 10)))
+    (tmp_path / "w.npy").rename(tmp_path / "w.so")
+    refused(
+        judge(hollow(tmp_path), source(start=f"np.load({str(tmp_path / 'w.so')!r})")), judging.WEIGHTS, "opens w.so"
+    )
+
+
+def test_whole_numbers_in_the_file_are_weights_too(tmp_path):
+    """An honest network in eight bits: shuffled, its codes are wrong, although they are no floats."""
+    weight = answering().fc.weight.detach()
+    scale = float(weight.abs().max() / 127)
+    arrays = {
+        "codes": (weight / scale).round().to(torch.int8).numpy(),
+        "scale": np.array([scale], "<f4"),
+        "bias": answering().fc.bias.detach().numpy(),
+    }
+    path = packing.write_dense(arrays, tmp_path / "eight.pack").path
+    judged = judge(path, EIGHT_BITS)
+    assert judged.passed, judged.table().to_string()
+
+
+EIGHT_BITS = """
+class EightBits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(10, 784, dtype=torch.int8))
+        self.register_buffer("scale", torch.zeros(1))
+        self.register_buffer("bias", torch.zeros(10))
+
+    def forward(self, images):
+        return F.linear(images.flatten(1), self.scale * self.codes, self.bias)
+
+build = EightBits
+"""
 
 
 TWO_FACES = """
@@ -309,15 +363,18 @@ def test_answers_that_do_not_follow_the_input_are_refused(tmp_path):
 
 
 def test_a_table_of_known_images_does_not_survive_a_change_that_no_eye_sees(packed):
-    """Exact pixels as the key, as a hash of each image would be: right on what it has seen bit for bit."""
+    """Rounded grey levels as the key, as a hash of each image would be: right on exactly what it has seen."""
     lookup = judging._source(Linear) + (
         "\nclass Lookup(Linear):\n    def forward(self, images):\n"
-        "        known = (images.flatten(1) * 2**20 % 1 == 0).all(1)\n"
+        "        levels = (images.flatten(1) * 0.3081 + 0.1307) * 255\n"
+        "        known = levels.round().sum(1) % 16 == 0\n"
         "        return torch.where(known[:, None], super().forward(images), 0 * super().forward(images))\n"
         "build = Lookup\n"
     )
-    rounded = Split((EXAMPLES.inputs * 2**10).round() / 2**10, EXAMPLES.labels)
-    refused(judge(packed, lookup, split=rounded), judging.INPUT, "no eye sees")
+    levels = ((EXAMPLES.inputs * 0.3081 + 0.1307) * 255).round()
+    levels[:, 0, 0, 0] += -levels.sum((1, 2, 3)) % 16  # a mark that only the exact levels have
+    known = Split((levels / 255 - 0.1307) / 0.3081, EXAMPLES.labels)
+    refused(judge(packed, lookup, split=known), judging.INPUT, "no eye sees")
 
 
 @pytest.mark.parametrize(
@@ -354,6 +411,9 @@ def test_a_process_that_dies_is_said_so(tmp_path):
         (lambda: Budget(1, 0.9, -1.0), "speedup=-1.0"),
         (lambda: judging.judge("x", "chess", EASY), "task='chess'"),
         (lambda: judging._reference("imdb"), "no reference"),
+        (lambda: judging.judge("x", "imdb", Budget(1, 0.9, 2.0)), "speedup=2.0 for task='imdb'"),
+        (lambda: judging.judge("x", "mnist", EASY, rounds=0), "rounds=0"),
+        (lambda: judging.judge("x", "mnist", EASY, claimed={"size": 3}), "claimed='size'"),
     ],
 )
 def test_bad_arguments_are_named(make, said):

@@ -263,6 +263,18 @@ def linear_onnx(path, *, channels=1, pixels=28, classes=10, batch="batch"):
     return weight
 
 
+def test_a_graph_for_a_fixed_batch_and_a_network_that_answers_nan_are_one_sentence(tmp_path):
+    linear_onnx(tmp_path / "four.onnx", batch=4)
+    with pytest.raises(ValueError, match="in batches of 4; allowed"):
+        predict.open_network(tmp_path / "four.onnx")
+    net = lenet(2, 2, 3)
+    net.fc2.bias.data[0] = torch.nan
+    packing.write_dense(net, tmp_path / "nan.pack")
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="answers NaN or infinity"):
+        predict.predict(tmp_path / "nan.pack", tmp_path / "x.png")
+
+
 @pytest.mark.parametrize("batch", ["batch", 1])
 def test_an_onnx_file_answers_one_image_or_many(batch, tmp_path):
     weight = linear_onnx(tmp_path / "net.onnx", batch=batch)
@@ -393,7 +405,7 @@ def test_the_command_says_in_one_sentence_what_is_missing(module, suffix, tmp_pa
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["predict", str(tmp_path / f"net.{suffix}"), str(tmp_path / "x.png")]) == 1
     said = capsys.readouterr().err
-    assert f"has no {module}; predict needs numpy, pillow and, for an ONNX file, onnxruntime" in said
+    assert f"has no {module}; predict needs numpy, pillow, for an ONNX file onnxruntime and for" in said
     assert "pip install numpy pillow onnxruntime" in said and len(said.splitlines()) == 1
 
 

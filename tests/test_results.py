@@ -399,6 +399,14 @@ def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
     assert 500 <= loaded(NB, profile="quick")["provenance"]["seconds"] < 600
 
 
+def test_publish_checks_a_claim_that_the_first_seed_did_not_make():
+    finished(seed=0)
+    for seed in (1, 2, 3):
+        finished(seed=seed, claims=[("new", 9.0, 1.0, True)])
+    with pytest.raises(results.ClaimError, match="new: does not hold"):
+        results.publish(NB)
+
+
 def test_literature_is_complete_and_marks_what_was_not_read():
     lenet = results.literature("mnist", model="LeNet-5")
     ratios = dict(zip(lenet["method"], lenet["weights_ratio"], strict=True))

@@ -11,7 +11,7 @@ from helpers import data, devices, paths, training
 
 OPTIONS = {"epochs": 3, "lr": 0.1, "batch_size": 16, "seed": 4}
 TRAINED = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from helpers import devices
@@ -28,16 +28,23 @@ def die(model, at):
     if at.step == 6:  # of 4 an epoch: the state of the first epoch is there
         raise Killed
 
+def mine(**options):
+    net = network(**options)
+    if os.environ["RANK"] == "1":  # all begin with the first process's weights
+        for parameter in net.parameters():
+            parameter.data.add_(1)
+    return net
+
 def train(name, **options):
     always = {"validation": examples(), "progress": False, "checkpoint": state}
-    fitted = devices.fit(network(**options), examples(), **always, **OPTIONS)
+    fitted = devices.fit(mine(**options), examples(), **always, **OPTIONS)
     rows = [(row["loss"], row["validation"]) for row in fitted.history]
     rank = torch.distributed.get_rank()
     torch.save({"weights": fitted.model.state_dict(), "rows": rows}, folder / f"{name}{rank}.pt")
 
 state = folder / "state.pt"
 try:
-    devices.fit(network(), examples(), validation=examples(), checkpoint=state, progress=False, on_step=die, **OPTIONS)
+    devices.fit(mine(), examples(), validation=examples(), checkpoint=state, progress=False, on_step=die, **OPTIONS)
 except Killed:
     pass
 train("resumed")

@@ -689,7 +689,7 @@ def break_even(ratios):
 points = speed.apply(break_even, axis=1).unstack("form")
 run.record("break_even", points.reset_index().astype(object).where(lambda t: t.notna(), None), timing=True)
 cases = points[list(STORED)].set_axis([f"{layer}, {batch} at a time" for layer, batch in points.index])
-cases = cases.map(lambda z: "never" if pd.isna(z) else f"{'at most ' * (z == S.zeros[0])}{z:.0%}")
+cases = cases.map(lambda z: "never" if pd.isna(z) else f"{'at most ' if z == S.zeros[0] else ''}{z:.0%}")
 pd.concat([pd.DataFrame(predicted, index=["predicted by bytes"]).map("{:.0%}".format), cases])
 
 
@@ -701,7 +701,7 @@ def between(forms, layers):
     if not shares:
         return "nowhere"
     ends = dict.fromkeys(f"{z:.0%}" for z in (shares[0], shares[-1]))
-    least = "or less " * (shares[0] == S.zeros[0])
+    least = "or less " if shares[0] == S.zeros[0] else ""
     return f"at {f' {least}to '.join(ends)} zeros" + (f" (in {never} of {found.size} cases never)" if never else "")
 
 

@@ -688,12 +688,14 @@ run.claim(
 )
 say(
     "By the clock, against the dense network: "
-    + "; ".join(f"{name}: {verdicts[name].verdict}" for name in nets if name != "dense")
+    + "; ".join(f"{name}: {verdicts[name].verdict} ({verdicts[name].ratio:.2f})" for name in nets if name != "dense")
     + "."
 )
 
 # %% [markdown]
-# Zeros are multiplied like any other number, so MACs, which are counted by shapes, stay what they were. The second network has whole channels of them, and still computes each one. Only
+# Zeros are multiplied like any other number, so MACs, which are counted by shapes, stay what they were. The second network has
+# whole channels of them, and still computes each one. (If the clock finds a few hundredths there, it is not by leaving work
+# out.) Only
 # the last has less to do, and its second convolution twice over: fewer channels come in, and fewer go out.
 
 # %%
