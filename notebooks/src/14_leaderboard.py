@@ -401,7 +401,7 @@ say("\n".join([*lines, "", "By the means alone: where the ranks are shared, such
 # its own *against*. Ratios against different things must not be compared, and neither may runtimes be mixed: a network
 # that is 1.5 times faster in eager PyTorch may be 2 times faster in ONNX Runtime, or not at all. In the figure each is measured
 # against its base, in the same runtime; at the top are the few that were measured against themselves, in eager PyTorch. "Faster"
-# means that the interval clears the A/A control, in every run.
+# means that the interval clears the A/A control, in each of the runs.
 
 
 # %%
@@ -432,11 +432,11 @@ if len(single):
     )
     smaller = single[~single["same"]]
     faster = int(smaller["verdicts"].str.fullmatch(r"\d+ × faster").sum())
-    ax.set(xscale="log", xlabel="times as fast as the base in the same runtime, batch 1 (log scale)")
+    ax.set(xscale="log", xlabel="times as fast (log scale)")
     ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     ax.xaxis.set_minor_formatter("")
     ax.grid(False, axis="y")
-    ax.set_title(f"{faster} of {len(smaller)} smaller networks are faster", x=0)
+    ax.set_title(f"{faster} of {len(smaller)} are faster", x=0)
     table = single.set_index("model")[["runtime", "against", "ratio", "low", "high", "verdicts"]]
     plots.show(fig, alt=f"Speed ratios with intervals. {plots.in_words(table[['ratio']], '{:.2f}')}", table=table)
 
