@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -202,6 +203,20 @@ def test_what_holds_a_time_or_reads_others_is_executed_here(source, result, expe
     path.write_text(source)
     content = None if result is None else json.dumps({"claims": [], "models": [], "timings": {}} | result).encode()
     assert cluster._to_measure(path, content) is expected
+
+
+def test_a_worker_that_refuses_is_heard_even_if_the_notebook_reads_others(tmp_path):
+    source = tmp_path / "90_a.py"
+    source.write_text("rows = board.runs()")
+    said = "another version of the course; bring all to the same commit"
+    future = SimpleNamespace(
+        status="finished",
+        exception=lambda: None,
+        result=lambda: cluster._Returned("worker", 2, 1.0, {}, said),
+    )
+    outcome = cluster.Outcome(set(), [], {})
+    assert cluster._collect(future, (source, 0), "full", outcome).endswith("failed")
+    assert outcome.failures == [said] and not outcome.to_measure
 
 
 def test_states_that_are_here_are_not_trained_again(course):
