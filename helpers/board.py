@@ -4,17 +4,14 @@
 a mean would hide: seeds that chose another method, networks of another size, one network that several runs measured.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers import checks
-from helpers.paths import RESULTS, build_dir
-from helpers.results import mean_std, paired_interval
+from helpers.results import mean_std, paired_interval, recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,13 +170,12 @@ def ranked(frame: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
 def runs(*, build: bool = True) -> "pd.DataFrame":
     """Return every recorded model, one row for each model and seed: what the board is made of.
 
-    Of a notebook and profile those results count that have more seeds, this machine's own (build) or the published
-    ones; of as many, one's own. They are never mixed. Of each model full results replace quick ones. Columns: task,
-    model (its name, and the notebook's number if another model has the same name, or the seeds if they chose
-    differently), recipe (without the seeds), notebook, profile, source, seed, of_runs (how many runs of the notebook
-    there are), method, technique, dense, accuracy,
-    images (test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a file), latency (a list), base,
-    and of the base in the same run base_accuracy, base_weights, base_bytes and base_macs (NaN if there is none).
+    Which results count: see `results.recorded`. Of each model full ones replace quick ones. Columns: task, model (its
+    name, and the notebook's number if another model has the same name, or the seeds if they chose differently), recipe
+    (without the seeds), notebook, profile, source, seed, of_runs (how many runs of the notebook there are), method,
+    technique, dense, accuracy, images (test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a
+    file), latency (a list), base, and of the base in the same run base_accuracy, base_weights, base_bytes and
+    base_macs (NaN if there is none).
     """
     import pandas as pd
 
@@ -217,23 +213,12 @@ COLUMNS = (
 
 
 def _results(build: bool) -> list[dict[str, Any]]:
-    """Return all results, each with the folder it is from: of a notebook and profile the one with more seeds."""
-    folders = [("build", build_dir() / "results"), ("data", RESULTS)] if build else [("data", RESULTS)]
-    chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for source, folder in folders:
-        for profile in ("full", "quick"):
-            here: dict[tuple[str, str], list[dict[str, Any]]] = {}
-            for path in sorted(Path(folder / profile).glob("[0-9][0-9]_*.seed*.json")):
-                result = json.loads(path.read_text(encoding="utf-8")) | {"source": source}
-                if not result["notebook"].startswith(OWN):
-                    here.setdefault((result["notebook"], profile), []).append(result)
-            for key, found in here.items():
-                if len(found) > len(chosen.get(key, [])):
-                    chosen[key] = found
+    """Return the results that the board stands on, each with the folder it is from and how many seeds there are."""
     return [
-        result | {"of_runs": len(chosen[key])}
-        for key in sorted(chosen)
-        for result in sorted(chosen[key], key=lambda r: r["seed"])
+        result | {"source": source, "of_runs": len(seeds)}
+        for source, seeds in recorded(build=build)
+        for result in seeds
+        if not result["notebook"].startswith(OWN)
     ]
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "publish",
     "ranking",
     "readme_table",
+    "recorded",
     "say",
     "settings",
     "start",
@@ -392,11 +393,31 @@ def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
 # ---------------------------------------------------------------- the leaderboard
 
 
+def recorded(*, build: bool = True) -> list[tuple[str, list[dict]]]:
+    """Return (source, its results, one per seed) for each notebook and profile (no smoke), quick ones first.
+
+    The source is "data" (published) or, with `build`, "build" (this machine's own): the one with more seeds, of
+    equally many this machine's own. The two are never mixed.
+    """
+    folders = {"build": build_dir() / "results"} if build else {}
+    folders["data"] = RESULTS
+    found: dict[tuple[str, str], tuple[str, list[dict]]] = {}
+    for profile in ("quick", "full"):
+        for source, folder in folders.items():
+            of_notebook: dict[str, list[dict]] = {}
+            for result in _read(folder / profile):
+                of_notebook.setdefault(result["notebook"], []).append(result)
+            for notebook, seeds in of_notebook.items():
+                _, before = found.get((profile, notebook), ("", []))
+                if len(seeds) > len(before):
+                    found[profile, notebook] = source, seeds
+    return list(found.values())
+
+
 def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame":
     """Return every recorded model, one row per task, name, method and profile (no smoke), best accuracy first.
 
-    Of a notebook and profile, this machine's own results (build) go before the published ones (data); the
-    two are never mixed. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
+    Which results: see `recorded`. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
     of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range, bytes_range
     and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
     at batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
@@ -405,13 +426,7 @@ def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame
     """
     import pandas as pd
 
-    folders = [("build", build_dir() / "results"), ("data", RESULTS)] if build else [("data", RESULTS)]
-    rows = [
-        row
-        for profile in ("quick", "full")
-        for source, results in _chosen(folders, profile)
-        for row in _rows(results, source=source)
-    ]
+    rows = [row for source, seeds in recorded(build=build) for row in _rows(seeds, source=source)]
     columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
     columns += ["macs_ratio", "weights_range", "bytes_range", "macs_range", "latency_ratio", "front"]
     frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook"])
@@ -697,16 +712,6 @@ def _accuracy(mean: float, std: float, n: int) -> str:
 
 
 # ---------------------------------------------------------------- private: the leaderboard's rows
-
-
-def _chosen(folders: list[tuple[str, Path]], profile: str) -> Iterable[tuple[str, list[dict]]]:
-    """Yield (source, results of all seeds) for each notebook, from the first folder that has any of it."""
-    done: set[str] = set()
-    for source, folder in folders:
-        found = _read(folder / profile)
-        for notebook in sorted({r["notebook"] for r in found} - done):
-            done.add(notebook)
-            yield source, [r for r in found if r["notebook"] == notebook]
 
 
 def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:

@@ -130,7 +130,7 @@ def model(name, accuracy, *, method="dense", base=None, size=1_000, **more):
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write a result into a folder of published ones, or of this machine's."""
-    monkeypatch.setattr(board, "RESULTS", tmp_path / "data")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "data")
     (tmp_path / "data").mkdir()
 
     def write(notebook, models, *, seed=0, profile="full", source="data", images=1_000, claims=()):

@@ -126,6 +126,16 @@ def test_a_folder_is_judged_with_its_speed(packed, tmp_path):
     assert too_much.failed == [judging.SPEED]
 
 
+def test_the_clock_runs_on_one_image_of_the_split_not_on_noise(graph, monkeypatch):
+    timed = []
+    monkeypatch.setattr(judging, "_call", lambda session, one: timed.append(one) or (lambda: None))
+    judge(graph, budget=Budget(bytes=40_000, accuracy=0.9, speedup=1.5))
+    assert len(timed) == 2
+    for one in timed:
+        assert one.shape == (1, 1, 28, 28)
+        assert (EXAMPLES.inputs.numpy() == one).all(axis=(1, 2, 3)).sum() == 1
+
+
 def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
     test = Split(EXAMPLES.inputs[:50], EXAMPLES.labels[:50], is_test=True)
     with pytest.raises(ValueError, match="split is the test split"):
@@ -410,7 +420,6 @@ def test_a_process_that_dies_is_said_so(tmp_path):
         (lambda: Budget(1, 1.0), "accuracy=1.0"),
         (lambda: Budget(1, 0.9, -1.0), "speedup=-1.0"),
         (lambda: judging.judge("x", "chess", EASY), "task='chess'"),
-        (lambda: judging._reference("imdb"), "no reference"),
         (lambda: judging.judge("x", "imdb", Budget(1, 0.9, 2.0)), "speedup=2.0 for task='imdb'"),
         (lambda: judging.judge("x", "mnist", EASY, rounds=0), "rounds=0"),
         (lambda: judging.judge("x", "mnist", EASY, claimed={"size": 3}), "claimed='size'"),

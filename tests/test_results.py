@@ -468,14 +468,17 @@ def test_leaderboard_averages_seeds_and_says_how_many():
     assert "99.20 ± 0.20 (n = 3)" in results.format_leaderboard(results.leaderboard()).to_string()
 
 
-def test_leaderboard_takes_build_before_data_and_never_mixes_them():
+def test_leaderboard_takes_more_seeds_then_build_and_never_mixes_the_two():
     for seed in (0, 1):
         finished(seed=seed, models=[{"accuracy": 0.5}])
     results.publish()
     results._build_file(NB, "full", 0).unlink()
     finished(seed=1, models=[{"accuracy": 0.75}])
     (row,) = results.leaderboard().to_dict("records")
-    assert (row["n"], row["accuracy"], row["source"]) == (1, 0.75, "build")
+    assert (row["n"], row["accuracy"], row["source"]) == (2, 0.5, "data")
+    finished(seed=0, models=[{"accuracy": 0.75}])
+    (row,) = results.leaderboard().to_dict("records")
+    assert (row["n"], row["accuracy"], row["source"]) == (2, 0.75, "build")
     (row,) = results.leaderboard(build=False).to_dict("records")
     assert (row["n"], row["accuracy"], row["source"]) == (2, 0.5, "data")
 

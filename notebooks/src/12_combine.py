@@ -85,7 +85,7 @@ say(results.timetable("12_combine"))
 S = results.settings(
     PROFILE,
     smoke=dict(classic=256, ratio=50, digits=256, views=2, digit_batch=64, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3),
-               bias=5, order=(64, 1, 2, 100, 3), photo_order=(64, 1, 2, 5, 4), widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(1, 1),
+               bias=5, order=(64, 1, 2, 400, 3), photo_order=(64, 1, 2, 40, 4), widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(1, 1),
                thin_lr=4e-3, net="cifar_small", cut=2.0, round_to=8,
                scored=64, photos=128, photo_views=1, retrain=(1, 1), batch=64, lr=0.02, photo_bits=4, calibration=20,
                digits_seen=200, photos_seen=100, tested=200, timings=20),

@@ -764,8 +764,8 @@ eighty = min(S.zeros, key=lambda z: abs(z - 0.8))
 own = best_sparse.xs(list(LAYERS)[0])
 say(
     f"With {eighty:.0%} zeros the best sparse form is faster than dense in {int((best_sparse[eighty] > 1).sum())} of "
-    f"{len(best_sparse)} cases (layer and batch), by {best_sparse[eighty].max():.2f} at most. At {most:.1%}, where the smallest "
-    f"network of notebook 02 is, a layer of {list(LAYERS)[0]} becomes {own[most].min():.1f} to {own[most].max():.1f} times as "
+    f"{len(best_sparse)} cases (layer and batch), by {best_sparse[eighty].max():.2f} at most. At {most:.1%}, "
+    f"a layer of {list(LAYERS)[0]} becomes {own[most].min():.1f} to {own[most].max():.1f} times as "
     "fast: this product, not the network around it."
 )
 
