@@ -126,6 +126,7 @@ def test_a_folder_is_judged_with_its_speed(packed, tmp_path):
     assert too_much.failed == [judging.SPEED]
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_the_clock_runs_on_one_image_of_the_split_not_on_noise(graph, monkeypatch):
     timed = []
     monkeypatch.setattr(judging, "_call", lambda session, one: timed.append(one) or (lambda: None))
