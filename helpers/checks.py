@@ -1,9 +1,10 @@
 """Checks of arguments: every error names the argument, the value and what is allowed. Standard library only."""
 
+import math
 from collections.abc import Iterable, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["choice", "fraction", "not_empty", "positive"]
+__all__ = ["choice", "finite", "fraction", "not_empty", "number", "positive"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
@@ -39,3 +40,22 @@ def not_empty(name: str, value: S) -> S:
     if len(value) == 0:
         raise ValueError(f"{name} is empty; allowed: at least one element")
     return value
+
+
+def number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> float:
+    """Return `value` if it is a finite number above `above` and at least `at_least`; raise ValueError otherwise."""
+    limits = {"above": above, "at least": at_least}
+    said = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit > -math.inf)
+    allowed = f"a finite number {said}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r} is not a number; allowed: {allowed}")
+    if not (math.isfinite(value) and value > above and value >= at_least):
+        raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+    return value
+
+
+def finite(name: str, values: Any) -> Any:
+    """Return `values`, a tensor or an array, if all are finite; raise ValueError otherwise."""
+    if not bool((abs(values) < math.inf).all()):  # also for NaN
+        raise ValueError(f"{name} holds NaN or infinity; allowed: finite numbers")
+    return values

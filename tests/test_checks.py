@@ -1,6 +1,8 @@
 """Errors about arguments name the argument, the value and what is allowed."""
 
+import numpy as np
 import pytest
+import torch
 
 from helpers import checks
 
@@ -30,3 +32,24 @@ def test_positive_refuses(value):
 def test_not_empty_refuses():
     with pytest.raises(ValueError, match="train is empty"):
         checks.not_empty("train", [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -1.0, "1", True, None])
+def test_number_refuses(value):
+    with pytest.raises(ValueError, match=r"lr=.*allowed: a finite number above 0"):
+        checks.number("lr", value, above=0)
+
+
+def test_number_accepts_its_bounds():
+    assert checks.number("macs", 1, at_least=1) == 1
+    assert checks.number("value", -2.5) == -2.5
+    with pytest.raises(ValueError, match="macs=0; allowed: a finite number at least 1"):
+        checks.number("macs", 0, at_least=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_finite_refuses(make, value):
+    with pytest.raises(ValueError, match="scores holds NaN or infinity"):
+        checks.finite("scores", make([0.0, value]))
+    assert len(checks.finite("scores", make([1, 2]))) == 2
