@@ -18,6 +18,11 @@ def test_fraction_accepts():
     assert checks.fraction("progress", 1, upper_open=False) == 1.0
 
 
+def test_what_is_allowed_comes_back():
+    assert checks.choice("profile", "fast", ["fast"]) == "fast"
+    assert checks.positive("rounds", 1) == 1
+
+
 def test_choice_lists_what_is_allowed():
     with pytest.raises(ValueError, match=r"profile='fast' is unknown; allowed: 'smoke', 'quick', 'full'"):
         checks.choice("profile", "fast", ["smoke", "quick", "full"])

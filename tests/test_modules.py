@@ -76,6 +76,17 @@ def test_materialized_keeps_the_courses_masks():
     assert pruning.masks_of(modules.materialized(masked)).keys() == {"0.weight", "2.weight"}
 
 
+def test_materialized_keeps_what_is_not_torchs():
+    model = HOOKED["parametrized orthogonal"]()
+    parametrize.register_parametrization(model[0], "weight", pruning.Mask(torch.ones(8, 6, dtype=torch.bool)))
+    calls = []
+    model[2].register_forward_pre_hook(lambda *given: calls.append(given))
+    new = modules.materialized(model)
+    assert parametrize.is_parametrized(new[0])  # a mask over torch's own: one cannot go without the other
+    new(torch.zeros(1, 6))
+    assert len(calls) == 1
+
+
 def test_a_copy_loses_its_mask_alone():
     model = small()
     masked = pruning.mask(model, pruning.global_masks(model, 0.5))

@@ -1,0 +1,206 @@
+"""Break the helpers on purpose, one line at a time, and see whether their tests notice: `make mutants`.
+
+    python tests/mutants.py measure removal --count 20 --seed 0
+
+For each module, `count` single changes are drawn from all that can be made in its syntax tree: a comparison, a number,
+a sign, a branch never or always taken, a statement or a keyword left out. Each is made in a copy of the project, where
+the module's own test file runs until the first failure. A change that no test notices is printed with its line.
+Linux and macOS only: each run is forked from a process that has imported PyTorch already.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PRELOADED = ("torch", "numpy", "pandas", "scipy.stats", "pytest", "hypothesis", "torchvision", "IPython")
+COMPARED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+COMPARED |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
+COMBINED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+COMBINED |= {ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Mod: ast.Mult}
+RENAMED = {"min": "max", "max": "min", "any": "all", "all": "any", "amin": "amax", "amax": "amin", "ceil": "floor"}
+RENAMED |= {"floor": "ceil", "equal": "allclose", "zeros": "ones", "ones": "zeros", "argmax": "argmin"}
+UNTOUCHED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.AnnAssign, ast.Assert)
+
+
+class Mutant(NamedTuple):
+    """A changed source, and what was changed: the line's number, the line as it was and as it is."""
+
+    source: str
+    line: int
+    before: str
+    after: str
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Return every mutant of a module: its source with one change."""
+    tree, found = ast.parse(source), []
+    for node, field, new in _changes(tree):
+        old = getattr(node, field)
+        line = getattr(old[0] if isinstance(old, list) and old else old, "lineno", getattr(node, "lineno", 0))
+        shown = node if isinstance(node, ast.expr) else old
+        before = _text(shown)
+        setattr(node, field, new)
+        after = _text(node if isinstance(node, ast.expr) else new)
+        found.append(Mutant(ast.unparse(tree), line or getattr(node, "lineno", 0), before, after))
+        setattr(node, field, old)
+    return found
+
+
+def _text(node: object) -> str:
+    if isinstance(node, list):
+        return "; ".join(map(_text, node)) or "(nothing)"
+    text = ast.unparse(node) if isinstance(node, ast.AST) else str(node)
+    return text.splitlines()[0][:110] if text else "(nothing)"
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str, object]]:
+    """Yield (node, field, new value) for every single change below `node`."""
+    if isinstance(node, UNTOUCHED):
+        return
+    yield from _changes_of(node)
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_params", "bases"):
+            continue
+        children = value if isinstance(value, list) else [value]
+        for place, child in enumerate(children):
+            if not isinstance(child, ast.AST):
+                continue
+            if isinstance(child, ast.Constant):
+                for constant in _constants(child):
+                    new = [*children[:place], constant, *children[place + 1 :]] if isinstance(value, list) else constant
+                    yield node, field, new
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Call) and isinstance(value, list):
+                yield node, field, [*children[:place], ast.copy_location(ast.Pass(), child), *children[place + 1 :]]
+            yield from _changes(child)
+
+
+def _changes_of(node: ast.AST) -> Iterator[tuple[ast.AST, str, object]]:
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARED:
+        yield node, "ops", [COMPARED[type(node.ops[0])]()]
+    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in COMBINED:
+        yield node, "op", COMBINED[type(node.op)]()
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        yield node, "test", ast.copy_location(ast.Constant(False), node.test)
+        if not isinstance(node, ast.While):
+            yield node, "test", ast.copy_location(ast.Constant(True), node.test)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in RENAMED:
+        yield node, "id", RENAMED[node.id]
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and node.attr in RENAMED:
+        yield node, "attr", RENAMED[node.attr]
+    if isinstance(node, ast.Call):
+        for place, keyword in enumerate(node.keywords):
+            if keyword.arg:
+                yield node, "keywords", [*node.keywords[:place], *node.keywords[place + 1 :]]
+
+
+def _constants(constant: ast.Constant) -> list[ast.Constant]:
+    value = constant.value
+    if isinstance(value, bool):
+        return [ast.copy_location(ast.Constant(not value), constant)]
+    if isinstance(value, int | float):
+        return [ast.copy_location(ast.Constant(value + 1 if isinstance(value, int) else value * 1.5), constant)]
+    return []
+
+
+# ---------------------------------------------------------------- trying them
+
+
+def survives(project: Path, module: str, source: str, *, seconds: float) -> bool:
+    """Return whether the tests of `module` pass with this source, within `seconds`."""
+    (project / "helpers" / f"{module}.py").write_text(source, encoding="utf-8")
+    process = multiprocessing.get_context("fork").Process(target=_test, args=(project, module))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return False
+    return process.exitcode == 0
+
+
+def _test(project: Path, module: str) -> None:
+    """Run the module's tests in the copy, in this process, which has imported nothing of the project yet."""
+    import pytest
+
+    os.setpgrp()
+    os.chdir(project)
+    elsewhere = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
+    sys.path[:] = [str(project), *elsewhere]
+    sys.dont_write_bytecode = True
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        options = [
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-m",
+            "not notebook",
+            "-W",
+            "ignore:Module already imported",
+        ]
+        code = pytest.main([*options, f"tests/test_{module}.py"])
+        loaded = Path(sys.modules[f"helpers.{module}"].__file__ or "")
+    os._exit(int(code) if project in loaded.parents else 99)
+
+
+def project_copy(folder: Path) -> Path:
+    """Make a copy of what tests read, the data as links, and return its path."""
+    for name in ("helpers", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.name not in ("helpers", "tests", ".git", ".venv", "build") and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
+    return folder.resolve()
+
+
+def main() -> int:
+    """Try the mutants of the modules named on the command line; return 1 if fewer than nine in ten were noticed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("module", nargs="*", help="such as measure; default: all that have a test file")
+    parser.add_argument("--count", type=int, default=10, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    known = [p.stem for p in sorted((ROOT / "helpers").glob("*.py")) if (ROOT / f"tests/test_{p.stem}.py").exists()]
+    if unknown := sorted(set(args.module) - set(known)):
+        parser.error(f"module={unknown[0]!r} is unknown; allowed: {', '.join(known)}")
+    for name in PRELOADED:
+        with contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(name)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tried = noticed = 0
+    for module in args.module or known:
+        source = (ROOT / "helpers" / f"{module}.py").read_text(encoding="utf-8")
+        drawn = mutants(source)
+        drawn = random.Random(args.seed).sample(drawn, min(args.count, len(drawn)))
+        with tempfile.TemporaryDirectory() as folder:
+            project, began = project_copy(Path(folder)), time.monotonic()
+            if not survives(project, module, ast.unparse(ast.parse(source)), seconds=600):
+                print(f"{module}: its tests fail without any change", flush=True)
+                return 1
+            limit = 30 + 5 * (time.monotonic() - began)
+            left = [m for m in drawn if survives(project, module, m.source, seconds=limit)]
+        print(f"{module}: {len(drawn) - len(left)} of {len(drawn)} noticed", flush=True)
+        for mutant in left:
+            print(f"  helpers/{module}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+        tried, noticed = tried + len(drawn), noticed + len(drawn) - len(left)
+    print(f"{noticed} of {tried} mutants noticed")
+    return 0 if noticed >= 0.9 * tried else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
