@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
-__all__ = ["choice", "finite", "fraction", "not_empty", "number", "positive"]
+__all__ = ["choice", "finite", "fraction", "not_empty", "number", "positive", "seed"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
@@ -32,6 +32,13 @@ def positive(name: str, value: int) -> int:
     """Return `value` if it is a whole number of at least 1; raise ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}; allowed: a whole number of at least 1")
+    return value
+
+
+def seed(name: str, value: int) -> int:
+    """Return `value` if it is a whole number from 0 to 2^63 - 1; raise ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{name}={value!r}; allowed: a whole number of at least 0")
     return value
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = [
+    "asked",
     "channels_last",
     "copied",
     "evaluating",
@@ -102,6 +103,24 @@ def hooked(pairs: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def asked(name: str, inputs: Tensor) -> Iterator[None]:
+    """Have a model's own error, on inputs that it does not take, name the argument: a ValueError.
+
+    An error of the course's, which says what is allowed, passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:  # of any class: it is the model's own code
+        if "allowed:" in str(error):
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name} has shape {tuple(inputs.shape)} and type {inputs.dtype}, on which the model fails ({said}); "
+            "allowed: a batch that it takes"
+        ) from error
 
 
 # ---------------------------------------------------------------- names

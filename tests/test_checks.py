@@ -58,3 +58,10 @@ def test_finite_refuses(make, value):
     with pytest.raises(ValueError, match="scores holds NaN or infinity"):
         checks.finite("scores", make([0.0, value]))
     assert len(checks.finite("scores", make([1, 2]))) == 2
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 1.0, True, None, "1"])
+def test_seed_refuses(value):
+    with pytest.raises(ValueError, match="seed=.*; allowed: a whole number of at least 0"):
+        checks.seed("seed", value)
+    assert checks.seed("seed", 0) == 0

@@ -515,9 +515,10 @@ def outcome(name: str, technique: str) -> tuple[str, str]:
         except AssertionError as error:
             return "wrong", str(error) or traceback.format_exc().splitlines()[-2].strip()
         except Exception as error:
-            where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            ours = Path(frame.filename).parent == HELPERS and (frame.line or "").startswith("raise ")
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return ("refused" if where.parent == HELPERS else "raw"), said
+            return ("refused" if ours else "raw"), said
 
 
 def _put(queue: Any, name: str, technique: str) -> None:
