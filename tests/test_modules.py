@@ -125,9 +125,9 @@ def test_hooked_calls_each_and_leaves_none():
 
 def test_asked_names_the_argument_for_a_models_own_error():
     inputs = torch.zeros(2, 5)
-    with pytest.raises(ValueError, match=r"example has shape \(2, 5\) and type torch.float32.*allowed: a batch"):
-        with modules.asked("example", inputs):
-            small()(inputs)
+    named = r"example has shape \(2, 5\) and type torch.float32.*allowed: a batch"
+    with pytest.raises(ValueError, match=named), modules.asked("example", inputs):
+        small()(inputs)
     with pytest.raises(ValueError, match="^bits=9; allowed: 8$"), modules.asked("example", inputs):
         raise ValueError("bits=9; allowed: 8")
     with pytest.raises(KeyboardInterrupt), modules.asked("example", inputs):
