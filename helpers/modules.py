@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -19,6 +20,7 @@ __all__ = [
     "first_names",
     "hooked",
     "materialized",
+    "plain_attention",
     "same_tensor",
     "takes_channels_last",
     "to_channels_last",
@@ -121,6 +123,22 @@ def asked(name: str, inputs: Tensor) -> Iterator[None]:
             f"{name} has shape {tuple(inputs.shape)} and type {inputs.dtype}, on which the model fails ({said}); "
             "allowed: a batch that it takes"
         ) from error
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Have attention call its layers and multiply its matrices one after the other, as a formula would.
+
+    In evaluation mode `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` may leave their layers uncalled, and the
+    fused kernels of `scaled_dot_product_attention` hide their products and have no second derivative.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 # ---------------------------------------------------------------- names
