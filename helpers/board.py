@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers import checks
-from helpers.results import mean_std, paired_interval, recorded
+from helpers.results import decided, mean_std, paired_interval, recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,13 +58,16 @@ def front(accuracies: Sequence[float], *costs: Sequence[float]) -> list[bool]:
     """Return which models no other one dominates; one with an unknown cost (NaN) neither stands there nor dominates.
 
     A model dominates another if it is at least as accurate, costs at most as much in every one of `costs`, and is
-    better in one of them. Raises ValueError without costs, or unless all have the same length.
+    better in one of them. Raises ValueError without costs, unless all have the same length, and for an accuracy that is
+    NaN.
     """
     checks.not_empty("costs", costs)
     if {len(cost) for cost in costs} != {len(accuracies)}:
         raise ValueError(
             f"costs of {[len(c) for c in costs]} models; allowed: {len(accuracies)}, one for each accuracy"
         )
+    if any(map(math.isnan, accuracies)):
+        raise ValueError("accuracies holds NaN; allowed: numbers")
     points = [(-accuracy, *cost) for accuracy, *cost in zip(accuracies, *costs, strict=True)]
     known = [point for point in points if not any(map(math.isnan, point))]
     return [point in known and not any(_dominates(other, point) for other in known) for point in points]
@@ -75,7 +78,11 @@ def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def dominated_by(frame: "pd.DataFrame", cost: str = "bytes") -> dict[str, list[str]]:
-    """Return for each model of a task's `board` that has this cost the dense nets that dominate it, by their means."""
+    """Return for each model of a task's `board` that has this cost the dense nets that dominate it, by their means.
+
+    Raises ValueError for a cost that is no column.
+    """
+    checks.choice("cost", cost, frame.columns)
     known = frame[frame[cost].notna()]
     dense = known[known["dense"]]
     return {
@@ -105,7 +112,14 @@ def image_interval(accuracy: float, images: int) -> Interval:
 
 
 def seed_interval(accuracies: Sequence[float]) -> Interval:
-    """Return the t interval for the mean accuracy of all trainings like these, on the same images; at least two."""
+    """Return the t interval for the mean accuracy of all trainings like these, on the same images.
+
+    Raises ValueError below two accuracies, and for one that is no fraction.
+    """
+    if len(accuracies) < 2:
+        raise ValueError(f"accuracies holds {len(accuracies)}; allowed: at least two, one for each seed")
+    for accuracy in accuracies:
+        checks.fraction("accuracies", accuracy, upper_open=False)
     return Interval(*paired_interval(accuracies, [0.0] * len(accuracies)), "seeds")
 
 
@@ -116,8 +130,10 @@ def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
     of two accuracies on images (Newcombe 1998, "Interval estimation for the difference between independent
     proportions", method 10). Both answered the same images, which would make it shorter, but who answered what was not
     recorded: so it errs on the side of a tie. So it does where one of the two has several seeds: the wider interval
-    counts.
+    counts. Raises ValueError for a model without runs, with two of one seed, or with an accuracy that is no fraction.
     """
+    for name, model in {"a": a, "b": b}.items():
+        _check_runs(name, model)
     first, second = a.set_index("seed")["accuracy"], b.set_index("seed")["accuracy"]
     common = sorted(set(first.index) & set(second.index))
     if len(common) > 1 and (first[common] - second[common]).round(12).nunique() > 1:
@@ -126,13 +142,21 @@ def lead(a: "pd.DataFrame", b: "pd.DataFrame") -> Interval:
     return Interval(p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q), "images")
 
 
+def _check_runs(name: str, model: "pd.DataFrame") -> None:
+    checks.not_empty(name, model)
+    if not model["seed"].is_unique:
+        raise ValueError(f"{name} has the seeds {model['seed'].tolist()}; allowed: each once")
+    for accuracy in model["accuracy"].tolist():
+        checks.fraction(f"{name}['accuracy']", accuracy, upper_open=False)
+
+
 def _on_images(model: "pd.DataFrame") -> tuple[float, float, float]:
     """Return mean accuracy and its interval over images, widened by that over seeds where networks differ."""
     accuracies, images = model["accuracy"].tolist(), model["images"].iloc[0]
     mean = mean_std(accuracies).mean
     if math.isnan(images):
         return mean, 0.0, 1.0  # nothing is known: a tie with everybody
-    low, high, _ = image_interval(min(max(mean, 0.0), 1.0), int(images))
+    low, high, _ = image_interval(mean, int(images))
     if len(set(accuracies)) > 1:
         seeds = seed_interval(accuracies)
         low, high = min(low, seeds.low), max(high, seeds.high)
@@ -143,9 +167,12 @@ def rank(names: Sequence[str], lead_of: Callable[[str, str], Any]) -> list[int]:
     """Return the ranks of `names`, the best first: any two that cannot be told apart share one.
 
     `lead_of(a, b)` is the interval of a's lead over b; a beats b if it lies above 0. A new rank, its number one more
-    than the models above it, begins only where each model above beats each one from there on.
+    than the models above it, begins only where each model above beats each one from there on. Raises ValueError for a
+    name that stands there twice, and a lead that is NaN.
     """
-    beats = {(a, b): lead_of(a, b)[0] > 0 for i, a in enumerate(names) for b in names[i + 1 :]}
+    if len(set(names)) < len(names):
+        raise ValueError(f"names={list(names)}; allowed: each once")
+    beats = {(a, b): _is_above(lead_of(a, b)[0], a, b) for i, a in enumerate(names) for b in names[i + 1 :]}
     ranks, current = [], 1
     for place in range(len(names)):
         if all(beats[above, below] for above in names[:place] for below in names[place:]):
@@ -154,8 +181,19 @@ def rank(names: Sequence[str], lead_of: Callable[[str, str], Any]) -> list[int]:
     return ranks
 
 
+def _is_above(low: float, a: str, b: str) -> bool:
+    if math.isnan(low):
+        raise ValueError(f"lead_of({a!r}, {b!r})[0]={low}; allowed: a number")
+    return low > 0
+
+
 def ranked(frame: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a task's `board`, best first, with the columns rank (see `rank`) and beaten_by (how many beat it)."""
+    """Return a task's `board`, best first, with the columns rank (see `rank`) and beaten_by (how many beat it).
+
+    Raises ValueError for a model of the board that has no `runs`.
+    """
+    for name in frame["model"]:
+        checks.choice("frame['model']", name, sorted(set(runs["model"])))
     ordered = frame.sort_values(["accuracy", "bytes", "model"], ascending=[False, True, True], ignore_index=True)
     names = ordered["model"].tolist()
     parts = {name: part for name, part in runs.groupby("model")}
@@ -431,8 +469,9 @@ def first_to_try(bought: "pd.DataFrame", goal: str, *, points: float = 1.0) -> "
     """Return of each task the model with the largest factor for `goal` (one of `GOALS`) among those that lose little.
 
     They lose at most `points` points of accuracy, by the mean; a factor of 1.05 or less buys nothing. Tasks where no
-    model does are left out. Raises ValueError for an unknown goal.
+    model does are left out. Raises ValueError for an unknown goal, and unless `points` is a finite number.
     """
+    checks.number("points", points)
     column = GOALS[checks.choice("goal", goal, GOALS)]
     allowed = bought[(bought["points lost"] <= points) & (bought[column] > 1.05)]
     best = allowed.sort_values([column, "model"], ascending=[False, True]).groupby("task").head(1)
@@ -457,10 +496,9 @@ def claims_over_seeds(*, build: bool = True) -> "pd.DataFrame":
     rows = []
     for (notebook, identity), claims in sorted(found.items()):
         side = "at_most" if "at_most" in claims[-1] else "at_least"
-        mean = mean_std([math.nan if c["value"] is None else c["value"] for c in claims]).mean
-        holds = mean <= claims[-1][side] if side == "at_most" else mean >= claims[-1][side]
-        outcome = "undecided" if len(claims) < 3 else "holds" if holds else "does not hold"
-        row = {"notebook": notebook, "claim": identity, "text": claims[-1]["text"], "n": len(claims), "mean": mean}
+        (mean, _, n), holds = decided(claims)
+        outcome = {True: "holds", False: "does not hold", None: "undecided"}[holds]
+        row = {"notebook": notebook, "claim": identity, "text": claims[-1]["text"], "n": n, "mean": mean}
         rows.append(row | {"bound": f"{side.replace('_', ' ')} {claims[-1][side]:g}", "outcome": outcome})
     return pd.DataFrame(rows, columns=["notebook", "claim", "text", "n", "mean", "bound", "outcome"])
 
@@ -473,10 +511,17 @@ def label_points(
 ) -> list[str]:
     """Write each name beside its point, where it hides no point, line or other name; return those that found no place.
 
-    Names further away get a thin line. Call it last: the limits and the layout of the figure are fixed by it.
+    Names further away get a thin line. Call it last: the limits and the layout of the figure are fixed by it. Raises
+    ValueError unless there is a name for each point and all points are finite.
     """
     import numpy as np
     from matplotlib.patheffects import withStroke
+
+    if not len(x) == len(y) == len(names):
+        raise ValueError(f"x, y and names have {len(x)}, {len(y)} and {len(names)} entries; allowed: equally many")
+    checks.positive("size", size)
+    for axis, values in {"x": x, "y": y}.items():
+        checks.finite(axis, np.asarray(values, dtype=float))
 
     figure = ax.get_figure()
     assert figure is not None

@@ -1,5 +1,6 @@
 """Where things lie: one place for every folder that the project reads or writes. Standard library only."""
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ __all__ = [
     "ROOT",
     "build_dir",
     "raw_dir",
+    "text_sha256",
     "write_atomically",
 ]
 
@@ -25,13 +27,28 @@ MODELS = DATA / "models"
 
 
 def raw_dir() -> Path:
-    """Folder of the fetched data: `COURSE_DATA_DIR` if set, else data/raw."""
-    return Path(os.environ.get("COURSE_DATA_DIR") or DATA / "raw").expanduser()
+    """Folder of the fetched data: `COURSE_DATA_DIR` if set, else data/raw. Raises ValueError for nobody's home."""
+    return _folder("COURSE_DATA_DIR", DATA / "raw")
 
 
 def build_dir() -> Path:
-    """Folder of what a run writes: `COURSE_BUILD_DIR` if set, else build."""
-    return Path(os.environ.get("COURSE_BUILD_DIR") or ROOT / "build").expanduser()
+    """Folder of what a run writes: `COURSE_BUILD_DIR` if set, else build. Raises ValueError for nobody's home."""
+    return _folder("COURSE_BUILD_DIR", ROOT / "build")
+
+
+def _folder(variable: str, usual: Path) -> Path:
+    path = Path(os.environ.get(variable) or usual)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{variable}={str(path)!r} is in nobody's home folder; allowed: the path of a folder"
+        ) from None
+
+
+def text_sha256(path: Path) -> str:
+    """Return the SHA-256 of a text file, the same whichever line ends git gave it on this machine."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

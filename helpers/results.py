@@ -9,6 +9,7 @@ data/results/<profile>/ ("data").
 import hashlib
 import json
 import math
+import operator
 import re
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import helpers
 from helpers import checks
-from helpers.paths import DATA, RESULTS, ROOT, build_dir, write_atomically
+from helpers.paths import DATA, RESULTS, ROOT, build_dir, text_sha256, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "Summary",
     "comparable",
+    "decided",
     "difference",
     "expected_seconds",
     "format_leaderboard",
@@ -47,6 +49,7 @@ __all__ = [
     "promote_quick",
     "publish",
     "ranking",
+    "read",
     "readme_table",
     "recorded",
     "say",
@@ -91,10 +94,9 @@ class Run:
     """The record of one execution of a notebook. Made by `start`; ended by `finish`."""
 
     def __init__(self, notebook: str, *, profile: str, seed: int, save: bool = True) -> None:
-        if not re.fullmatch(r"\d\d_\w+", notebook):
+        if not re.fullmatch(r"\d\d_\w+", _text("notebook", notebook)):
             raise ValueError(f"notebook={notebook!r}; allowed: two digits, an underscore and a name")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed={seed!r}; allowed: a whole number of at least 0")
+        _whole("seed", seed, at_least=0)
         self.profile = checks.choice("profile", profile, PROFILES)
         self.notebook, self.seed, self.save = notebook, seed, save
         self._began, self._resumed = time.monotonic(), _resumed_seconds()
@@ -119,26 +121,32 @@ class Run:
     ) -> None:
         """State that `value` lies on the right side of exactly one bound; show and record whether it does.
 
-        NaN never holds. `over_seeds` claims are recorded here and checked by `publish`, on the mean over the
-        seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
+        NaN and infinity never hold. `over_seeds` claims are recorded here and checked by `publish`, on the mean over
+        the seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
         """
         if (at_most is None) == (at_least is None):
             raise ValueError(f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them")
-        record = self._claims.get(id)
-        self._unique(f"claim {id!r}", same=record is None or record["text"] == text)
-        value, bound = float(value), at_most if at_most is not None else at_least
-        if bound is None or not math.isfinite(bound):
-            raise ValueError(f"claim {id!r} has the bound {bound}; allowed: a finite number")
-        side = "at_most" if at_most is not None else "at_least"
-        record = {"id": id, "text": text, "value": value if math.isfinite(value) else None, side: bound}
-        record |= {"holds": _holds(value, side, bound), "over_seeds": over_seeds, "timing": timing}
+        side, bound = ("at_most", at_most) if at_most is not None else ("at_least", at_least)
+        limit = checks.number(f"claim {id!r}: {side}", _float(f"claim {id!r}: {side}", bound))
+        measured = _float(f"claim {id!r}: value", value)
+        record: dict[str, Any] = {"id": _text("id", id), "text": _text("text", text)}
+        record |= {"value": measured if math.isfinite(measured) else None, side: bound}
+        record |= {"holds": _holds(record["value"], side, limit), "over_seeds": over_seeds, "timing": timing}
+        before = self._claims.get(id)
+        self._unique(f"claim {id!r}", same=before is None or before["text"] == text)
         self._claims[id] = record
         say(_claim_line(record, self.profile))
 
     def test(self, name: str, model: "nn.Module", split: "Split") -> "Evaluation":
-        """Evaluate `model` on the test `split` and log that it was done: the only way to touch test data."""
+        """Evaluate `model` on the test `split` and log that it was done: the only way to touch test data.
+
+        Raises ValueError for a split that is not marked as the test split (`is_test`).
+        """
         from helpers.training import evaluate
 
+        _text("name", name)
+        if not getattr(split, "is_test", False):
+            raise ValueError("split.is_test=False; allowed: the test split, such as that of data.mnist()")
         evaluation = evaluate(model, split)
         self._tests.append(
             {
@@ -169,17 +177,22 @@ class Run:
         """Record one model for the leaderboard.
 
         accuracy: a fraction. weights: those of its shape, without biases. nonzero: those that the stored
-        model keeps. base: the name of the dense model that it is compared with. file: what `packing` wrote;
-        it is copied under build/models/, and its hash and bytes recorded. latency: `measure.latency_records`.
-        more: any further fields.
+        model keeps, at least one and at most all. macs: at least one. split: "test" or "validation", what the accuracy
+        is of. base: the name of the dense model that it is compared with. file: what `packing` wrote; it is copied
+        under build/models/, and its hash and bytes recorded. latency: `measure.latency_records`. more: any further
+        fields. Raises ValueError for a number that cannot be, a name with a slash and an empty file.
         """
-        self._unique(f"model {name!r}", same=True)
         record: dict[str, Any] = {"name": name, "task": task, "method": method, "split": split}
-        record |= {"accuracy": checks.fraction("accuracy", float(accuracy), upper_open=False), "base": base}
-        record |= {"weights": weights, "nonzero": nonzero, "macs": macs, "latency": list(latency)} | more
-        if file is not None:
-            record |= self._keep_file(name, Path(file))
-        self._models[name] = _plain(record, f"model {name}")
+        record |= {"accuracy": accuracy, "base": base}
+        record |= {"weights": weights, "nonzero": nonzero, "macs": macs, "latency": list(latency)}
+        if wrong := sorted({"file_bytes", "file_sha256"} & more.keys()):
+            raise ValueError(f"{wrong[0]}={more[wrong[0]]!r}; allowed: file, of which bytes and hash are taken")
+        record = _plain(_checked_model(record | more), f"model {name}")
+        content = None if file is None else checks.not_empty("file", Path(file).read_bytes())
+        self._unique(f"model {name!r}", same=True)
+        if file is not None and content is not None:
+            record |= self._keep_file(name, Path(file).suffix, content)
+        self._models[name] = record
 
     def record(self, key: str, value: Any, *, timing: bool = False) -> None:
         """Keep any further measurement: numbers, texts, lists, dicts or a DataFrame (kept as a list of rows).
@@ -189,7 +202,12 @@ class Run:
         (self._timings if timing else self._measurements)[key] = _plain(value, key)
 
     def scratch(self, name: str) -> Path:
-        """Return a path for a resumable training's state, this notebook's, profile's and seed's own."""
+        """Return a path for a resumable training's state, this notebook's, profile's and seed's own.
+
+        Raises ValueError for a name that leads out of its folder.
+        """
+        if Path(_text("name", name)).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"name={name!r}; allowed: a name inside the run's own folder")
         path = build_dir() / "scratch" / self.profile / f"{self.notebook}.seed{self.seed}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -211,9 +229,8 @@ class Run:
             raise ValueError(f"{what} is there twice; allowed: once in a notebook")
         self._cells[what] = cell
 
-    def _keep_file(self, name: str, file: Path) -> dict[str, Any]:
-        content = file.read_bytes()
-        kept = f"models/{self.profile}/{self.notebook[:2]}-{name}.seed{self.seed}{file.suffix}"
+    def _keep_file(self, name: str, suffix: str, content: bytes) -> dict[str, Any]:
+        kept = f"models/{self.profile}/{self.notebook[:2]}-{name}.seed{self.seed}{suffix}"
         if self.save:
             write_atomically(build_dir() / kept, content)
         return {"file": kept, "file_sha256": _sha256(content), "file_bytes": len(content)}
@@ -233,7 +250,7 @@ class Run:
 
         source = ROOT / "notebooks" / "src" / f"{self.notebook}.py"
         return {
-            "source_sha256": _sha256(source.read_bytes()) if source.exists() else None,
+            "source_sha256": text_sha256(source) if source.exists() else None,
             "helpers_version": helpers.__version__,
             "torch": torch.__version__,
             "machine": machine(),
@@ -266,12 +283,27 @@ def say(text: str) -> None:
 
 
 def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None:
-    """Return a notebook's results: this machine's own (build) if there are any, else the published (data)."""
+    """Return a notebook's results: this machine's own (build) if there are any, else the published (data).
+
+    Raises ValueError for an unknown profile, and for a file that is damaged.
+    """
     checks.choice("profile", profile, PROFILES)
     for path in (_build_file(notebook, profile, seed), _data_file(notebook, profile, seed)):
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read(path)
     return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the results in a file that `Run.finish` wrote; ValueError, with what to do next, if it is damaged."""
+    try:
+        result = _checked_result(json.loads(path.read_bytes(), parse_constant=_refuse_constant))
+        if path.name != f"{result['notebook']}.seed{result['seed']}.json":
+            raise ValueError(f"it holds {result['notebook']}, seed {result['seed']}")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        advice = "restore it with git" if RESULTS in path.parents else "delete it, and run the notebook again"
+        raise ValueError(f"{_shown(path)} is damaged ({type(error).__name__}: {error}); {advice}") from error
+    return result
 
 
 def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int, Any]:
@@ -312,7 +344,7 @@ def literature(task: str, *, model: str | None = None) -> "pd.DataFrame":
     """Return the reference results of `task`; `seen` is False where a row was not read in its own paper."""
     import pandas as pd
 
-    rows = pd.DataFrame(json.loads((DATA / "literature.json").read_text(encoding="utf-8"))["rows"])
+    rows = pd.DataFrame(_literature())
     checks.choice("task", task, sorted(set(rows["task"])))
     rows = rows[rows["task"] == task]
     if model is not None:
@@ -333,8 +365,9 @@ class Summary(NamedTuple):
 
 
 def mean_std(values: Sequence[float]) -> Summary:
-    """Return mean, standard deviation (n - 1 in the denominator) and n of at least one value."""
+    """Return mean, standard deviation (n - 1 in the denominator) and n of at least one value, all of them finite."""
     n = len(checks.not_empty("values", values))
+    values = _finite("values", values)
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
     return Summary(mean, std, n)
@@ -343,14 +376,16 @@ def mean_std(values: Sequence[float]) -> Summary:
 def paired_interval(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the t interval of the mean of a - b, paired by seed; "a beats b" needs one that excludes 0.
 
-    Raises ValueError unless both hold the same number of values, at least two.
+    Raises ValueError unless both hold the same number of values, at least two, all of them finite, and for a
+    confidence outside (0, 1).
     """
     from scipy.stats import t
 
-    checks.fraction("confidence", confidence)
+    if not checks.fraction("confidence", confidence):
+        raise ValueError(f"confidence={confidence!r}; allowed: a fraction above 0")
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"a and b hold {len(a)} and {len(b)} values; allowed: equally many, at least two")
-    mean, std, n = mean_std([float(x) - float(y) for x, y in zip(a, b, strict=True)])
+    mean, std, n = mean_std([x - y for x, y in zip(_finite("a", a), _finite("b", b), strict=True)])
     reach = float(t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
     return mean - reach, mean + reach
 
@@ -358,8 +393,11 @@ def paired_interval(a: Sequence[float], b: Sequence[float], *, confidence: float
 def difference(accuracies: "pd.DataFrame", a: str, b: str) -> str:
     """Say by how many points column `a` leads column `b`, with the paired 95 % interval, and what that decides.
 
-    `accuracies` are fractions, a row for each seed and a column for each method. Raises ValueError below two seeds.
+    `accuracies` are fractions, a row for each seed and a column for each method. Raises ValueError below two seeds, for
+    NaN, and for a name that is no column.
     """
+    for name, column in {"a": a, "b": b}.items():
+        checks.choice(name, column, _unique_columns(accuracies))
     low, high = (100 * end for end in paired_interval(accuracies[a], accuracies[b]))
     verdict = "higher" if low > 0 else "lower" if high < 0 else "not to be told apart"
     mean = 100 * (accuracies[a] - accuracies[b]).mean()
@@ -372,10 +410,12 @@ def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
     One method beats another if the paired 95 % interval of their difference lies above 0. A new rank, its number one
     more than the methods above it, begins only where each method above beats each one from there on: any two that
     cannot be told apart share a rank. "beaten by" counts who beats a method, also within a rank. Raises ValueError
-    below two seeds.
+    below two seeds, for NaN, and unless each method has a name of its own.
     """
     import pandas as pd
 
+    for name in checks.not_empty("accuracies", _unique_columns(accuracies)):
+        _finite(f"accuracies[{name!r}]", accuracies[name])
     if len(accuracies) < 2:
         raise ValueError(f"accuracies has {len(accuracies)} row(s); allowed: at least two, one for each seed")
     ordered = list(accuracies.mean().sort_values(ascending=False).index)
@@ -393,11 +433,23 @@ def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
 # ---------------------------------------------------------------- the leaderboard
 
 
-def recorded(*, build: bool = True) -> list[tuple[str, list[dict]]]:
+def decided(claims: Sequence[Mapping[str, Any]]) -> tuple[Summary, bool | None]:
+    """Return what the seeds' records of one claim measured, and whether it holds: None below three seeds.
+
+    The mean is NaN, and the claim does not hold, where a seed measured nothing finite.
+    """
+    values = [claim["value"] for claim in checks.not_empty("claims", claims)]
+    summary = Summary(math.nan, math.nan, len(values)) if None in values else mean_std(values)
+    side = "at_most" if "at_most" in claims[-1] else "at_least"
+    return summary, _holds(summary.mean, side, claims[-1][side]) if summary.n >= MIN_SEEDS else None
+
+
+def recorded(*, build: bool = True, damaged: list[str] | None = None) -> list[tuple[str, list[dict]]]:
     """Return (source, its results, one per seed) for each notebook and profile (no smoke), quick ones first.
 
     The source is "data" (published) or, with `build`, "build" (this machine's own): the one with more seeds, of
-    equally many this machine's own. The two are never mixed.
+    equally many this machine's own. The two are never mixed. Raises ValueError for a damaged file; where there is a
+    list `damaged`, it gets that sentence instead, and the file is left out.
     """
     folders = {"build": build_dir() / "results"} if build else {}
     folders["data"] = RESULTS
@@ -405,7 +457,7 @@ def recorded(*, build: bool = True) -> list[tuple[str, list[dict]]]:
     for profile in ("quick", "full"):
         for source, folder in folders.items():
             of_notebook: dict[str, list[dict]] = {}
-            for result in _read(folder / profile):
+            for result in _read(folder / profile, damaged=damaged):
                 of_notebook.setdefault(result["notebook"], []).append(result)
             for notebook, seeds in of_notebook.items():
                 _, before = found.get((profile, notebook), ("", []))
@@ -414,19 +466,19 @@ def recorded(*, build: bool = True) -> list[tuple[str, list[dict]]]:
     return list(found.values())
 
 
-def leaderboard(task: str | None = None, *, build: bool = True) -> "pd.DataFrame":
+def leaderboard(task: str | None = None, *, build: bool = True, damaged: list[str] | None = None) -> "pd.DataFrame":
     """Return every recorded model, one row per task, name, method and profile (no smoke), best accuracy first.
 
-    Which results: see `recorded`. Columns: task, name, method, accuracy (mean), std, n (seeds), weights_ratio (weights
-    of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range, bytes_range
-    and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
+    Which results, and `damaged`: see `recorded`. Columns: task, name, method, accuracy (mean), std, n (seeds),
+    weights_ratio (weights of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range,
+    bytes_range and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
     at batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
     accurate and at most as large, and better in one of the two; quick results of a model that has full ones
     do not count), source, profile, notebook.
     """
     import pandas as pd
 
-    rows = [row for source, seeds in recorded(build=build) for row in _rows(seeds, source=source)]
+    rows = [row for source, seeds in recorded(build=build, damaged=damaged) for row in _rows(seeds, source=source)]
     columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
     columns += ["macs_ratio", "weights_range", "bytes_range", "macs_range", "latency_ratio", "front"]
     frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook"])
@@ -490,7 +542,7 @@ def promote_quick(notebook: str) -> Path:
     path = _build_file(notebook, "quick", 0)
     if not path.exists():
         raise FileNotFoundError(f"{notebook} has no quick results of seed 0 in build; run it first")
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read(path)
     _require_claims([result])
     for model in result["models"]:
         model.pop("file", None)
@@ -540,10 +592,7 @@ def _publish_one(notebook: str, new: list[dict]) -> list[str]:
 
 def _over_seeds(id: str, results: list[dict]) -> tuple[str, bool | None]:
     claims = [claim for result in results for claim in result["claims"] if claim["id"] == id]
-    values = [math.nan if claim["value"] is None else claim["value"] for claim in claims]
-    mean, std, n = mean_std(values)
-    side = "at_most" if "at_most" in claims[-1] else "at_least"
-    holds = _holds(mean, side, claims[-1][side]) if n >= MIN_SEEDS else None
+    (mean, std, n), holds = decided(claims)
     outcome = {True: "holds", False: "does not hold", None: f"not yet decided, needs {MIN_SEEDS} seeds"}[holds]
     spread = f" ± {_number(std)}" if n > 1 else ""
     measured = f"{_number(mean)}{spread} (n = {n})"
@@ -615,9 +664,28 @@ def _data_file(notebook: str, profile: str, seed: int) -> Path:
     return RESULTS / profile / f"{notebook}.seed{seed}.json"
 
 
-def _read(folder: Path, notebook: str = "*") -> list[dict]:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"{notebook}.seed*.json")]
+def _read(folder: Path, notebook: str = "*", damaged: list[str] | None = None) -> list[dict]:
+    found = []
+    for path in sorted(folder.glob(f"{notebook}.seed*.json")):
+        try:
+            found.append(read(path))
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
     return sorted(found, key=lambda r: (r["notebook"], r["seed"]))
+
+
+def _literature() -> list[dict[str, Any]]:
+    path = DATA / "literature.json"
+    try:
+        return json.loads(path.read_bytes())["rows"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{_shown(path)} is damaged ({error}); restore it with git") from error
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if ROOT in path.parents else str(path)
 
 
 def _dump(result: dict) -> bytes:
@@ -626,6 +694,128 @@ def _dump(result: dict) -> bytes:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- private: what a record may hold
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}={value!r}; allowed: a text")
+    return value
+
+
+def _float(name: str, value: Any) -> float:
+    """Return a number of Python, NumPy or PyTorch, which may be NaN; ValueError for everything else."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name}={value!r} is not a number; allowed: a finite number") from None
+
+
+def _whole(name: str, value: Any, *, at_least: int = 1) -> int:
+    """Return a whole number of Python, NumPy or PyTorch; ValueError for everything else."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = at_least - 1
+    if isinstance(value, bool) or whole < at_least:
+        raise ValueError(f"{name}={value!r}; allowed: a whole number of at least {at_least}")
+    return whole
+
+
+def _finite(name: str, values: Iterable[Any]) -> list[float]:
+    return [checks.number(f"{name}[{i}]", _float(f"{name}[{i}]", value)) for i, value in enumerate(values)]
+
+
+def _unique_columns(frame: "pd.DataFrame") -> list[str]:
+    if not frame.columns.is_unique:
+        raise ValueError(f"accuracies has the columns {list(frame.columns)}; allowed: each name once")
+    return list(frame.columns)
+
+
+def _checked_model(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a model, its numbers as plain ones; ValueError, LookupError or TypeError for nonsense."""
+    if re.search(r"[/\\]", _text("name", record["name"])):
+        raise ValueError(f"name={record['name']!r}; allowed: a name without slashes")
+    for key in ("task", "method"):
+        _text(key, record[key])
+    checks.choice("split", record["split"], ("test", "validation"))
+    if record["base"] is not None:
+        _text("base", record["base"])
+    checked: dict[str, Any] = {key: _whole(key, record[key]) for key in ("weights", "nonzero", "macs")}
+    if checked["nonzero"] > checked["weights"]:
+        raise ValueError(f"nonzero={checked['nonzero']}; allowed: at most weights={checked['weights']}")
+    accuracy = checks.fraction("accuracy", _float("accuracy", record["accuracy"]), upper_open=False)
+    latency = [_checked_latency(each) for each in record["latency"]]
+    if "file_bytes" in record:
+        checked["file_bytes"] = _whole("file_bytes", record["file_bytes"])
+    return {**record, **checked, "accuracy": accuracy, "latency": latency}
+
+
+def _checked_latency(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one of `measure.latency_records`, checked; ValueError for nonsense."""
+    if missing := [key for key in ("runtime", "batch", "ratio", "interval", "verdict") if key not in record]:
+        raise ValueError(f"latency has a record without {missing[0]!r}; allowed: measure.latency_records")
+    for key in ("runtime", "verdict"):
+        _text(key, record[key])
+    if len(record["interval"]) != 2:
+        raise ValueError(f"interval={record['interval']!r}; allowed: two numbers")
+    numbers = {"ratio": record["ratio"], "interval[0]": record["interval"][0], "interval[1]": record["interval"][1]}
+    ratio, low, high = (checks.number(key, _float(key, value), above=0) for key, value in numbers.items())
+    if low > high:
+        raise ValueError(f"interval={record['interval']!r}; allowed: the lower end first")
+    return {**record, "batch": _whole("batch", record["batch"]), "ratio": ratio, "interval": [low, high]}
+
+
+def _check_claim(record: Mapping[str, Any]) -> None:
+    """Raise ValueError, LookupError or TypeError unless a claim's outcome is what its numbers say."""
+    for key in ("id", "text"):
+        _text(key, record[key])
+    for key in ("holds", "over_seeds"):
+        checks.choice(key, record[key], (False, True))
+    side = "at_most" if "at_most" in record else "at_least"
+    bound = checks.number(side, record[side])
+    if record["value"] is not None:
+        checks.number("value", record["value"])
+    if record["holds"] is not _holds(record["value"], side, bound):
+        raise ValueError(f"claim {record['id']!r}: holds={record['holds']}, and measured is {record['value']}")
+
+
+def _check_evaluation(record: Mapping[str, Any]) -> None:
+    _text("name", record["name"])
+    checks.fraction("accuracy", record["accuracy"], upper_open=False)
+    _whole("count", record["count"])
+
+
+def _checked_result(result: Any) -> dict[str, Any]:
+    """Return what a results file holds; ValueError, LookupError or TypeError unless its readers can rely on it."""
+    if not re.fullmatch(r"\d\d_\w+", _text("notebook", result["notebook"])):
+        raise ValueError(f"notebook={result['notebook']!r}")
+    checks.choice("profile", result["profile"], PROFILES)
+    _whole("seed", result["seed"], at_least=0)
+    provenance = result["provenance"]
+    checks.number("seconds", provenance["seconds"], at_least=0)
+    for key in ("started", "torch", "helpers_version"):
+        _text(key, provenance[key])
+    if provenance["source_sha256"] is not None:
+        _text("source_sha256", provenance["source_sha256"])
+    _machine(provenance["machine"])
+    for check, key in [(_check_claim, "claims"), (_check_evaluation, "test_evaluations")]:
+        for record in result[key]:
+            check(record)
+    names = [_checked_model(model)["name"] for model in result["models"]]
+    if len(set(names)) < len(names):
+        raise ValueError("a model stands there twice")
+    for key in ("measurements", "timings"):
+        result[key].keys()
+    return result
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word}; allowed: finite numbers")
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -662,7 +852,9 @@ def _execution_count() -> int:
 # ---------------------------------------------------------------- private: words
 
 
-def _holds(value: float, side: str, bound: float) -> bool:
+def _holds(value: float | None, side: str, bound: float) -> bool:
+    if value is None:
+        return False
     return value <= bound if side == "at_most" else value >= bound  # both are False for NaN
 
 
@@ -716,17 +908,18 @@ def _accuracy(mean: float, std: float, n: int) -> str:
 
 def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
     """Yield one row per model name and method of a notebook's results over its seeds."""
-    weights = {m["name"]: m["weights"] for r in results for m in r["models"]}
-    macs = {m["name"]: m["macs"] for r in results for m in r["models"]}
     models: dict[tuple[str, str], list[dict]] = {}
-    for model in (m for r in results for m in r["models"]):
-        models.setdefault((model["name"], model["method"]), []).append(model)  # a seed may have chosen another
+    for result in results:
+        by_name = {model["name"]: model for model in result["models"]}
+        for model in result["models"]:
+            one = model | {"of": by_name.get(model["base"], model)}  # of the same seed
+            models.setdefault((model["name"], model["method"]), []).append(one)  # a seed may have chosen another
     for (name, method), seeds in models.items():
         accuracy = mean_std([m["accuracy"] for m in seeds])
-        ratios = [weights.get(m["base"], m["weights"]) / m["nonzero"] for m in seeds if m["nonzero"]]
+        ratios = [m["of"]["weights"] / m["nonzero"] for m in seeds]
         speeds = [s for s in map(_speed, seeds) if s is not None]
         sizes = [m["file_bytes"] for m in seeds if m.get("file_bytes")]
-        macs_ratios = [macs.get(m["base"], m["macs"]) / m["macs"] for m in seeds]
+        macs_ratios = [m["of"]["macs"] / m["macs"] for m in seeds]
         yield {
             "task": seeds[0]["task"],
             "name": name,
@@ -734,7 +927,7 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
             "accuracy": round(accuracy.mean, 12),  # one network in 2 and in 3 runs: one row, whatever the rounding
             "std": accuracy.std,
             "n": accuracy.n,
-            "weights_ratio": mean_std(ratios).mean if ratios else math.nan,
+            "weights_ratio": mean_std(ratios).mean,
             "file_bytes": mean_std(sizes).mean if sizes else math.nan,
             "macs": mean_std([m["macs"] for m in seeds]).mean,
             "macs_ratio": mean_std(macs_ratios).mean,
@@ -801,9 +994,8 @@ def _between(mean: float, ends: tuple[float, float] | None, form: str, unit: str
 
 
 def _literature_lines(task: str) -> list[str]:
-    rows = json.loads((DATA / "literature.json").read_text(encoding="utf-8"))["rows"]
     lines = []
-    for row in rows:
+    for row in _literature():
         if row["task"] != task:
             continue
         weights = f"{row['weights_ratio']:g}×" if row.get("weights_ratio") else "–"

@@ -3,13 +3,14 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -49,6 +50,12 @@ def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", n
     )
 
 
+def timed(ratio, *, runtime="onnxruntime", batch=1, **more):
+    """Return a record as `measure.latency_records` makes it."""
+    interval = [0.9 * ratio, 1.1 * ratio]
+    return {"runtime": runtime, "batch": batch, "ratio": ratio, "interval": interval, "verdict": "faster"} | more
+
+
 def loaded(notebook, **which):
     """Return the results of a notebook that has some."""
     result = results.load(notebook, **which)
@@ -82,7 +89,10 @@ def test_settings_reject_unknown_profile_and_uneven_tables():
         results.settings("quick", smoke={"epochs": 1}, quick={"epochs": 3}, full={})
 
 
-@pytest.mark.parametrize("notebook, profile, seed", [("02", "quick", 0), (NB, "slow", 0), (NB, "quick", -1)])
+@pytest.mark.parametrize(
+    "notebook, profile, seed",
+    [("02", "quick", 0), (NB, "slow", 0), (NB, "quick", -1), (2, "quick", 0), (NB, "quick", 0.5), (NB, "quick", True)],
+)
 def test_start_rejects(notebook, profile, seed):
     with pytest.raises(ValueError, match="allowed"):
         results.start(notebook, profile=profile, seed=seed)
@@ -98,8 +108,8 @@ def test_the_outcome_is_the_comparison(value, bound):
     run.claim("most", "m", value, at_most=bound)
     run.claim("least", "l", value, at_least=bound)
     most, least = run._result()["claims"]
-    assert most["holds"] is (value <= bound)
-    assert least["holds"] is (value >= bound)
+    assert most["holds"] is (math.isfinite(value) and value <= bound)
+    assert least["holds"] is (math.isfinite(value) and value >= bound)
 
 
 def test_nan_never_holds_and_is_written_as_null():
@@ -137,11 +147,30 @@ def test_a_claim_shows_its_outcome(capsys):
     assert second.startswith("**Does not hold:** Loss is tiny")
 
 
-@pytest.mark.parametrize("bounds", [{}, {"at_most": 1, "at_least": 0}, {"at_most": math.nan}])
+@pytest.mark.parametrize(
+    "bounds",
+    [{}, {"at_most": 1, "at_least": 0}, {"at_most": math.nan}, {"at_least": -math.inf}, {"at_most": "1"}],
+)
 def test_a_claim_needs_one_bound(bounds):
     run = results.start(NB, profile="quick", seed=0, save=False)
     with pytest.raises(ValueError, match="claim 'a'"):
         run.claim("a", "a", 1, **bounds)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", [1, 2], torch.zeros(2), 1j])
+def test_what_a_claim_measured_is_a_number(value):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(ValueError, match="claim 'a': value=.* is not a number; allowed: a finite number"):
+        run.claim("a", "a", value, at_most=1)
+    run.claim("a", "a", torch.tensor(0.5), at_most=np.float32(1))
+    assert run._result()["claims"][0]["holds"] is True
+
+
+@pytest.mark.parametrize(("id", "text"), [("", "a"), ("a", " "), (1, "a"), ("a", None)])
+def test_a_claim_needs_a_name_and_a_text(id, text):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    with pytest.raises(ValueError, match="(id|text)=.*; allowed: a text"):
+        run.claim(id, text, 1, at_most=1)
 
 
 def test_a_claim_cannot_be_told_its_outcome():
@@ -234,17 +263,90 @@ def test_nan_is_refused_by_the_name_of_its_field(bad):
         run.record("curve", [{"loss": 1.0}, {"loss": bad}])
 
 
-def test_accuracy_is_a_fraction():
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"accuracy": 99.1}, r"accuracy=99.1 is outside \[0, 1\]"),
+        ({"accuracy": math.nan}, "accuracy=nan"),
+        ({"accuracy": -0.01}, "accuracy=-0.01"),
+        ({"accuracy": "0.9"}, "accuracy='0.9' is not a number"),
+        *[({name: 0}, f"{name}=0; allowed: a whole number of at least 1") for name in ("weights", "nonzero", "macs")],
+        *[({name: -3}, f"{name}=-3") for name in ("weights", "nonzero", "macs")],
+        *[({name: 2.5}, f"{name}=2.5") for name in ("weights", "nonzero", "macs")],
+        ({"macs": math.nan}, "macs=nan"),
+        ({"macs": True}, "macs=True"),
+        ({"nonzero": 101}, "nonzero=101; allowed: at most weights=100"),
+        ({"split": "train"}, "split='train' is unknown; allowed: 'test', 'validation'"),
+        ({"base": ""}, "base=''; allowed: a text"),
+        ({"name": "a/b"}, "name='a/b'; allowed: a name without slashes"),
+        ({"name": "..\\b"}, "allowed: a name without slashes"),
+        ({"task": None}, "task=None"),
+        ({"method": ""}, "method=''"),
+        ({"file_bytes": -5}, "file_bytes=-5; allowed: file"),
+        ({"file_sha256": "0"}, "file_sha256='0'; allowed: file"),
+        ({"size": 0}, "file is empty"),
+        ({"latency": [timed(2.0) | {"ratio": math.nan}]}, "ratio=nan; allowed: a finite number above 0"),
+        ({"latency": [timed(2.0) | {"ratio": 0}]}, "ratio=0"),
+        ({"latency": [timed(2.0, batch=0)]}, "batch=0; allowed: a whole number of at least 1"),
+        ({"latency": [timed(2.0, interval=[0, 1])]}, r"interval\[0\]=0"),
+        ({"latency": [timed(2.0, interval=[1, math.inf])]}, r"interval\[1\]=inf"),
+        ({"latency": [timed(2.0, interval=[2, 1])]}, r"interval=\[2, 1\]; allowed: the lower end first"),
+        ({"latency": [timed(2.0, interval=[1])]}, r"interval=\[1\]; allowed: two numbers"),
+        ({"latency": [{"ratio": 2.0}]}, "latency has a record without 'runtime'"),
+        ({"latency": [timed(2.0, runtime="")]}, "runtime=''"),
+        ({"latency": [timed(2.0, verdict=None)]}, "verdict=None"),
+        ({"more": math.nan}, r"model sparse.more=nan"),
+    ],
+)  # fmt: skip
+def test_nonsense_about_a_model_is_refused_and_leaves_no_trace(changed, said):
+    run = results.start(NB, profile="quick", seed=0)
+    changed = {"name": "sparse", "weights": 100, "method": "magnitude", "task": "mnist"} | changed
+    with pytest.raises(ValueError, match=said):
+        add_any(run, **changed)
+    assert run._result()["models"] == []
+    assert not (results.build_dir() / "models").exists()
+    add(run)  # the name is still free
+
+
+def add_any(run, *, name, accuracy=0.9, nonzero=10, macs=7, base="dense", size=None, **more):
+    file = None
+    if size is not None:
+        file = run.scratch("any.pack")
+        file.write_bytes(bytes(size))
+    run.model(name, accuracy=accuracy, nonzero=nonzero, macs=macs, base=base, file=file, **more)
+
+
+def test_the_least_and_the_most_that_a_model_may_be():
     run = results.start(NB, profile="quick", seed=0, save=False)
-    with pytest.raises(ValueError, match="accuracy=99.1"):
-        add(run, accuracy=99.1)
+    for name, nonzero, accuracy in [("least", 1, 0.0), ("most", 100, 1.0)]:
+        latency = [timed(1e-9, interval=[1e-9, 1e-9])]
+        add_any(run, name=name, weights=100, nonzero=np.int64(nonzero), macs=torch.tensor(1), accuracy=accuracy,
+                task="t", method="m", base=None, split="validation", latency=latency, note="n")  # fmt: skip
+    kept = run._result()["models"]
+    assert [(m["nonzero"], m["macs"], m["accuracy"], m["note"]) for m in kept] == [(1, 1, 0.0, "n"), (100, 1, 1.0, "n")]
+    assert all(type(m["nonzero"]) is int for m in kept)
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", ""])
+def test_a_state_lies_in_the_runs_own_folder(name):
+    with pytest.raises(ValueError, match="name="):
+        results.start(NB, profile="quick", seed=0).scratch(name)
+
+
+def test_without_saving_no_file_of_a_model_is_copied(tmp_path):
+    run = results.start(NB, profile="quick", seed=0, save=False)
+    add(run, size=20)
+    assert run._result()["models"][0]["file_bytes"] == 20
+    assert not (tmp_path / "build" / "models").exists()
 
 
 def test_test_evaluations_are_logged_each_time():
     torch.manual_seed(0)
-    split = Split(torch.randn(8, 4), torch.randint(0, 3, (8,)))
+    split = Split(torch.randn(8, 4), torch.randint(0, 3, (8,)), is_test=True)
     model = torch.nn.Linear(4, 3)
     run = results.start(NB, profile="quick", seed=0)
+    with pytest.raises(ValueError, match="split.is_test=False; allowed: the test split"):
+        run.test("net", model, replace(split, is_test=False))
     evaluation = run.test("net", model, split)
     run.test("net", model, split)
     run.finish()
@@ -256,7 +358,7 @@ def test_test_evaluations_are_logged_each_time():
 
 def test_comparable_drops_what_differs_between_runs():
     run = results.start(NB, profile="quick", seed=0)
-    add(run, latency=[{"runtime": "onnxruntime", "batch": 1, "median_ms": 1, "ratio": 2, "interval": [1, 3]}])
+    add(run, latency=[timed(2)])
     run.claim("time", "fast", 1, at_least=0, timing=True)
     run.claim("size", "small", 1, at_least=0)
     run.record("seconds", 3, timing=True)
@@ -288,6 +390,136 @@ def test_load_prefers_build():
     assert results.load(NB, profile="full") is None
 
 
+# ---------------------------------------------------------------- damaged files
+
+
+@pytest.fixture
+def rich():
+    """The path of a results file with all that one can hold."""
+    dense = {"name": "dense", "base": None, "size": 40, "nonzero": 100, "latency": [timed(2.0)]}
+    run = results.start(NB, profile="quick", seed=0)
+    run.claim("a", "a is small", 1, at_most=2)
+    run.record("curve", [{"loss": 0.5}])
+    for model in (dense, {"size": 20, "latency": [timed(1.5), timed(2.5, runtime="eager")]}):
+        add(run, **model)
+    run._tests.append({"name": "dense", "accuracy": 0.99, "correct": 99, "count": 100})
+    run.finish()
+    return results._build_file(NB, "quick", 0)
+
+
+def test_a_whole_file_is_read_as_it_was_written(rich):
+    assert results.read(rich) == json.loads(rich.read_text()) == results.load(NB, profile="quick")
+
+
+def test_a_truncated_file_is_one_sentence(rich):
+    content = rich.read_bytes()
+    for length in range(0, len(content) - 2, 97):
+        rich.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=rf"{NB}.seed0.json is damaged \(.*\); delete it, and run the notebook"):
+            results.leaderboard()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_byte_is_one_sentence_or_another_valid_result(data, rich):
+    content = bytearray(rich.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = rich.with_name("x") / rich.name
+    results.write_atomically(path, bytes(content))
+    try:
+        result = results.read(path)
+    except ValueError as error:
+        assert f"{path} is damaged (" in str(error)
+    else:
+        assert list(results._rows([result], source="build"))
+        results.comparable(result)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: [],
+        lambda r: r | {"notebook": "two"},
+        lambda r: r | {"notebook": "03_other"},
+        lambda r: r | {"seed": 1},
+        lambda r: r | {"seed": -1},
+        lambda r: r | {"profile": "slow"},
+        lambda r: r | {"models": None},
+        lambda r: r | {"models": [*r["models"], r["models"][0]]},
+        lambda r: r | {"models": [m | {"macs": 0} for m in r["models"]]},
+        lambda r: r | {"models": [m | {"file_bytes": 0} for m in r["models"]]},
+        lambda r: r | {"models": [m | {"latency": [{}]} for m in r["models"]]},
+        lambda r: r | {"claims": [r["claims"][0] | {"holds": False}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"holds": 1}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"value": None}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"value": "1"}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"at_most": None}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"over_seeds": "no"}]},
+        lambda r: r | {"claims": [r["claims"][0] | {"text": ""}]},
+        lambda r: r | {"test_evaluations": [{"name": "x", "accuracy": 1.5, "count": 1}]},
+        lambda r: r | {"test_evaluations": [{"name": "x", "accuracy": 0.5, "count": 0}]},
+        lambda r: r | {"test_evaluations": [{"name": "", "accuracy": 0.5, "count": 1}]},
+        lambda r: r | {"measurements": []},
+        lambda r: r | {"timings": 1},
+        *[
+            lambda r, key=key, value=value: r | {"provenance": r["provenance"] | {key: value}}
+            for key, value in [("seconds", -1), ("seconds", "1"), ("started", 0), ("torch", ""), ("machine", {})]
+            + [("source_sha256", 5), ("helpers_version", None)]
+        ],
+        *[
+            lambda r, key=key: {k: v for k, v in r.items() if k != key}
+            for key in ("notebook", "provenance", "models", "claims", "test_evaluations", "measurements", "timings")
+        ],
+    ],
+)
+def test_what_no_run_has_written_is_damaged(change, rich):
+    rich.write_text(json.dumps(change(json.loads(rich.read_text()))))
+    with pytest.raises(ValueError, match="is damaged"):
+        results.read(rich)
+
+
+def test_a_number_that_json_does_not_know_is_damage(rich):
+    rich.write_text(rich.read_text().replace('"loss": 0.5', '"loss": NaN'))
+    with pytest.raises(ValueError, match="is damaged .*NaN; allowed: finite numbers"):
+        results.read(rich)
+
+
+def test_a_published_file_is_restored_with_git(rich):
+    path = results.promote_quick(NB)
+    path.write_bytes(b"{")
+    with pytest.raises(ValueError, match="is damaged .*; restore it with git"):
+        results.timetable(NB)
+
+
+def test_a_damaged_file_is_left_out_where_that_is_wanted(rich):
+    finished("01_measure_first", profile="quick", models=[{}])
+    rich.write_bytes(b"{")
+    damaged: list[str] = []
+    assert results.leaderboard(damaged=damaged)["notebook"].tolist() == ["01_measure_first"]
+    assert len(damaged) == 1 and f"{NB}.seed0.json is damaged" in damaged[0]
+    with pytest.raises(ValueError, match="is damaged"):
+        results.recorded()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"rows": 1'])
+def test_a_damaged_literature_is_named(content):
+    results.write_atomically(results.DATA / "literature.json", content)
+    with pytest.raises(ValueError, match="literature.json is damaged .*restore it with git"):
+        results.literature("mnist")
+
+
+def test_the_source_of_a_run_has_one_hash_whatever_its_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    hashes = set()
+    for content in (b"# %%\nx = 1\n", b"# %%\r\nx = 1\r\n"):
+        results.write_atomically(tmp_path / "notebooks" / "src" / f"{NB}.py", content)
+        hashes.add(finished()["provenance"]["source_sha256"])
+    assert hashes == {results._sha256(b"# %%\nx = 1\n")}
+
+
+# ---------------------------------------------------------------- over seeds
+
+
 def test_expected_seconds_come_from_published_results():
     assert results.expected_seconds(NB, "full") is None
     for seed, seconds in enumerate([100, 200]):
@@ -312,6 +544,10 @@ def test_mean_std_of_one_and_none():
     assert results.mean_std([3.0]).mean == 3 and math.isnan(results.mean_std([3.0]).std)
     with pytest.raises(ValueError, match="values is empty"):
         results.mean_std([])
+    with pytest.raises(ValueError, match=r"values\[1\]=nan; allowed: a finite number"):
+        results.mean_std([1.0, math.nan])
+    with pytest.raises(ValueError, match=r"values\[0\]='1' is not a number"):
+        results.mean_std(["1"])
 
 
 def test_paired_interval_agrees_with_scipy():
@@ -319,8 +555,17 @@ def test_paired_interval_agrees_with_scipy():
     expected = stats.ttest_rel(a, b).confidence_interval(0.9)
     assert results.paired_interval(a, b, confidence=0.9) == pytest.approx((expected.low, expected.high))
     for bad in ([1.0], [1.0, 2.0, 3.0]):
-        with pytest.raises(ValueError, match="allowed"):
+        with pytest.raises(ValueError, match="allowed: equally many, at least two"):
             results.paired_interval(bad, a)
+    with pytest.raises(ValueError, match="hold 1 and 1 values"):
+        results.paired_interval([1.0], [1.0])
+    for bad, name in [(([math.nan, 1], [0, 1]), "a"), (([0, 1], [0, math.inf]), "b")]:
+        with pytest.raises(ValueError, match=rf"{name}\[\d\]=(nan|inf)"):
+            results.paired_interval(*bad)
+    for confidence in (0, 1, -0.5, 95, math.nan, "0.9"):
+        with pytest.raises(ValueError, match="confidence="):
+            results.paired_interval([0, 1], [0, 2], confidence=confidence)
+    assert len(results.paired_interval([0, 1], [0, 2])) == 2, "two are enough"
 
 
 ACCURACIES = pd.DataFrame(
@@ -343,6 +588,19 @@ def test_ranking_counts_who_beats_a_column_and_lets_those_share_a_rank_that_cann
     assert two["rank"].to_dict() == {"high": 1, "low": 2, "lowest": 3}
     with pytest.raises(ValueError, match=r"accuracies has 1 row\(s\); allowed: at least two"):
         results.ranking(ACCURACIES.iloc[:1])
+    with pytest.raises(ValueError, match=r"accuracies\['low'\]\[0\]=nan"):
+        results.ranking(ACCURACIES.assign(low=math.nan))
+    with pytest.raises(ValueError, match="allowed: each name once"):
+        results.ranking(ACCURACIES[["low", "low"]])
+    with pytest.raises(ValueError, match="accuracies is empty"):
+        results.ranking(ACCURACIES[[]])
+
+
+def test_a_difference_of_what_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="b='lowest' is unknown; allowed: "):
+        results.difference(ACCURACIES, "low", "lowest")
+    with pytest.raises(ValueError, match=r"a\[0\]=nan"):
+        results.difference(ACCURACIES.assign(low=math.nan), "low", "high")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -439,13 +697,10 @@ def test_the_front_is_pareto(points):
 
 
 def test_leaderboard_ratios_front_and_order():
-    latency = [
-        {"runtime": "eager", "batch": 1, "median_ms": 1, "ratio": 9.0, "interval": [8, 10]},
-        {"runtime": "onnxruntime", "batch": 1, "median_ms": 1, "ratio": 1.5, "interval": [1, 2]},
-    ]
+    latency = [timed(9.0, runtime="eager"), timed(4.0, batch=64), timed(1.5)]
     dense = {"name": "dense", "accuracy": 0.99, "size": 400, "base": None, "nonzero": 100}
     sparse = {"name": "sparse", "accuracy": 0.98, "size": 40, "nonzero": 8, "latency": latency}
-    poor = {"name": "poor", "accuracy": 0.97, "size": 50, "nonzero": 8}
+    poor = {"name": "poor", "accuracy": 0.97, "size": 50, "nonzero": 8, "latency": [timed(3.0, runtime="eager")]}
     unstored = {"name": "unstored", "accuracy": 1.0, "nonzero": 8}
     finished(profile="quick", models=[poor, sparse, dense, unstored])
     board = results.leaderboard("mnist").set_index("name")
@@ -453,7 +708,8 @@ def test_leaderboard_ratios_front_and_order():
     assert board["front"].to_dict() == {"unstored": False, "dense": True, "sparse": True, "poor": False}
     assert board["weights_ratio"].to_dict() == {"unstored": 12.5, "dense": 1, "sparse": 12.5, "poor": 12.5}
     assert board.loc["sparse", "latency_ratio"] == 1.5
-    assert math.isnan(board.loc["poor", "latency_ratio"])
+    assert board.loc["poor", "latency_ratio"] == 3.0, "what was timed first, where ONNX Runtime was not"
+    assert math.isnan(board.loc["dense", "latency_ratio"])
     text = results.format_leaderboard(results.leaderboard()).to_string(index=False)
     assert "98.00" in text and "2,293,000" in text and "nan" not in text.lower()
 
@@ -466,6 +722,26 @@ def test_leaderboard_averages_seeds_and_says_how_many():
     assert (row["n"], row["accuracy"]) == (3, pytest.approx(0.992))
     assert row["std"] == pytest.approx(statistics.stdev(accuracies))
     assert "99.20 ± 0.20 (n = 3)" in results.format_leaderboard(results.leaderboard()).to_string()
+
+
+def test_each_seed_is_compared_with_its_own_base():
+    for seed, size in enumerate([100, 50]):
+        run = results.start(NB, profile="full", seed=seed)
+        shared = {"task": "mnist", "accuracy": 0.9}
+        run.model("thin", method="dense", weights=size, nonzero=size, macs=10 * size, base=None, **shared)
+        run.model("cut", method="pruned", weights=size, nonzero=size // 10, macs=5 * size, base="thin", **shared)
+        run.finish()
+    row = results.leaderboard().set_index("name").loc["cut"]
+    assert (row["weights_ratio"], row["macs_ratio"]) == (10, 2)
+    assert row["weights_range"] == (10, 10) and row["macs_range"] == (2, 2)
+
+
+def test_two_notebooks_that_measure_one_model_give_one_row():
+    for notebook in (NB, "09_quantize_from_scratch"):
+        finished(notebook, profile="quick", models=[{"size": 20}, {"name": notebook}])
+    assert sorted(results.leaderboard()["name"]) == [NB, "09_quantize_from_scratch", "sparse"]
+    finished("09_quantize_from_scratch", profile="quick", models=[{"size": 21}])
+    assert sorted(results.leaderboard()["name"]) == [NB, "sparse", "sparse"], "of another size: another model"
 
 
 def test_leaderboard_takes_more_seeds_then_build_and_never_mixes_the_two():
@@ -528,6 +804,17 @@ def test_a_seed_that_comes_later_joins_the_published_ones():
     assert "error: holds" in said and "(n = 3)" in said and "0.9667 ± 0.2082" in said
 
 
+def test_publish_says_that_seeds_ran_from_two_versions_of_the_source(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    said = []
+    for seed, text in enumerate([b"# one\n", b"# one\n", b"# two\n"]):
+        results.write_atomically(tmp_path / "notebooks" / "src" / f"{NB}.py", text)
+        finished(seed=seed)
+        said.append("\n".join(results.publish()))
+    assert ["versions" in text for text in said] == [False, False, True]
+    assert "Its seeds ran from 2 versions of the source; run the older ones again." in said[2]
+
+
 @pytest.mark.parametrize("values", [[0.9, 1.2, 1.1], [0.5, math.nan, 0.5]])
 def test_publish_checks_the_mean_over_seeds(values):
     for seed, error in enumerate(values):
@@ -575,6 +862,12 @@ def test_publish_keeps_all_files_under_the_cap_and_writes_nothing_otherwise(monk
         results.publish(NB)
     assert not results._data_file(NB, "full", 0).exists()
     assert len(list((tmp_path / "data" / "models").iterdir())) == 1
+    results.publish("01_measure_first")  # a file in the place of itself takes no room
+    monkeypatch.setattr(results, "MAX_FILES_BYTES", 120)
+    results.publish(NB)
+    monkeypatch.setattr(results, "MAX_FILES_BYTES", 119)
+    with pytest.raises(ValueError, match="120 bytes; allowed: 119"):
+        results.publish(NB)
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"other"), lambda p: p.unlink()])
