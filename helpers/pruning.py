@@ -64,6 +64,9 @@ PRUNABLE = (*WITH_NEURONS, *EMBEDDINGS)
 WITH_WEIGHTS = (*PRUNABLE, _ConvTransposeNd, nn.RNNCellBase, nn.Bilinear)
 WITHOUT_WEIGHTS = (nn.LayerNorm, nn.RMSNorm)  # a scale for each number, of as many dimensions as these have
 
+BATCH = 2  # examples in a batch that stands for any
+SEVERAL = ("size", "chunk", "split", "tensor_split", "unbind")  # whose results are no batches
+
 own_copy = copied  # its name before there was helpers.modules
 
 
@@ -483,11 +486,11 @@ def _shapes(layer: Any) -> Iterator[tuple[int, ...]]:
     """Yield shapes that the output of `layer` may have: what comes next may take only one of them."""
     units, dimensions = layer.weight.shape[0], layer.weight.dim() - 2
     if isinstance(layer, nn.Linear):
-        yield from ((2, units), (2, 3, units))
+        yield from ((BATCH, units), (BATCH, 3, units))
         return
     sizes = [(side,) * dimensions for side in (*range(2, 65), 1)]
     sizes += sorted(product(range(1, {1: 2049, 2: 33, 3: 9}[dimensions]), repeat=dimensions), key=math.prod)
-    yield from ((2, units, *size) for size in sizes if units * math.prod(size) <= 2**20)
+    yield from ((BATCH, units, *size) for size in sizes if units * math.prod(size) <= 2**20)
 
 
 class _Way:
@@ -505,7 +508,7 @@ class _Way:
         if self.start not in needed:
             raise ValueError("the one does not read the other's output")
         if others := [node for node in nodes if node in reached and node is not end and node not in needed]:
-            raise ValueError(f"its output is also read by {others[0].target!r}")
+            raise ValueError(f"its output is also read by {others[0].name!r}")
         self.nodes = [node for node in nodes if node in needed and node is not self.start]
         calls = [node for node in self.nodes if node.op == "call_module"]
         self.modules = {node: copied(model.get_submodule(str(node.target))).double().eval() for node in calls}
@@ -529,6 +532,14 @@ class _Way:
         return values[self.result]
 
 
+class _Batch(fx.Proxy):
+    """What stands for a tensor in a trace; it has a length, for the `view(len(x), -1)` of many networks."""
+
+    def __len__(self) -> int:
+        name = getattr(self.node.target, "__name__", self.node.target)
+        return super().__len__() if name in SEVERAL else BATCH
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, leaves: tuple[nn.Module, ...]) -> None:
         super().__init__()
@@ -537,6 +548,10 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is taken as a whole."""
         return any(m is leaf for leaf in self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the result of a node."""
+        return _Batch(node, self)
 
     def trace_of(self, model: nn.Module) -> fx.Graph:
         """Return the graph of the model in evaluation mode, with the defaults of its optional arguments."""
