@@ -6,7 +6,6 @@ ones are compiled against the torch of their own month.
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -83,7 +82,9 @@ def examples(split: Split[list[str], list[int]], text: Field, label: LabelField)
     for index, example in enumerate(made):
         if not example.text:
             raise ValueError(f"split.inputs[{index}]={split.inputs[index]!r} has no tokens; allowed: at least one")
-    return Examples(made, named)
+    dataset = Examples(made, named)
+    dataset.is_test = split.is_test
+    return dataset
 
 
 def build_vocabulary(text: Field, train: Examples, *, max_size: int | None = None, min_count: int = 1) -> Vocab:
@@ -91,8 +92,11 @@ def build_vocabulary(text: Field, train: Examples, *, max_size: int | None = Non
 
     Numbers are 0 for "<unk>", 1 for "<pad>", then the words by falling frequency: at most `max_size` of them,
     and none that occurs fewer than `min_count` times. What is left out becomes "<unk>". Never build it from
-    validation or test examples. Raises ValueError for a number below 1.
+    validation or test examples. Raises ValueError for a number below 1, and for
+    the test split's examples.
     """
+    if getattr(train, "is_test", False):
+        raise ValueError("train holds the examples of the test split; allowed: those of the training split")
     if max_size is not None:
         checks.positive("max_size", max_size)
     text.build_vocab(train, max_size=max_size, min_freq=checks.positive("min_count", min_count))
@@ -134,10 +138,12 @@ def batches(
 def as_split(dataset: Examples, words: Sequence[str]) -> Split[Int64[Tensor, "n length"], Int64[Tensor, " n"]]:
     """Return all examples in their order as two tensors, padded at the end to the longest: what `fit` takes.
 
-    `words` is the vocabulary (`build_vocabulary(...).itos`). Raises what `vocabulary.encode` raises.
+    `words` is the vocabulary (`build_vocabulary(...).itos`). The test split's examples make a test split again. Raises
+    what `vocabulary.encode` raises.
     """
     tokens = encode([example.text for example in dataset.examples], words)
-    return Split(torch.from_numpy(tokens), torch.tensor([example.label for example in dataset.examples]))
+    labels = torch.tensor([example.label for example in dataset.examples])
+    return Split(torch.from_numpy(tokens), labels, is_test=getattr(dataset, "is_test", False))
 
 
 def by_length(train: Split[Tensor, Tensor], batch_size: int, generator: torch.Generator) -> Sequence[Tensor]:
@@ -145,7 +151,9 @@ def by_length(train: Split[Tensor, Tensor], batch_size: int, generator: torch.Ge
 
     As `BucketIterator` does it: a random order, cut into pools of a hundred batches; each pool is sorted by length
     and cut into batches, and these come in random order. What is left over at the end is dropped.
+    Raises ValueError for a batch size below 1.
     """
+    checks.positive("batch_size", batch_size)
     lengths = (train.inputs != PAD).sum(1)
     order = torch.randperm(len(train), generator=generator)
     pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(100 * batch_size)]
@@ -175,5 +183,4 @@ def _imdb(max_words: int, *, bigrams: bool) -> Encoded:
     text, label = fields(max_tokens=MAX_TOKENS, bigrams=bigrams)
     train, validation, test = (examples(split, text, label) for split in data.imdb())
     words = build_vocabulary(text, train, max_size=max_words).itos
-    held_out = replace(as_split(test, words), is_test=True)
-    return Encoded(as_split(train, words), as_split(validation, words), held_out, words)
+    return Encoded(as_split(train, words), as_split(validation, words), as_split(test, words), words)

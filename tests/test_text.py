@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,16 @@ def test_a_split_holds_the_tokens_of_the_batches():
     assert sorted(pairs_of(tensors, vocabulary.itos)) == sorted(from_batches)
 
 
+def test_the_test_split_stays_one(split):
+    words, label = text.fields()
+    vocabulary = text.build_vocabulary(words, text.examples(split, words, label)).itos
+    for is_test in (False, True):
+        examples = text.examples(replace(split, is_test=is_test), words, label)
+        assert text.as_split(examples, vocabulary).is_test is is_test
+    with pytest.raises(ValueError, match="train holds the examples of the test split"):
+        text.build_vocabulary(words, examples)
+
+
 def test_batches_by_length():
     _, examples, vocabulary = many(2_050)
     split = text.as_split(examples, vocabulary.itos)
@@ -234,6 +245,8 @@ def test_bad_arguments(split, corpus):
         text.build_vocabulary(words, examples, min_count=0)
     with pytest.raises(ValueError, match="batch_size=0; allowed"):
         next(text.batches(examples, batch_size=0))
+    with pytest.raises(ValueError, match="batch_size=0; allowed"):
+        text.by_length(Split(torch.ones(2, 2), torch.ones(2)), 0, torch.Generator())
     with pytest.raises(ValueError, match="split is empty"):
         text.examples(Split([], []), words, label)
     with pytest.raises(ValueError, match=r"split.inputs\[1\]='<br />' has no tokens"):

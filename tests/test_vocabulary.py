@@ -49,6 +49,25 @@ def test_words_come_back_from_a_file(tmp_path):
     assert vocabulary.read_words(tmp_path / "words.txt") == words
 
 
+def test_a_truncated_or_damaged_file_is_refused_or_holds_whole_words(tmp_path):
+    path = tmp_path / "words.txt"
+    words = [*WORDS, *(f"wörd{number}" for number in range(200))]
+    vocabulary.write_words(words, path)
+    content = path.read_bytes()
+    for length in range(1, len(content), 97):
+        path.write_bytes(content[:length])
+        if content[length - 1 : length] == b"\n":
+            assert vocabulary.read_words(path) == words[: content[:length].count(b"\n")]
+            continue
+        with pytest.raises(ValueError, match="words.txt' is damaged: content ends with .*; allowed: lines that end"):
+            vocabulary.read_words(path)
+    path.write_bytes(content.replace("ö".encode(), b"\xff"))
+    with pytest.raises(ValueError, match="words.txt' is damaged: 'utf-8' codec"):
+        vocabulary.read_words(path)
+    path.write_bytes(b"")
+    assert vocabulary.read_words(path) == []
+
+
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="texts is empty"):
         vocabulary.encode([], WORDS)
@@ -56,6 +75,14 @@ def test_bad_arguments(tmp_path):
         vocabulary.encode([["good"]], WORDS[2:])
     with pytest.raises(ValueError, match=r"words holds 'a\\nb'; allowed: words without line feeds"):
         vocabulary.write_words(["a\nb"], tmp_path / "words.txt")
+    with pytest.raises(ValueError, match="words holds 3; allowed"):
+        vocabulary.write_words(["a", 3], tmp_path / "words.txt")
+    with pytest.raises(ValueError, match=r"words holds '\\ud800'; allowed: what UTF-8 can write"):
+        vocabulary.write_words(["a", "b\ud800"], tmp_path / "words.txt")
+    with pytest.raises(ValueError, match="texts holds no token; allowed: at least one"):
+        vocabulary.encode([[], []], WORDS)
+    with pytest.raises(ValueError, match="words holds 'film' twice; allowed: each word once"):
+        vocabulary.encode([["film"]], [*WORDS, "film"])
     assert not (tmp_path / "words.txt").exists()
 
 

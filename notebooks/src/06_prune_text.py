@@ -465,7 +465,7 @@ pd.DataFrame({"blame": [words[2 + i] for i in order[:10]], "praise": [words[2 + 
 def with_pairs(texts):
     """Return the texts as numbers of words and pairs."""
     tokens = [vocabulary.with_bigrams(vocabulary.tokenize(review)[: text.MAX_TOKENS]) for review in texts.inputs]
-    return Split(torch.from_numpy(vocabulary.encode(tokens, pair_words)), torch.tensor(texts.labels))
+    return Split(torch.from_numpy(vocabulary.encode(tokens, pair_words)), torch.tensor(texts.labels), texts.is_test)
 
 
 pair_words = checkpoints.words("imdb_bigrams")
@@ -779,7 +779,7 @@ exercises.check("06.3", factor)
 test_texts = reviews.test.take(S.held_out)
 test = text.as_split(text.examples(test_texts, text_field, label_field), words)
 base_test = run.test("imdb-bag-dense", bag, test)
-small_test = run.test("imdb-bag-small", small, Split(renumber(test.inputs, keep), test.labels))
+small_test = run.test("imdb-bag-small", small, Split(renumber(test.inputs, keep), test.labels, is_test=True))
 ratio, points_lost = dense_file.bytes / packed.bytes, base_test.accuracy - small_test.accuracy
 pairs_test = run.test("imdb-bigrams", bigrams, with_pairs(test_texts))
 run.claim("accurate", "Test accuracy of the bag with pairs of words", pairs_test.accuracy, at_least=0.86)

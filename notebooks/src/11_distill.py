@@ -1327,7 +1327,7 @@ photo_tests = {way: run.test(f"photos, {way}", pupils[way], cifar.test.take(S.ph
 photo_scores = {way: each.accuracy for way, each in photo_tests.items()}
 run.record("photos_test", photo_scores)
 test_texts = reviews.test.take(S.held_out)
-test_reviews = Split(as_words(tokens_of(test_texts)), torch.tensor(test_texts.labels))
+test_reviews = Split(as_words(tokens_of(test_texts)), torch.tensor(test_texts.labels), is_test=True)
 bag_tests = {
     name: run.test(f"reviews, {name}", bags[name], test_reviews) for name in ("labels alone", "taught by all three")
 }
