@@ -6,6 +6,7 @@ sentence that says it is too old.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -25,6 +26,7 @@ __all__ = [
     "check_python",
     "ensure",
     "holds_pins",
+    "in_words",
     "install",
     "is_ready",
     "machine",
@@ -94,7 +96,10 @@ def holds_pins(lock: Path = LOCK, project: Path = PROJECT) -> bool:
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
 
-    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    try:
+        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    except (ValueError, LookupError) as error:
+        raise SetupError(f"{_short(project)} is damaged ({error}); restore it with git") from error
     pins = read_lock(lock)
     names = [re.split(r"[^\w.-]", requirement)[0] for requirement in table["dependencies"]]
     try:
@@ -106,23 +111,29 @@ def holds_pins(lock: Path = LOCK, project: Path = PROJECT) -> bool:
 
 def read_lock(lock: Path = LOCK) -> dict[str, str]:
     """Return the pinned version of each package, by its canonical name (lower case, hyphens)."""
-    lines = lock.read_text(encoding="utf-8").splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {_canonical(name): version for name, version in pins}
+    lines = lock.read_text(encoding="utf-8", errors="replace").splitlines()
+    pins = {}
+    for line in lines:
+        name, equal, version = line.partition("==")
+        if equal:
+            pins[_canonical(name)] = version
+        elif line and not line.startswith("#"):
+            raise SetupError(f"{_short(lock)} is damaged at {line[:40]!r}; restore it with git")
+    return pins
 
 
 def is_ready(venv: Path) -> bool:
     """Return whether `venv` holds a finished installation of what is pinned now."""
     stamp = venv / STAMP
-    return python_of(venv).exists() and stamp.exists() and stamp.read_text(encoding="utf-8").strip() == _digest()
+    return python_of(venv).exists() and stamp.exists() and stamp.read_bytes().strip() == _digest().encode()
 
 
 def install(venv: Path) -> None:
     """Make `venv` if it has no working pip, and install the pinned packages into it. Raises SetupError."""
     log = build_dir() / "install.log"
-    (venv / STAMP).unlink(missing_ok=True)
     began = time.monotonic()
     try:
+        (venv / STAMP).unlink(missing_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
         if not _runs(python_of(venv), "import pip"):
             _create(venv, log)
@@ -132,13 +143,27 @@ def install(venv: Path) -> None:
         )
         code = _follow(_pip_command(venv), log)
     except OSError as error:
-        raise SetupError(f"could not write {_short(venv)} or {_short(log)}: {error}") from error
+        raise SetupError(f"could not write {_short(venv)} or {_short(log)}: {in_words(error)}") from error
     except KeyboardInterrupt:
         raise SetupError("interrupted; the next run takes the installation up again") from None
     if code != 0:
         raise SetupError(f"pip failed ({_short(log)} has all it said):\n{_tail(log)}")
-    write_atomically(venv / STAMP, _digest().encode())
+    try:
+        write_atomically(venv / STAMP, _digest().encode())
+    except OSError as error:
+        raise SetupError(in_words(error)) from error
     print(f"Installed in {_clock(time.monotonic() - began)}.", flush=True)
+
+
+def in_words(error: OSError) -> str:
+    """Return a sentence about an error of the disk: which file, why, and what to do."""
+    place = f"{_short(Path(os.fsdecode(error.filename)))}: " if isinstance(error.filename, (str, bytes)) else ""
+    said = f"{place}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{said}; free some space, or set COURSE_BUILD_DIR to a folder on another disk"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{said}; make it writable, or set COURSE_BUILD_DIR to a folder that is"
+    return said
 
 
 def python_of(venv: Path) -> Path:

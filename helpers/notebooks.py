@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ HELPERS = paths.ROOT / "helpers"
 BUILT = paths.NOTEBOOKS
 SOURCES = paths.NOTEBOOKS / "src"
 MAX_BYTES = 1_000_000
+START_SECONDS = 60  # that a kernel has for its first answer
 # Set-up and building: nothing that a notebook measures depends on them, so a change there makes none stale.
 NOT_HASHED = {"__init__", "environment", "notebooks"}
 # The file that a cell's code pretends to come from; macOS puts /private before its temporary folder.
@@ -128,10 +130,10 @@ def execute(source: Path, *, profile: str, seed: int = 0, progress: Mapping[str,
 
 
 def is_done(source: Path, *, profile: str, seed: int) -> bool:
-    """Return whether this version of the source has run to its end with this profile and seed."""
+    """Return whether this version of the source has run to its end with this profile and seed, and can be read."""
     path = _executed(source, profile, seed)
     results = paths.build_dir() / "results" / profile / f"{source.stem}.seed{seed}.json"
-    return results.exists() and _recorded(path).get("source_sha256") == _file_sha256(source)
+    return _is_whole(results) and _recorded(path).get("source_sha256") == paths.text_sha256(source)
 
 
 def publish(source: Path, *, progress: Mapping[str, Any] | None = None) -> Path:
@@ -173,7 +175,7 @@ def modules_sha256(names: Iterable[str]) -> str:
 def identity(source: Path) -> dict[str, str]:
     """Return the SHA-256 of a source and of the code of the helpers that it imports."""
     return {
-        "source_sha256": _file_sha256(source),
+        "source_sha256": paths.text_sha256(source),
         "helpers_sha256": modules_sha256(_imported(source.read_bytes())),
     }
 
@@ -221,10 +223,22 @@ def _executed(source: Path, profile: str, seed: int) -> Path:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """Return the provenance in the metadata of a notebook that ran to its end, an empty dict otherwise."""
-    import nbformat
+    """Return the provenance in the metadata of a notebook that ran to its end and is whole, an empty dict otherwise."""
+    try:
+        recorded = json.loads(path.read_bytes())["metadata"]["course"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
 
-    return nbformat.read(path, as_version=4).metadata.get("course", {}) if path.exists() else {}
+
+def _is_whole(results_file: Path) -> bool:
+    from helpers import results
+
+    try:
+        results.read(results_file)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- private: executing
@@ -258,16 +272,19 @@ def _run(source: Path, path: Path, *, parameters: dict[str, Any], progress: Mapp
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    _check_interpreter(source.stem)
     running = path.with_name(f".{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     profile, seed = os.environ["COURSE_PROFILE"], parameters.get("SEED", 0)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         record = provenance(source, profile=profile, seed=seed)  # before: the source may be edited meanwhile
         executed = papermill.execute_notebook(
             build(source),
-            running,
+            re.sub(r"[{}]", r"\g<0>\g<0>", str(running)),  # papermill fills in what stands between braces
             parameters=parameters,
             cwd=SOURCES.parent,
+            start_timeout=START_SECONDS,
+            kernel_manager_class=_this_python(),
             progress_bar=dict(progress) if progress else False,
             request_save_on_cell_execute=False,  # seconds, all in all; a failed notebook is saved nevertheless
             extra_arguments=["--log-level=CRITICAL"],  # no warnings about loopback, no noise on Ctrl-C
@@ -280,8 +297,38 @@ def _run(source: Path, path: Path, *, parameters: dict[str, Any], progress: Mapp
         raise NotebookError(_failure(source.stem, error, path)) from error
     except DeadKernelError as error:
         raise NotebookError(f"{source.stem}: its kernel died; the machine may have run out of memory") from error
+    except RuntimeError as error:  # "Kernel died before replying", "Kernel didn't respond in 60 seconds"
+        raise NotebookError(f"{source.stem}: its kernel did not start ({error}); try {_kernel()} --help") from error
+    except OSError as error:
+        raise NotebookError(f"{source.stem}: {environment.in_words(error)}") from error
     finally:
-        running.unlink(missing_ok=True)
+        with suppress(OSError):
+            running.unlink(missing_ok=True)
+
+
+def _kernel() -> str:
+    return f"{sys.executable} -m ipykernel_launcher"
+
+
+def _check_interpreter(name: str) -> None:
+    if not sys.executable or not Path(sys.executable).exists():
+        raise NotebookError(
+            f"{name}: its interpreter is gone ({sys.executable!r}); run the command with another Python"
+        )
+
+
+def _this_python() -> type:
+    """Return a kernel manager that starts the Python that runs now, whichever kernels are installed on the machine."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(
+                parent=self, kernel_dirs=[]
+            )  # then "python3" is ipykernel's own, of sys.executable
+
+    return ThisPython
 
 
 def _failure(name: str, error: Any, path: Path) -> str:
@@ -336,16 +383,14 @@ def _without_paths(value: Any) -> Any:
 # ---------------------------------------------------------------- private: hashes
 
 
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _why_stale(source: Path) -> str:
     path = BUILT / f"{source.stem}.ipynb"
     if not path.exists():
         return "is not built"
     recorded = _recorded(path)
-    if recorded.get("source_sha256") != _file_sha256(source):
+    if not recorded:
+        return "holds no provenance: it is damaged, or was not built here"
+    if recorded.get("source_sha256") != paths.text_sha256(source):
         return "is older than its source"
     if recorded.get("helpers_sha256") != modules_sha256(_imported(source.read_bytes())):
         return "was built with other helpers"
@@ -369,10 +414,12 @@ def _results_sha256(source: Path) -> str:
 
     A notebook with `board` shows all; others those that they name in `results.measurements` or `results.load`.
     """
+    from helpers import results
+
     code = source.read_bytes()
     names = "*" if "board" in _imported(code) else set(SHOWN.findall(code.decode()))
     files = [path for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    found = [results.read(path) for path in files]
     shown = [
         [each[part] for part in ("models", "claims", "measurements")]
         for each in found

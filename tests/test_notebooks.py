@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -37,6 +38,14 @@ def double(x):
 # %%
 double(4)
 '''
+PROVENANCE = {
+    "seconds": 1,
+    "started": "now",
+    "torch": "2",
+    "helpers_version": "0",
+    "source_sha256": None,
+    "machine": "a",
+}
 SOURCES = notebooks.sources()
 NAMES = [source.stem for source in SOURCES]
 
@@ -197,8 +206,9 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
     def record(notebook: str, accuracy: float) -> None:
         path = course / f"results/quick/{notebook}.seed0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = {"notebook": notebook, "profile": "quick", "models": [{"accuracy": accuracy}]}
-        path.write_text(json.dumps(result | {"claims": [], "measurements": {}}))
+        result = {"notebook": notebook, "profile": "quick", "seed": 0, "provenance": PROVENANCE, "models": []}
+        result |= {"claims": [], "test_evaluations": [], "measurements": {"accuracy": accuracy}, "timings": {}}
+        path.write_text(json.dumps(result))
 
     record("01_other", 0.5)
     store(course, write(course, "from helpers import board\n" + TINY))
@@ -221,6 +231,22 @@ def test_a_notebook_that_gives_another_full_time_than_the_results_is_stale(cours
     notebook = read(path)
     notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text=results.timetable("90_tiny"))]
     nbformat.write(notebook, path)
+    assert notebooks.stale() == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"metadata": {}}', b'{"metadata": {"course": 3}}', b"\xff"]
+)
+def test_a_damaged_notebook_is_stale_and_not_done(built, content):
+    (built / "notebooks/90_tiny.ipynb").write_bytes(content)
+    assert notebooks.stale() == {"90_tiny": "holds no provenance: it is damaged, or was not built here"}
+
+
+def test_line_ends_make_nothing_stale(built):
+    """As git for Windows writes them into a clone without .gitattributes."""
+    for path in [built / "notebooks/src/90_tiny.py", *(built / "helpers").iterdir()]:
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    notebooks._named.cache_clear(), notebooks._canonical_code.cache_clear()
     assert notebooks.stale() == {}
 
 
@@ -314,6 +340,72 @@ def test_a_notebook_of_a_megabyte_is_not_stored(course):
     with pytest.raises(NotebookError, match=r"90_tiny has 1,00\d,\d\d\d bytes; allowed: less than 1,000,000"):
         notebooks.publish(source)
     assert not (course / "notebooks/90_tiny.ipynb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", ["ends", "is missing"])
+def test_the_interpreter_that_runs_the_command_runs_the_notebooks(foreign, course, monkeypatch):
+    """Whichever kernel somebody has installed under the usual name, and whatever folder has braces in its name."""
+    spec = course / "jupyter/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    python = [sys.executable, "-c", "raise SystemExit(3)"] if foreign == "ends" else ["/nonexistent/python"]
+    spec.write_text(json.dumps({"argv": [*python, "{connection_file}"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(course / "jupyter"))
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(course / "{build}"))
+    source = write(course, f"{TINY}\n# %%\nimport sys\nprint(sys.executable)\n")
+    path = notebooks.execute(source, profile="smoke")
+    assert path == course / "{build}/notebooks/smoke/90_tiny.ipynb"
+    assert read(path).cells[-1].outputs[0].text.strip() == sys.executable.replace(str(paths.ROOT) + os.sep, "")
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    ("raise SystemExit(3)", "Kernel died before replying"),
+    ("import time; time.sleep(600)", "Kernel didn't respond in 1 seconds"),
+])  # fmt: skip
+def test_a_kernel_that_does_not_start_is_one_sentence(code, said, course, monkeypatch):
+    from jupyter_client.kernelspec import KernelSpec
+
+    kernel = notebooks._this_python()
+    spec = KernelSpec(argv=[sys.executable, "-c", code], display_name="x", language="python")
+    monkeypatch.setattr(kernel, "kernel_spec", spec)
+    monkeypatch.setattr(notebooks, "_this_python", lambda: kernel)
+    monkeypatch.setattr(notebooks, "START_SECONDS", 1 if "sleep" in code else 60)
+    with pytest.raises(
+        NotebookError, match=rf"90_tiny: its kernel did not start \({said}.*\); try .*ipykernel"
+    ) as error:
+        notebooks.execute(notebooks.find()[0], profile="quick")
+    assert "\n" not in str(error.value)
+    assert list((paths.build_dir() / "notebooks/quick").iterdir()) == []
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "", None])
+def test_an_interpreter_that_is_gone_is_one_sentence(python, course, monkeypatch):
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(NotebookError, match="90_tiny: its interpreter is gone"):
+        notebooks.execute(notebooks.find()[0], profile="quick")
+
+
+def test_a_build_folder_that_cannot_be_written_is_one_sentence(course, monkeypatch):
+    (course / "file").touch()
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(course / "file"))
+    with pytest.raises(NotebookError, match="90_tiny: .*file.*: (Not a directory|File exists)$"):
+        notebooks.execute(notebooks.find()[0], profile="quick")
+
+
+@pytest.mark.parametrize(("code", "advice"), [
+    (errno.ENOSPC, "free some space, or set COURSE_BUILD_DIR to a folder on another disk"),
+    (errno.EROFS, "make it writable, or set COURSE_BUILD_DIR to a folder that is"),
+])  # fmt: skip
+def test_a_disk_that_is_full_or_read_only_is_one_sentence(code, advice, course, monkeypatch):
+    def refuse(notebook, path, **options):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("papermill.execute_notebook", refuse)
+    with pytest.raises(NotebookError) as error:
+        notebooks.execute(notebooks.find()[0], profile="quick")
+    assert str(error.value).startswith("90_tiny: ") and f".90_tiny.ipynb: {os.strerror(code)}; {advice}" in str(
+        error.value
+    )
 
 
 INTERRUPTED = """
