@@ -185,7 +185,7 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     """Lay out the weights of 2-D convolutions as `channels_last` does images, in place; return the model."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)  # also of one channel, unlike contiguous
     return model
 
 
