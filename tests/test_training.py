@@ -241,7 +241,7 @@ def test_random_shift_keeps_channels_together():
         ({"batch_size": 65}, "batch_size=65 is more than the 64 examples"),
         ({"warmup": 1.0}, r"warmup=1.0 is outside \[0, 1\)"),
         ({"lr_factors": {"2": 0.5}}, r"lr_factors='2' is unknown; allowed: '1', '4'"),
-        ({"lr_factors": {"1": 0.0}}, r"lr_factors\['1'\]=0.0; allowed: a number above 0"),
+        ({"lr_factors": {"1": 0.0}}, r"lr_factors\['1'\]=0.0; allowed: a finite number above 0"),
     ],
 )
 def test_bad_arguments_are_named(blobs, change, words):
