@@ -20,9 +20,11 @@ The header is a list: how many bytes the plain numbers take, then a list for eac
 whether positions are coded (1 or 0), the kind of its values, and what that kind needs:
 
     "raw"     the values are plain numbers
-    "grid"    value = scale · step; then the lowest step, how many steps there are from there, zero among them, and how
-              many scales: one, or one for each entry of the first dimension. They are plain numbers (<f4)
-    "table"   then how many values there are, at most 256; they are plain numbers, rising as unsigned integers
+    "grid"    value = scale · step; then the lowest step, how many steps there are from there, zero among them, at most
+              2,048, and how many scales: one, or one for each entry of the first dimension. They are finite plain
+              numbers (<f4)
+    "table"   then how many values there are, at most 256; they are plain numbers of at most 8 bytes each, rising as
+              unsigned integers
 
 *Positions.* The array is seen as a matrix: a row for each entry of the first dimension, or a single row for an array of
 one dimension or none. First comes a decision for each column, then, unless there is one row only, for each row: is
@@ -44,6 +46,10 @@ numbers (<u2), less 1, that add up to 2^16.
 probability of a 1 is (5 k + 2) / (5 n + 4), rounded down to a whole number over 2^16, but at least 1: the estimator of
 Krichevsky and Trofimov 1981, with 0.4 in place of their 0.5. Nothing of it has to be stored.
 
+A reader believes nothing: names, types, shapes and sizes are as `packing` has them, plain numbers end where the last
+array does, and each decision or value has to be paid for. Where b bits are coded there are 2 b + 2^14 to spend; a
+decision takes its -log2 p and 1/32 more, a value with frequencies 1/1,024 more. So nothing short takes long to read.
+
 Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy, `constriction` and
 the standard library.
 """
@@ -61,7 +67,7 @@ import constriction
 import numpy as np
 
 from helpers import packing
-from helpers.packing import Arrays, Integers, Packed, PackingError
+from helpers.packing import Arrays, Entry, Integers, Packed, PackingError, Payload
 from helpers.paths import write_atomically
 
 if TYPE_CHECKING:
@@ -74,6 +80,10 @@ CHECKSUM_BYTES = 4
 SUM = 2**16  # of the whole numbers that stand for the probabilities of what may come next
 ADAPTIVE = 2**16  # values; with more, learning their frequencies saves nothing over storing them, and takes seconds
 LARGEST_TABLE = 256
+LARGEST_STEP = 2**11
+LARGEST_POWER = 127  # of two, that float32 has
+SPARE_BITS = 2**14
+BITS_OF = (-np.log2(np.arange(1, SUM + 1) / SUM)).tolist()  # of what has a probability of 1, 2, … over SUM
 WORDS = (
     b'.running_mean.running_var.num_batches_tracked","<i8",[],0,"raw"],["stem.res2.res1.block2.block1.conv3.conv.weight'
     b'.input_grid","<f4",[4],0,"raw"],["fc.fc3.bias","<f4",[10],1,"table",["fc2.weight","<f4",[10,500],1,"grid",-2,4,1'
@@ -82,6 +92,7 @@ WORDS = (
     b'],["conv1.weight","<f4",[20,1,5,5],1,"grid",-8,16,1],["conv1.bias","<f4",[20],1,"grid",-8,16,1],["'
 )  # what headers are made of, the likeliest last; to change it is to change the format
 
+SPENT = "there are more values, or more that are easy to guess, than a file of this length may hold"
 FEW = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
 
 
@@ -96,8 +107,9 @@ def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Modu
     such (biases rounded to multiples of 1/32, say), a table of at most 256 values (`quantization.share_weights`), or
     its values as they are. Zeros are left out, and all comes back bit for bit.
 
-    The file appears only after its content was decoded again and compared. Raises PackingError if they differ, and
-    ValueError for a type that NumPy does not have (bfloat16) or that is not a number.
+    The file appears only after its content was decoded again and compared. Raises PackingError if they differ, or if
+    more than half a million values say next to nothing (zeros alone) and would take a reader too long; ValueError for
+    a type that NumPy does not have (bfloat16), or that is not a number.
     """
     arrays = packing.arrays_of(tensors, quantized=True)
     content, _ = _encode(arrays)
@@ -150,27 +162,25 @@ def body_of(content: bytes) -> bytes:
 
 def decode(content: bytes) -> Arrays:
     """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
-    body = body_of(content)
-    header = zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
-    length, *entries = json.loads(header.decompress(body))
-    plain, coder = _Plain(header.unused_data[:length]), _Reader(header.unused_data[length:])
-    return {name: _decode_array(coder, plain, np.dtype(dtype), *entry) for name, dtype, *entry in entries}
+    body, unpacker = body_of(content), zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
+    header = packing.header_list(packing.unpacked("the header", unpacker, body, packing.HEADER_BYTES))
+    rest = unpacker.unused_data
+    if not header or not all(isinstance(line, list) and len(line) >= 5 for line in header[1:]):
+        raise PackingError("the header is no number and a list for each array")
+    length = packing.whole("the length of the plain numbers", header[0], 0, len(rest))
+    if (len(rest) - length) % 4:
+        raise PackingError("what is coded does not end with a word of four bytes")
+    plain, coder = Payload(memoryview(rest)[:length]), _Reader(rest[length:])
+    known = packing.entries([tuple(line[:3]) for line in header[1:]], len(content))
+    arrays = {
+        entry.name: _decode_array(coder, plain, entry, *line[3:]) for entry, line in zip(known, header[1:], strict=True)
+    }
+    plain.end()
+    return arrays
 
 
 def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(START + body).digest()[:CHECKSUM_BYTES]
-
-
-class _Plain:
-    """Plain numbers, taken one array after another."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content, self.offset = content, 0
-
-    def take(self, dtype: np.dtype | str, count: int) -> np.ndarray:
-        numbers = np.frombuffer(self.content, dtype, count, self.offset)
-        self.offset += numbers.nbytes
-        return numbers
 
 
 # ---------------------------------------------------------------- one array
@@ -239,10 +249,12 @@ def _power_of_two(flat: np.ndarray) -> np.ndarray | None:
     if flat.dtype != np.dtype("<f4") or not np.isfinite(flat).all() or not flat.any():
         return None
     _, exponent = np.frexp(np.abs(flat).max())
-    for power in range(int(exponent), int(exponent) - 9, -1):
+    for power in range(min(int(exponent), LARGEST_POWER), int(exponent) - 9, -1):
         steps = np.rint(np.ldexp(flat.astype(np.float64), -power))
         scale = np.ldexp(np.float32(1), power).astype("<f4")
-        if scale > 0 and (scale * steps.astype("<f4") + np.float32(0)).tobytes() == flat.tobytes():
+        with np.errstate(over="ignore"):
+            values = scale * steps.astype("<f4") + np.float32(0)
+        if scale > 0 and values.tobytes() == flat.tobytes():
             return scale
     return None
 
@@ -264,33 +276,68 @@ def _frequencies(symbols: np.ndarray, alphabet: int) -> np.ndarray | None:
 
 
 def _decode_array(
-    coder: "_Coder", plain: _Plain, dtype: np.dtype, shape: list[int], has_positions: int, kind: str, *how: int
+    coder: "_Reader", plain: Payload, entry: Entry, has_positions: Any, kind: Any, *how: Any
 ) -> np.ndarray:
-    rows, columns = _as_matrix(tuple(shape))
-    kept = coder.positions((rows, columns)) if has_positions else np.ones((rows, columns), bool)
-    count = int(np.count_nonzero(kept))
-    if kind == "raw":
-        found = np.zeros(kept.shape, dtype)
-        found[kept] = plain.take(dtype, count)
-        return found.reshape(shape)
-    if kind == "table":
-        table = plain.take(dtype, how[0])
-        found = np.zeros(kept.shape, dtype)
-        found[kept] = table[_decode_values(coder, plain, count, how[0])]
-        return found.reshape(shape)
-    if kind != "grid":
-        raise PackingError(f"values are of the unknown kind {kind!r}")
-    lowest, alphabet, scales = how
-    scale = plain.take("<f4", scales)
-    values = _decode_values(coder, plain, count, alphabet - has_positions) + lowest
-    steps = np.zeros(kept.shape, np.int64)
-    steps[kept] = values + (has_positions & (values >= 0))
-    return Integers(steps.reshape(shape), scale, np.zeros(1, np.int64), lowest, 8).values()
+    name = packing.shown(entry.name)
+    if kind not in [*NUMBERS]:
+        raise PackingError(f"{name} has values of the unknown kind {packing.shown(kind)}")
+    if len(how) != NUMBERS[kind]:
+        raise PackingError(f"{name} has {len(how)} numbers for the kind {kind!r}; allowed: {NUMBERS[kind]}")
+    rows, columns = _as_matrix(entry.shape)
+    if packing.whole(f"whether {name} has positions", has_positions, 0, min(entry.size, 1)):
+        kept = coder.positions((rows, columns))
+    else:
+        kept = np.ones((rows, columns), bool)
+    return _decode_kinds[kind](coder, plain, entry, kept, has_positions, *how).reshape(entry.shape)
 
 
-def _decode_values(coder: "_Coder", plain: _Plain, count: int, alphabet: int) -> np.ndarray:
-    frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1 if count > ADAPTIVE and alphabet > 1 else None
-    return coder.values(count, alphabet, frequencies)
+def _decode_raw(coder: "_Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int) -> np.ndarray:
+    values = plain.take(entry.dtype, int(np.count_nonzero(kept)))
+    return _among_zeros(kept, values)
+
+
+def _decode_table(
+    coder: "_Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, length: Any
+) -> np.ndarray:
+    name = packing.shown(entry.name)
+    length = packing.whole(f"the table of {name}", length, 1, LARGEST_TABLE)
+    if entry.dtype.itemsize > 8:
+        raise PackingError(f"{name} has a table of {entry.dtype.str}; allowed: at most 8 bytes each")
+    table = plain.take(entry.dtype, length)
+    return _among_zeros(kept, table[_decode_values(coder, plain, int(np.count_nonzero(kept)), length)])
+
+
+def _decode_grid(
+    coder: "_Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, *how: Any
+) -> np.ndarray:
+    lowest = packing.whole("the lowest step", how[0], -LARGEST_STEP, 0)
+    steps = packing.whole("the number of steps", how[1], 1 - lowest, LARGEST_STEP)
+    scale = packing.finite_scales(entry, how[2], plain)
+    values = _decode_values(coder, plain, int(np.count_nonzero(kept)), steps - has_positions) + lowest
+    found = _among_zeros(kept, values + (has_positions & (values >= 0)))
+    return Integers(found.reshape(entry.shape), scale, np.zeros(1, np.int64), lowest, 8).values()
+
+
+NUMBERS = {"raw": 0, "table": 1, "grid": 3}
+_decode_kinds: dict[str, Any] = {"raw": _decode_raw, "table": _decode_table, "grid": _decode_grid}
+
+
+def _among_zeros(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
+    found = np.zeros(kept.shape, values.dtype)
+    found[kept] = values
+    return found
+
+
+def _decode_values(coder: "_Reader", plain: Payload, count: int, alphabet: int) -> np.ndarray:
+    frequencies = None
+    if count > ADAPTIVE and alphabet > 1:
+        frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1
+        if frequencies.sum() != SUM:
+            raise PackingError(f"frequencies add up to {frequencies.sum()}; allowed: {SUM}")
+    values = coder.values(count, alphabet, frequencies)
+    if values.size and values.max() >= alphabet:
+        raise PackingError(f"a value is number {values.max()} of {alphabet}")
+    return values
 
 
 # ---------------------------------------------------------------- decisions
@@ -300,8 +347,8 @@ class _Coder:
     """What is decided, in which order and context. The same lines write (each answer is given) and read."""
 
     def __init__(self) -> None:
-        self.units: list[np.ndarray] = []  # of each matrix so far, which rows are alive
-        self.lines: list[np.ndarray] = []  # of each array of a single row, which entries are not zero
+        self.units: dict[int, np.ndarray] = {}  # of the latest matrix with so many rows, which are alive
+        self.lines: dict[int, np.ndarray] = {}  # of the latest single row of this length, which entries are not zero
 
     def one(self, probability: int, given: int | None) -> int:
         """Return the answer to one decision, 0 or 1; `probability` is that of 1, times SUM."""
@@ -328,16 +375,14 @@ class _Coder:
     def positions(self, shape: tuple[int, ...], given: np.ndarray | None = None) -> np.ndarray:
         """Return which places of a matrix are not zero."""
         rows, columns = shape
-        reads = [units for units in self.units if columns % len(units) == 0]
-        read = max(reversed(reads), key=len) if reads else None
+        read = self.units.get(max((rows for rows in self.units if columns % rows == 0), default=0))
         in_blocks = None if read is None else np.repeat(read, columns // len(read))
         filled = self.alive(columns, in_blocks, None if given is None else np.any(given, axis=0))
         if rows == 1:
-            self.lines.append(filled)
+            self.lines[columns] = filled
             return filled[None]
-        same = [line for line in self.lines if len(line) == rows]
-        active = self.alive(rows, same[-1] if same else None, None if given is None else np.any(given, axis=1))
-        self.units.append(active)
+        active = self.alive(rows, self.lines.get(rows), None if given is None else np.any(given, axis=1))
+        self.units[rows] = active
         return self._places(active, filled, given)
 
     def _places(self, rows: np.ndarray, columns: np.ndarray, given: np.ndarray | None) -> np.ndarray:
@@ -361,7 +406,7 @@ class _Coder:
         if frequencies is not None:
             return self.many(count, frequencies, given)
         width = (alphabet - 1).bit_length()
-        states = [[0, 0] for _ in range(2**width)]
+        states: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         numbers = []
         for number in [None] * count if given is None else given.tolist():
             node = 1
@@ -414,17 +459,34 @@ class _Writer(_Coder):
 
 
 class _Reader(_Coder):
-    """Gets the answers from a range decoder."""
+    """Gets the answers from a range decoder, and pays for them: what is coded cannot decide more than it has bits."""
 
     def __init__(self, words: bytes) -> None:
         super().__init__()
         self.decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self.left = 2.0 * 8 * len(words) + SPARE_BITS
 
     def one(self, probability: int, given: int | None) -> int:
-        return self.decoder.decode(constriction.stream.model.Bernoulli(probability / SUM, perfect=False))
+        answer = self._decoded(constriction.stream.model.Bernoulli(probability / SUM, perfect=False))
+        self.left -= BITS_OF[(probability if answer else SUM - probability) - 1] + 1 / 32
+        if self.left < 0:
+            raise PackingError(SPENT)
+        return answer
 
     def many(self, count: int, frequencies: np.ndarray, given: np.ndarray | None) -> np.ndarray:
-        return self.decoder.decode(_model(frequencies), count)
+        if count / 1024 > self.left:
+            raise PackingError(SPENT)
+        symbols = self._decoded(_model(frequencies), count)
+        self.left -= -float(np.log2(frequencies[symbols] / SUM).sum()) + count / 1024
+        if self.left < 0:
+            raise PackingError(SPENT)
+        return symbols
+
+    def _decoded(self, *what: Any) -> Any:
+        try:
+            return self.decoder.decode(*what)
+        except AssertionError:
+            raise PackingError("what is coded was not made by a range coder") from None
 
 
 def _model(frequencies: np.ndarray) -> Any:

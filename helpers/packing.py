@@ -58,7 +58,8 @@ Files of version 2 are entropy-coded: `helpers.coding` writes them and says what
 
 A reader believes nothing: names are different texts, types are those in `TYPES`, a field is there exactly if its coding
 has it, and the payload ends where the last array does. A header has at most 4 MiB and words at most 16 MiB, both
-decompressed; an array has at most 32 dimensions; all arrays of a file of n bytes have at most 2^25 + 256 n elements.
+decompressed. There are at most 2^14 arrays, of at most 32 dimensions, and in a file of n bytes they have at most 2^25 +
+256 n elements.
 
 Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy and the
 standard library only; PyTorch is imported where a model is involved.
@@ -119,7 +120,7 @@ FIELDS = {  # of an entry, beside its name, type, shape and coding: what must be
 }
 CODE_BITS = 8
 LARGEST_TABLE = 256
-DIMENSIONS = 32
+ARRAYS, DIMENSIONS = 2**14, 32
 HEADER_BYTES = 2**22
 WORDS_BYTES = 2**24
 ELEMENTS, GROWTH = 2**25, 256  # of all arrays: so many, and so many more for each byte of the file
@@ -225,7 +226,7 @@ def arrays_of(
         _refuse_integers([name for name, tensor in tensors.items() if isinstance(tensor, Integers)], quantized)
         return {name: _checked(name, t) if isinstance(t, Integers) else _array(name, t) for name, t in tensors.items()}
     if not hasattr(tensors, "state_dict"):
-        raise ValueError(f"tensors={_shown(tensors)}; allowed: arrays by name, or an nn.Module")
+        raise ValueError(f"tensors={shown(tensors)}; allowed: arrays by name, or an nn.Module")
     return _arrays_of_model(tensors, quantized=quantized)
 
 
@@ -297,7 +298,7 @@ def _require_text(what: str, text: Any) -> None:
     try:
         text.encode()
     except (AttributeError, UnicodeEncodeError):
-        raise ValueError(f"{what}={_shown(text)}; allowed: text, as UTF-8 has it") from None
+        raise ValueError(f"{what}={shown(text)}; allowed: text, as UTF-8 has it") from None
 
 
 def _refuse_integers(names: Sequence[str], allowed: bool) -> None:
@@ -576,7 +577,7 @@ class Payload:
 def whole(what: str, value: Any, least: int, most: int) -> int:
     """Return a number of a header if it is whole and in this range."""
     if type(value) is not int or not least <= value <= most:
-        raise PackingError(f"{what} is {_shown(value)}; allowed: a whole number from {least} to {most}")
+        raise PackingError(f"{what} is {shown(value)}; allowed: a whole number from {least} to {most}")
     return value
 
 
@@ -615,6 +616,7 @@ class Entry(NamedTuple):
 
 def entries(described: Sequence[tuple[Any, Any, Any]], length: int) -> list[Entry]:
     """Return the checked entries of (name, type, shape), if a file of `length` bytes may hold such arrays."""
+    whole("the number of arrays", len(described), 0, ARRAYS)
     found = [_entry(*each) for each in described]
     if len({entry.name for entry in found}) < len(found):
         raise PackingError("two arrays have the same name")
@@ -628,16 +630,16 @@ def entries(described: Sequence[tuple[Any, Any, Any]], length: int) -> list[Entr
 
 def _entry(name: Any, dtype: Any, shape: Any) -> Entry:
     if not isinstance(name, str):
-        raise PackingError(f"an array is named {_shown(name)}; allowed: text")
+        raise PackingError(f"an array is named {shown(name)}; allowed: text")
     if dtype not in TYPES:
-        raise PackingError(f"{_shown(name)} is of the type {_shown(dtype)}; allowed: {', '.join(TYPES)}")
+        raise PackingError(f"{shown(name)} is of the type {shown(dtype)}; allowed: {', '.join(TYPES)}")
     if not isinstance(shape, list) or len(shape) > DIMENSIONS:
-        raise PackingError(f"{_shown(name)} has the shape {_shown(shape)}; allowed: at most {DIMENSIONS} dimensions")
-    sides = tuple(whole(f"a side of {_shown(name)}", side, 0, 2**62) for side in shape)
+        raise PackingError(f"{shown(name)} has the shape {shown(shape)}; allowed: at most {DIMENSIONS} dimensions")
+    sides = tuple(whole(f"a side of {shown(name)}", side, 0, 2**62) for side in shape)
     return Entry(name, np.dtype(dtype), sides, math.prod(sides))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     try:
         text = repr(value)
     except RecursionError:
@@ -716,13 +718,11 @@ def _decode_words(content: bytes) -> list[str]:
 def _decode_array(entry: Entry, fields: Mapping[str, Any], payload: Payload) -> np.ndarray:
     coding = fields.get("coding")
     if coding not in [*FIELDS]:
-        raise PackingError(f"{_shown(entry.name)} has the unknown coding {_shown(coding)}")
+        raise PackingError(f"{shown(entry.name)} has the unknown coding {shown(coding)}")
     required, optional = FIELDS[coding]
     given = fields.keys() - {"name", "dtype", "shape", "coding"}
     if not {*required} <= given <= {*required, *optional}:
-        raise PackingError(
-            f"{_shown(entry.name)} has the fields {_shown(sorted(given))}; needed: {', '.join(required)}"
-        )
+        raise PackingError(f"{shown(entry.name)} has the fields {shown(sorted(given))}; needed: {', '.join(required)}")
     if coding == "dense":
         return payload.take(entry.dtype, entry.size).reshape(entry.shape).copy()
     if coding == "gap":
@@ -746,7 +746,7 @@ def _filled(entry: Entry, placed: Placed, values: Values) -> np.ndarray:
 
 def _placed(gap: list[Any], entry: Entry, payload: Payload) -> Placed:
     """Take [bits, symbols, kept] symbols; return where each value stands."""
-    name = _shown(entry.name)
+    name = shown(entry.name)
     bits = whole(f"the bits of the gaps of {name}", gap[0], 1, MAXIMUM_BITS)
     count = whole(f"the number of gaps of {name}", gap[1], 0, 2**62)
     kept = whole(f"the number of values of {name}", gap[2], 0, entry.size)
@@ -786,12 +786,12 @@ def _numbers(packed: np.ndarray, count: int, bits: int) -> Iterator[np.ndarray]:
 
 
 def _decode_codes(entry: Entry, fields: Mapping[str, Any], payload: Payload) -> np.ndarray:
-    name, bits = _shown(entry.name), whole(f"the bits of {_shown(entry.name)}", fields["bits"], 1, CODE_BITS)
+    name, bits = shown(entry.name), whole(f"the bits of {shown(entry.name)}", fields["bits"], 1, CODE_BITS)
     placed, count = _everywhere(entry.size), entry.size
     if "gap" in fields:
         gap = fields["gap"]
         if not isinstance(gap, list) or len(gap) != 3:
-            raise PackingError(f"the gaps of {name} are {_shown(gap)}; allowed: bits, symbols, kept")
+            raise PackingError(f"the gaps of {name} are {shown(gap)}; allowed: bits, symbols, kept")
         placed, count = _placed(gap, entry, payload), gap[2]
     codes = np.empty(count, np.uint8)
     for start, some in enumerate(_numbers(payload.bits(count, bits), count, bits)):
@@ -801,22 +801,22 @@ def _decode_codes(entry: Entry, fields: Mapping[str, Any], payload: Payload) -> 
 
 
 def _from_table(entry: Entry, fields: Mapping[str, Any], codes: np.ndarray, payload: Payload) -> Values:
-    count = whole(f"the table of {_shown(entry.name)}", fields["entries"], 0, LARGEST_TABLE)
+    count = whole(f"the table of {shown(entry.name)}", fields["entries"], 0, LARGEST_TABLE)
     if entry.dtype.itemsize > 8:
-        raise PackingError(f"{_shown(entry.name)} has a table of {entry.dtype.str}; allowed: at most 8 bytes each")
+        raise PackingError(f"{shown(entry.name)} has a table of {entry.dtype.str}; allowed: at most 8 bytes each")
     table = payload.take(entry.dtype, count)
     if codes.size and codes.max() >= count:
         raise PackingError(
-            f"{_shown(entry.name)} has the code {codes.max()}; allowed: below {count}, its table's length"
+            f"{shown(entry.name)} has the code {codes.max()}; allowed: below {count}, its table's length"
         )
     return lambda numbers, places: table[codes[numbers]]
 
 
 def _from_steps(entry: Entry, fields: Mapping[str, Any], codes: np.ndarray, payload: Payload) -> Values:
-    name, low = _shown(entry.name), whole(f"the lowest code of {_shown(entry.name)}", fields["low"], -(2**15), 2**15)
+    name, low = shown(entry.name), whole(f"the lowest code of {shown(entry.name)}", fields["low"], -(2**15), 2**15)
     scale = finite_scales(entry, fields["scales"], payload)
     if fields.get("zero_points", True) is not True:
-        raise PackingError(f"{name} has zero_points={_shown(fields['zero_points'])}; allowed: true")
+        raise PackingError(f"{name} has zero_points={shown(fields['zero_points'])}; allowed: true")
     zero_point = np.zeros(scale.size, np.int64)
     if "zero_points" in fields:
         zero_point = payload.take("|u1", scale.size).astype(np.int64) + low
@@ -834,14 +834,14 @@ def _from_steps(entry: Entry, fields: Mapping[str, Any], codes: np.ndarray, payl
 def finite_scales(entry: Entry, count: Any, payload: Payload) -> np.ndarray:
     """Take the scales of an array of float32: one, or one for each entry of the first dimension."""
     if entry.dtype != np.dtype("<f4"):
-        raise PackingError(f"{_shown(entry.name)} has scales and the type {entry.dtype.str}; allowed: <f4")
-    if whole(f"the number of scales of {_shown(entry.name)}", count, 1, 2**62) not in (1, *entry.shape[:1]):
+        raise PackingError(f"{shown(entry.name)} has scales and the type {entry.dtype.str}; allowed: <f4")
+    if whole(f"the number of scales of {shown(entry.name)}", count, 1, 2**62) not in (1, *entry.shape[:1]):
         raise PackingError(
-            f"{_shown(entry.name)} has {count} scales; allowed: one, or one for each of {entry.shape[:1]}"
+            f"{shown(entry.name)} has {count} scales; allowed: one, or one for each of {entry.shape[:1]}"
         )
     scale = payload.take("<f4", count)
     if not np.isfinite(scale).all():
-        raise PackingError(f"{_shown(entry.name)} has a scale that is NaN or infinite")
+        raise PackingError(f"{shown(entry.name)} has a scale that is NaN or infinite")
     return scale
 
 
