@@ -9,10 +9,11 @@ import gc
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,10 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from helpers import checks
+from helpers import checks, modules
 
 __all__ = [
     "Verdict",
@@ -45,6 +47,9 @@ SHORTEST_SECONDS = 1e-7  # what the clock itself costs
 RESAMPLES = 1000
 TAIL = 0.005  # on each side: a 99 % interval
 
+aten = torch.ops.aten
+RECURRENT = (aten.mkldnn_rnn_layer, aten._cudnn_rnn, aten.miopen_rnn)
+
 
 # ---------------------------------------------------------------- parameters
 
@@ -65,26 +70,39 @@ def count_nonzero(model: nn.Module) -> int:
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    tensors = [tensor for _, module in _layers(model) for tensor in _tensors(module).values()]
-    unique = {id(tensor): tensor for tensor in tensors}.values()
-    return [tensor for tensor in unique if tensor.dim() > 1]
+    seen: set[int] = set()
+    layers = _layers(modules.materialized(model))
+    return [tensor for _, module in layers for tensor in _unseen(_effective(module), seen) if tensor.dim() > 1]
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all modules that own parameters, with their names; a masked layer is one layer, not two."""
+    """Yield all modules with their names; a masked layer is one module, not two."""
     for name, module in model.named_modules():
-        inside_parametrization = "parametrizations" in name.split(".")
-        if not inside_parametrization and _tensors(module):
+        if "parametrizations" not in name.split("."):
             yield name, module
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's own parameters as its forward pass sees them, masked if they are masked."""
-    names = [name for name, _ in module.named_parameters(recurse=False)]
-    names = [name.removesuffix("_orig") if f"{name[:-5]}_mask" in module._buffers else name for name in names]
-    if parametrize.is_parametrized(module):
-        names += list(module.parametrizations)  # type: ignore[arg-type]
-    return {name: getattr(module, name) for name in names}
+def _effective(module: nn.Module) -> dict[int, Tensor]:
+    """Return the module's own parameters as its forward pass sees them, by the identity of what is trained."""
+    own = {id(parameter): parameter for parameter in module.parameters(recurse=False)}
+    return own | {id(next(chain.parameters(), chain)): getattr(module, name) for name, chain in _chains(module)}
+
+
+def _trained(module: nn.Module) -> dict[int, Tensor]:
+    """Return the module's own parameters as an optimizer sees them, by identity."""
+    inner = [parameter for _, chain in _chains(module) for parameter in chain.parameters()]
+    return {id(parameter): parameter for parameter in (*module.parameters(recurse=False), *inner)}
+
+
+def _chains(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []  # type: ignore[operator, union-attr]
+
+
+def _unseen(tensors: Mapping[int, Tensor], seen: set[int]) -> list[Tensor]:
+    """Return the tensors that are not in `seen`, and put them there: a tied one counts where it comes first."""
+    new = tensors.keys() - seen
+    seen |= new
+    return [tensor for key, tensor in tensors.items() if key in new]
 
 
 # ---------------------------------------------------------------- operations
@@ -93,34 +111,47 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def count_macs(model: nn.Module, example: Shaped[Tensor, "batch ..."]) -> int:
     """Return the multiply-accumulates of one forward pass for one example; `example` is a batch of any size.
 
-    Convolutions and matrix products only, as `torch.utils.flop_counter` counts them (it counts a
-    multiply-accumulate as two operations). Zeros are counted: a dense kernel multiplies by them like by any
-    other number.
+    Convolutions and matrix products, as `torch.utils.flop_counter` counts them (it counts a multiply-accumulate as two
+    operations), recurrent layers and attention included, whichever kernel computes them. Zeros are counted: a dense
+    kernel multiplies by them like by any other number, and so are the places that a causal mask hides. What computes
+    the weights themselves (masks, weight normalization) is not counted.
+
+    Raises ValueError if `example` is no batch, or if its cost cannot be divided among its examples.
     """
-    return _forward_costs(model, example)[0][""]
+    return sum(_forward_costs(model, example)[0].values())
 
 
 def layer_table(model: nn.Module, example: Shaped[Tensor, "batch ..."]) -> pd.DataFrame:
-    """Return one row per layer with parameters, in the order of the model's definition.
+    """Return one row per layer, in the order of the model's definition: what has own parameters or own MACs.
 
     Columns: layer, kind, output (shape for one example), weights, biases (every one-dimensional parameter:
-    biases, scale and shift of a normalization), parameters, macs (for one example), bytes (4 per parameter,
-    fp32), share_parameters and share_macs (fractions of the column's sum). Raises ValueError if there is none.
+    biases, scale and shift of a normalization), parameters (trained values), macs (for one example), bytes (4 per
+    parameter, fp32), share_parameters and share_macs (fractions of the column's sum).
+
+    The columns add up to `count_weights`, `count_parameters` and `count_macs`. A product with a layer's weight is that
+    layer's, also where another module computes it, as `nn.MultiheadAttention` does for its `out_proj`; any other is
+    the module's that computes it. A module under two names has one row, a tied tensor counts in the first of its
+    layers. Raises ValueError if there is no row.
     """
     macs, outputs = _forward_costs(model, example)
+    plain = modules.materialized(model)
+    seen: set[int] = set()
+    seen_plain: set[int] = set()
     rows = []
     for name, module in _layers(model):
-        sizes = [(tensor.dim(), tensor.numel()) for tensor in _tensors(module).values()]
-        weights = sum(size for dimensions, size in sizes if dimensions > 1)
-        biases = sum(size for dimensions, size in sizes if dimensions <= 1)
+        trained = _trained(module)
+        if not trained and not macs[name]:
+            continue
+        own = _unseen(_effective(plain.get_submodule(name)), seen_plain)
+        parameters = sum(tensor.numel() for tensor in _unseen(trained, seen))
         row = {
             "layer": name,
             "kind": _kind(module),
             "output": outputs.get(name),
-            "weights": weights,
-            "biases": biases,
+            "weights": sum(tensor.numel() for tensor in own if tensor.dim() > 1),
+            "biases": sum(tensor.numel() for tensor in own if tensor.dim() <= 1),
         }
-        rows.append(row | {"parameters": weights + biases, "macs": macs[name], "bytes": 4 * (weights + biases)})
+        rows.append(row | {"parameters": parameters, "macs": macs[name], "bytes": 4 * parameters})
     table = pd.DataFrame(checks.not_empty("layers with parameters", rows))
     for column in ("parameters", "macs"):
         table[f"share_{column}"] = table[column] / max(1, table[column].sum())
@@ -131,48 +162,132 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__.removeprefix("Parametrized")
 
 
-def _forward_costs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """Return MACs and output shape for one example, by module name ("" is the whole model)."""
+Costs = tuple[Counter[str], dict[str, tuple[int, ...]]]
+
+
+def _forward_costs(model: nn.Module, example: Tensor) -> Costs:
+    """Return each module's own MACs and its output's shape, for one example, by the module's (first) name.
+
+    The first example is counted alone: what does not depend on the batch would be divided otherwise. A network that
+    refuses it is counted with the whole batch.
+    """
+    if not isinstance(example, Tensor) or example.dim() == 0:
+        raise ValueError(f"example={example!r}; allowed: a tensor whose first dimension counts the examples")
     batch = len(checks.not_empty("example", example))
-    outputs: dict[str, tuple[int, ...]] = {}
-
-    def remember(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            outputs[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
-
-        return hook
-
-    hooks = [module.register_forward_hook(remember(name)) for name, module in model.named_modules()]
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
     try:
-        with _evaluating(model), torch.no_grad(), counter:
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    root = type(model).__name__
-    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    macs = {name: flops.get(f"{root}.{name}", 0) // (2 * batch) for name, _ in model.named_modules()}
-    return macs | {"": flops.get("Global", 0) // (2 * batch)}, outputs
+        return _counted(model, example[:1])
+    except Exception:
+        if batch == 1:
+            raise
+    macs, outputs = _counted(model, example)
+    if any(count % batch for count in macs.values()):
+        raise ValueError(f"example has {batch} examples, whose MACs are no multiple of {batch}; allowed: one example")
+    return Counter({name: count // batch for name, count in macs.items()}), outputs
 
 
-def _lstm_flops(
-    steps: tuple[int, ...], from_input: tuple[int, ...], from_state: tuple[int, ...], *_: object, **__: object
-) -> int:
-    """Count oneDNN's LSTM layer, which the counter does not know: two matrices, each step, each example."""
-    return 2 * steps[0] * steps[1] * (math.prod(from_input) + math.prod(from_state))
+def _counted(model: nn.Module, batch: Tensor) -> Costs:
+    """Return the MACs and output shapes of one forward pass, on a copy."""
+    new = modules.materialized(model).eval()
+    for name, module in new.named_modules():
+        where = type(module).__module__
+        if where.startswith("torch.ao.nn.") and ".quantized." in where:
+            raise ValueError(
+                f"layer {name!r} is {_kind(module)}, of torch.ao: it hides its product; allowed: float layers"
+            )
+    running, macs, outputs = [""], Counter[str](), dict[str, tuple[int, ...]]()
+
+    def enter(name: str, *_: object) -> None:
+        running.append(name)
+
+    def leave(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        running.pop()
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        outputs[name] = tuple(tensors[0].shape[1:]) if tensors else ()
+
+    def note(tensors: list[Tensor], count: int) -> None:
+        owners = [name for tensor in tensors for name in _holders(tensor, weights)]
+        own = not owners or running[-1] in owners
+        macs[running[-1] if own else owners[-1]] += count
+
+    for name, module in new.named_modules():
+        module.register_forward_pre_hook(partial(enter, name))
+        module.register_forward_hook(partial(leave, name), always_call=True)
+    with torch.no_grad(), parametrize.cached(), modules.plain_attention():
+        weights = [(name, tensor) for name, module in _layers(new) for tensor in _effective(module).values()]
+        with FlopCounterMode(display=False, custom_mapping=_formulas(note)):
+            new(batch)
+    return macs, outputs
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, then back to the mode that each module had: a frozen layer's may differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _holders(tensor: Tensor, weights: list[tuple[str, Tensor]]) -> list[str]:
+    """Return the layers of which `tensor` is a weight, transposed or a part of it perhaps."""
+    return [name for name, weight in weights if _within(tensor, weight)]
+
+
+def _within(tensor: Tensor, weight: Tensor) -> bool:
+    if not tensor.layout == weight.layout == torch.strided or tensor.device != weight.device:
+        return False
+    start = weight.data_ptr()
+    return 0 < start <= tensor.data_ptr() < start + weight.nbytes  # 0: on the meta device
+
+
+Note = Callable[[list[Tensor], int], None]
+
+
+def _formulas(note: Note) -> dict[Any, Callable[..., int]]:
+    """Return a function for each operator that multiplies: it notes the tensors and the MACs, layer by layer."""
+    known = {operator: _noting(note, lambda *a, f=f, **k: f(*a, **k) // 2) for operator, f in flop_registry.items()}
+    others = {operator: _noting(note, formula) for operator, formula in _unknown_operators().items()}
+    return known | others | {operator: _noting_matrices(note) for operator in RECURRENT}
+
+
+def _unknown_operators() -> dict[Any, Callable[..., int]]:
+    """Return formulas of the MACs for what torch's counter does not know."""
+    attention = flop_registry[aten._scaled_dot_product_flash_attention]
+    formulas: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *a, **k: attention(*a, **k) // 2,
+        aten._scaled_dot_product_fused_attention_overrideable: lambda *a, **k: attention(*a, **k) // 2,
+        aten.dot: lambda a, b, **_: a.numel(),
+        aten.vdot: lambda a, b, **_: a.numel(),
+        aten.mv: lambda matrix, vector, **_: matrix.numel(),
+        aten.addmv: lambda summand, matrix, vector, **_: matrix.numel(),
+        aten.addbmm: lambda summand, a, b, **_: a.numel() * b.shape[2],
+        aten._addmm_activation: lambda summand, a, b, **_: a.numel() * b.shape[1],
+        aten._int_mm: lambda a, b, **_: a.numel() * b.shape[1],
+        aten._trilinear: lambda a, weight, *_, **__: len(a) * weight.numel(),  # of nn.Bilinear
+        aten.conv_tbc: lambda x, weight, *_, out_val, **__: out_val[..., 0].numel() * weight.numel(),
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # torchvision has been imported
+        deformed = torch.ops.torchvision.deform_conv2d
+        formulas[deformed] = lambda x, weight, *_, out_val, **__: out_val[:, 0].numel() * weight.numel()
+    return formulas
+
+
+def _noting(note: Note, formula: Callable[..., int]) -> Callable[..., int]:
+    def count(*args: Any, **kwargs: Any) -> int:
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 1]
+        note(tensors, formula(*args, **kwargs))
+        return 0
+
+    return _given_tensors(count)
+
+
+def _noting_matrices(note: Note) -> Callable[..., int]:
+    """Count a recurrent layer's kernel: each matrix once for each step of each example."""
+
+    def count(x: Tensor, *args: Any, **_: Any) -> int:
+        for matrix in tree_leaves(args[:2]):
+            if isinstance(matrix, Tensor) and matrix.dim() == 2:
+                note([matrix], x[..., 0].numel() * matrix.numel())
+        return 0
+
+    return _given_tensors(count)
+
+
+def _given_tensors(formula: Callable[..., int]) -> Callable[..., int]:
+    """Tell torch's counter to give the formula the tensors, not their shapes."""
+    formula._get_raw = True  # type: ignore[attr-defined]
+    return formula
 
 
 # ---------------------------------------------------------------- time
@@ -212,8 +327,13 @@ def time_interleaved(
     `threads` sets PyTorch's threads meanwhile (None leaves them); other runtimes have their own setting.
     """
     checks.not_empty("variants", variants)
+    for name, function in variants.items():
+        if not callable(function):
+            raise ValueError(f"variants[{name!r}]={function!r}; allowed: a function without arguments")
     checks.positive("rounds", rounds)
     checks.positive("warmup", warmup)
+    if inner is not None:
+        checks.positive("inner", inner)
     first = next(iter(variants))
     if first + CONTROL in variants:
         raise ValueError(f"variants has {first + CONTROL!r}; allowed: any other name, that is the control's")
@@ -233,7 +353,7 @@ def _warm_up(function: Callable[[], object], warmup: int, inner: int | None) -> 
     """Call `function` `warmup` times; return how many calls make a sample, judged by the fastest of them."""
     fastest = min(_sample(function, 1) for _ in range(warmup))
     if inner is not None:
-        return checks.positive("inner", inner)
+        return inner
     return math.ceil(SAMPLE_SECONDS / max(fastest, SHORTEST_SECONDS))
 
 
@@ -309,15 +429,24 @@ def _log_seconds(timings: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarr
     names = list(checks.not_empty("timings", timings))
     if names[0] + CONTROL not in timings:
         raise ValueError(f"timings has no {names[0] + CONTROL!r}; allowed: what time_interleaved returns")
-    traces = [np.asarray(timings[name], dtype=float) for name in names]
+    traces = [_trace(name, timings[name]) for name in names]
     shapes = {trace.shape for trace in traces}
     if len(shapes) != 1 or traces[0].ndim != 1 or traces[0].size < MINIMUM_ROUNDS:
         allowed = f"allowed: one length, at least {MINIMUM_ROUNDS} rounds"
         raise ValueError(f"timings has traces of shapes {sorted(shapes)}; {allowed}")
-    seconds = np.stack(traces)
-    if not np.all(np.isfinite(seconds) & (seconds > 0)):
-        raise ValueError(f"timings has a time of {seconds.min()} s; allowed: finite times above 0")
-    return names, np.log(seconds)
+    return names, np.log(np.stack(traces))
+
+
+def _trace(name: str, seconds: Any) -> np.ndarray:
+    """Return one variant's seconds as floats, checked."""
+    try:
+        trace = np.asarray(seconds, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"timings[{name!r}] holds what is no number ({error}); allowed: seconds") from error
+    wrong = trace[~(np.isfinite(trace) & (trace > 0))]  # also NaN
+    if wrong.size:
+        raise ValueError(f"timings[{name!r}] has a time of {wrong[0]} s; allowed: finite times above 0")
+    return trace
 
 
 def _bootstrap_medians(values: np.ndarray) -> np.ndarray:
@@ -353,6 +482,7 @@ def _block_draws(rounds: int) -> np.ndarray:
 
 def verdict_table(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
     """Return the verdicts as a table for the reader, rounded; the first row is the baseline."""
+    checks.not_empty("verdicts", verdicts)
     rows = [
         {
             "variant": name,

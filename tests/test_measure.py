@@ -1,17 +1,24 @@
 """Counting against formulas worked out by hand, timing against a fake clock, verdicts ten thousand times."""
 
+import contextlib
 import gc
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrize, prune
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune, vector_to_parameters
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import SwinTransformer, VisionTransformer
+from torchvision.ops import DeformConv2d
 
 from helpers import measure, models, pruning
 
@@ -141,15 +148,506 @@ def test_torchs_own_masks_are_understood(lenet):
     assert list(measure.layer_table(lenet, IMAGES)["parameters"]) == [520, 25_050, 400_500, 5_010]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the old names
+@pytest.mark.parametrize("change", [prune.l1_unstructured, nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_what_torch_computes_weights_from_changes_no_count(lenet, change):
+    options = {"amount": 0.5} if change is prune.l1_unstructured else {}
+    before = measure.count_macs(lenet, IMAGES), measure.count_weights(lenet)
+    change(lenet.fc1, "weight", **options)
+    change(lenet.conv2, "weight", **options)
+    lenet(IMAGES)  # from now on the layers hold tensors that were computed
+    assert (measure.count_macs(lenet, IMAGES), measure.count_weights(lenet)) == before
+    table = measure.layer_table(lenet, IMAGES)
+    assert list(table["weights"]) == [500, 25_000, 400_000, 5_000]
+    assert list(table["macs"]) == [288_000, 1_600_000, 400_000, 5_000]
+    assert table["parameters"].sum() == measure.count_parameters(lenet)
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_torchs_parametrizations_change_no_macs(lenet, change):
+    change(lenet.fc1)
+    table = measure.layer_table(lenet, IMAGES)
+    assert list(table["layer"]) == ["conv1", "conv2", "fc1", "fc2"]
+    assert list(table["weights"]) == [500, 25_000, 400_000, 5_000]
+    assert table["macs"].sum() == measure.count_macs(lenet, IMAGES) == 2_293_000
+    assert table["parameters"].sum() == measure.count_parameters(lenet)
+
+
+def test_tied_and_masked_weights_count_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    table = measure.layer_table(model, torch.zeros(2, 4))
+    assert list(table["weights"]) == [16, 0, 8]
+    assert list(table["biases"]) == [4, 0, 2]
+    assert list(table["parameters"]) == [20, 0, 10]
+    assert list(table["macs"]) == [16, 16, 8]
+    half = pruning.Mask(torch.arange(4) < 2)
+    parametrize.register_parametrization(model[0], "weight", half)
+    parametrize.register_parametrization(model[1], "weight", half)
+    model[1].parametrizations.weight.original = model[0].parametrizations.weight.original
+    assert measure.count_weights(model) == 24
+    assert measure.count_nonzero(model) == 16
+    assert list(measure.layer_table(model, torch.zeros(2, 4))["parameters"]) == [20, 0, 10]
+
+
 def test_an_empty_example_is_refused(lenet):
     with pytest.raises(ValueError, match="example is empty"):
         measure.count_macs(lenet, IMAGES[:0])
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("example", [torch.tensor(1.0), [[1.0]], None])
+def test_what_is_no_batch_is_refused(lenet, example):
+    for count in (measure.count_macs, measure.layer_table):
+        with pytest.raises(ValueError, match="allowed: a tensor whose first dimension"):
+            count(lenet, example)
 
 
 def test_a_model_without_parameters_has_no_table():
     with pytest.raises(ValueError, match="layers with parameters is empty"):
         measure.layer_table(nn.Sequential(nn.ReLU()), IMAGES)
     assert measure.count_macs(nn.ReLU(), IMAGES) == 0
+
+
+# ---------------------------------------------------------------- closed forms
+
+DIM, HIDDEN = 8, 6
+
+
+class Calling(nn.Module):
+    """Hands a layer and its input to a function."""
+
+    def __init__(self, layer: nn.Module | None, call) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x):
+        return self.call(self.layer, x)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with as many heads of keys and values as asked for."""
+
+    def __init__(self, groups: int = 4, **options: object) -> None:
+        super().__init__()
+        self.groups, self.options = groups, options
+        self.q, self.kv = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * groups * 2)
+
+    def forward(self, x):
+        q = self.q(x).unflatten(2, (4, 2)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, self.groups, 2)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.groups < 4, **self.options)
+
+
+class FusedAttention(nn.Module):
+    """A network that insists on the fused kernel."""
+
+    def forward(self, x):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])
+
+
+def sequences(batch: int, n: int) -> torch.Tensor:
+    return torch.zeros(batch, n, DIM)
+
+
+def cells(kind: type[nn.Module]) -> nn.Module:
+    def unroll(cell, x):
+        state = None
+        for step in x.unbind(1):
+            state = cell(step, state)
+        return state
+
+    return Calling(kind(DIM, HIDDEN), unroll)
+
+
+def recurrent(gates: int, n: int, *, inputs: int = DIM) -> int:
+    return n * gates * HIDDEN * (inputs + HIDDEN)
+
+
+def attention(n: int) -> int:
+    """Four projections, and two products of every token with every other."""
+    return 4 * n * DIM**2 + 2 * n**2 * DIM
+
+
+def encoder(n: int) -> int:
+    return attention(n) + 2 * n * DIM * HIDDEN
+
+
+def two_way(kind: type[nn.Module]) -> nn.Module:
+    return kind(DIM, HIDDEN, num_layers=2, bidirectional=True, batch_first=True)
+
+
+def over(function) -> nn.Module:
+    return Calling(None, lambda _, x: function(x))
+
+
+def in_channels(layer: nn.Module, dimensions: int) -> nn.Module:
+    """n places in each of `dimensions` directions, eight channels."""
+    return Calling(layer, lambda layer, x: layer(x.mT.reshape(len(x), DIM, -1, *[1] * (dimensions - 1))))
+
+
+def multihead(**options: object) -> nn.Module:
+    layer = nn.MultiheadAttention(DIM, 2, batch_first=True)
+    return Calling(layer, lambda layer, x: layer(query=x, key=x, value=x, **options))
+
+
+CLOSED_FORMS = {
+    "sdpa": (Attention, lambda n: n * DIM * (DIM + 16) + 2 * n**2 * DIM),
+    "sdpa, causal": (partial(Attention, is_causal=True), lambda n: n * DIM * (DIM + 16) + 2 * n**2 * DIM),
+    "sdpa, dropout": (partial(Attention, dropout_p=0.5), lambda n: n * DIM * (DIM + 16) + 2 * n**2 * DIM),
+    "sdpa, two groups": (partial(Attention, 2), lambda n: n * DIM * (DIM + 8) + 2 * n**2 * DIM),
+    "sdpa, fused": (FusedAttention, lambda n: 2 * n**2 * DIM),
+    "attention": (multihead, attention),
+    "attention, no weights": (partial(multihead, need_weights=False), attention),
+    "attention, tokens first": (
+        lambda: Calling(nn.MultiheadAttention(DIM, 1), lambda layer, x: layer(*[x.transpose(0, 1)] * 3)),
+        attention,
+    ),
+    "encoder layer": (lambda: nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True), encoder),
+    "encoder layer, norm first": (
+        lambda: nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True, norm_first=True),
+        encoder,
+    ),
+    "encoder": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True), 3),
+        lambda n: 3 * encoder(n),
+    ),
+    "encoder, padding": (
+        lambda: Calling(
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True), 2),
+            lambda layer, x: layer(x, src_key_padding_mask=torch.arange(x.shape[1]).expand(len(x), -1) > 1),
+        ),
+        lambda n: 2 * encoder(n),
+    ),
+    "decoder layer": (
+        lambda: Calling(nn.TransformerDecoderLayer(DIM, 2, HIDDEN, batch_first=True), lambda layer, x: layer(x, x)),
+        lambda n: encoder(n) + attention(n),
+    ),
+    "RNN": (lambda: nn.RNN(DIM, HIDDEN, batch_first=True), partial(recurrent, 1)),
+    "GRU": (lambda: nn.GRU(DIM, HIDDEN, batch_first=True), partial(recurrent, 3)),
+    "LSTM": (lambda: nn.LSTM(DIM, HIDDEN, batch_first=True), partial(recurrent, 4)),
+    "LSTM, float64": (
+        lambda: Calling(nn.LSTM(DIM, HIDDEN, batch_first=True).double(), lambda layer, x: layer(x.double())),
+        partial(recurrent, 4),
+    ),
+    "RNN, twice": (partial(two_way, nn.RNN), lambda n: 2 * recurrent(1, n) + 2 * recurrent(1, n, inputs=2 * HIDDEN)),
+    "GRU, twice": (partial(two_way, nn.GRU), lambda n: 2 * recurrent(3, n) + 2 * recurrent(3, n, inputs=2 * HIDDEN)),
+    "LSTM, twice": (partial(two_way, nn.LSTM), lambda n: 2 * recurrent(4, n) + 2 * recurrent(4, n, inputs=2 * HIDDEN)),
+    "LSTM, projected": (
+        lambda: nn.LSTM(DIM, HIDDEN, proj_size=2, batch_first=True),
+        lambda n: n * (4 * HIDDEN * (DIM + 2) + 2 * HIDDEN),
+    ),
+    "RNNCell": (partial(cells, nn.RNNCell), partial(recurrent, 1)),
+    "GRUCell": (partial(cells, nn.GRUCell), partial(recurrent, 3)),
+    "LSTMCell": (partial(cells, nn.LSTMCell), partial(recurrent, 4)),
+    "the course's RNN": (partial(models.RNN, DIM, HIDDEN), partial(recurrent, 1)),
+    "the course's LSTM": (partial(models.LSTM, DIM, HIDDEN), partial(recurrent, 4)),
+    "Conv1d": (lambda: in_channels(nn.Conv1d(8, 6, 3, padding=1), 1), lambda n: n * 6 * 8 * 3),
+    "Conv2d, depthwise": (lambda: in_channels(nn.Conv2d(8, 8, 3, padding=1, groups=8), 2), lambda n: n * 8 * 9),
+    "Conv3d, groups": (lambda: in_channels(nn.Conv3d(8, 6, 3, padding=1, groups=2), 3), lambda n: n * 6 * 4 * 27),
+    "ConvTranspose1d": (lambda: in_channels(nn.ConvTranspose1d(8, 6, 3), 1), lambda n: n * 8 * 6 * 3),
+    "ConvTranspose2d": (lambda: in_channels(nn.ConvTranspose2d(8, 6, 2, 2, groups=2), 2), lambda n: n * 8 * 3 * 4),
+    "ConvTranspose3d": (lambda: in_channels(nn.ConvTranspose3d(8, 16, 2, groups=8), 3), lambda n: n * 8 * 2 * 8),
+    "conv_tbc": (
+        lambda: over(lambda x: torch.conv_tbc(x.transpose(0, 1), torch.zeros(3, DIM, 5), torch.zeros(5), 1)),
+        lambda n: n * 3 * DIM * 5,
+    ),
+    "deformable": (
+        lambda: Calling(
+            DeformConv2d(8, 6, 3, padding=1, groups=2),
+            lambda layer, x: layer(x.mT[..., None], torch.zeros(len(x), 18, x.shape[1], 1)),
+        ),
+        lambda n: n * 6 * 4 * 9,
+    ),
+    "Linear": (lambda: nn.Linear(DIM, 5), lambda n: n * DIM * 5),
+    "Bilinear": (lambda: Calling(nn.Bilinear(DIM, DIM, 5), lambda layer, x: layer(x, x)), lambda n: n * DIM * DIM * 5),
+    "Embedding": (lambda: Calling(nn.Embedding(4, 3), lambda layer, x: layer(x[..., 0].long())), lambda n: 0),
+    "EmbeddingBag": (lambda: Calling(nn.EmbeddingBag(4, 3), lambda layer, x: layer(x[..., 0].long())), lambda n: 0),
+    "einsum": (lambda: over(lambda x: torch.einsum("bic,bjc->bij", x, x)), lambda n: n * n * DIM),
+    "matmul": (lambda: over(lambda x: x @ x.mT), lambda n: n * n * DIM),
+    "matmul with a vector": (lambda: over(lambda x: x @ torch.ones(DIM)), lambda n: n * DIM),
+    "baddbmm": (lambda: over(lambda x: torch.baddbmm(torch.zeros(1), x, x.mT)), lambda n: n * n * DIM),
+    "addbmm": (lambda: over(lambda x: torch.addbmm(torch.zeros(1), x, x.mT)[None]), lambda n: n * n * DIM),
+    "addmv": (lambda: over(lambda x: torch.stack([torch.addmv(r[:, 0], r, r[0]) for r in x])), lambda n: n * DIM),
+    "dot": (lambda: over(lambda x: torch.stack([torch.dot(r[0], r[0]) for r in x])), lambda n: DIM),
+    "tensordot": (lambda: over(lambda x: torch.stack([torch.tensordot(r, r) for r in x])), lambda n: n * DIM),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms(name):
+    build, closed_form = CLOSED_FORMS[name]
+    model = build().eval()
+    for batch, length in itertools.product((1, 3), (2, 5, 16)):
+        example = sequences(batch, length)
+        assert measure.count_macs(model, example) == closed_form(length)
+        if closed_form(length) or measure.count_parameters(model):
+            table = measure.layer_table(model, example)
+            assert table["macs"].sum() == closed_form(length)
+            assert table["parameters"].sum() == measure.count_parameters(model)
+            assert table["weights"].sum() == measure.count_weights(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_precision_costs_the_same(dtype):
+    for build in (lambda: nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True), lambda: nn.GRU(DIM, HIDDEN)):
+        model, example = build().eval(), sequences(2, 5)
+        assert measure.count_macs(model.to(dtype), example.to(dtype)) == measure.count_macs(build(), example)
+    lstm = nn.LSTM(DIM, HIDDEN, batch_first=True).to(dtype)
+    assert measure.count_macs(lstm, sequences(2, 5).to(dtype)) == recurrent(4, 5)
+
+
+def test_settings_of_torch_come_back(lenet):
+    for fast in (False, True):
+        torch.backends.mha.set_fastpath_enabled(fast)
+        measure.count_macs(lenet, IMAGES)
+        assert torch.backends.mha.get_fastpath_enabled() is fast
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+# ---------------------------------------------------------------- whose MACs they are
+
+
+def macs_of(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    table = measure.layer_table(model, example)
+    assert table["macs"].sum() == measure.count_macs(model, example)
+    return dict(zip(table["layer"], table["macs"], strict=True))
+
+
+def test_attention_and_its_projections():
+    n = 5
+    found = macs_of(nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True).eval(), sequences(2, n))
+    assert found == {
+        "self_attn": 3 * n * DIM**2 + 2 * n**2 * DIM,
+        "self_attn.out_proj": n * DIM**2,
+        "linear1": n * DIM * HIDDEN,
+        "linear2": n * DIM * HIDDEN,
+        "norm1": 0,
+        "norm2": 0,
+    }
+
+
+def test_what_no_layer_with_parameters_multiplies_has_a_row_of_its_own():
+    table = measure.layer_table(Attention(), sequences(2, 5))
+    assert list(table["layer"]) == ["", "q", "kv"]
+    assert list(table["kind"]) == ["Attention", "Linear", "Linear"]
+    assert list(table["macs"]) == [2 * 25 * DIM, 5 * DIM**2, 5 * DIM * 16]
+    assert list(table["parameters"]) == [0, 72, 144]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_courses_lstm_costs_what_its_two_matrices_cost(masked):
+    model = models.imdb_lstm()
+    if masked:
+        model = pruning.mask(model, pruning.layer_masks(model, 0.5))
+    found = macs_of(model, torch.full((2, 9), 5))
+    assert found == {
+        "embedding": 0,
+        "encoder.input": 9 * 144 * 100,
+        "encoder.recurrent": 9 * 144 * 36,
+        "fc": 72,
+    }
+
+
+class Scaled(nn.Module):
+    """A parameter of its own beside two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.fc1, self.fc2 = nn.Parameter(torch.ones(4)), nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.fc2(self.scale.sum() * self.fc1(x))
+
+
+def test_a_module_with_a_parameter_and_children_counts_once():
+    assert macs_of(Scaled(), torch.zeros(2, 4)) == {"": 0, "fc1": 32, "fc2": 8}
+
+
+def test_a_module_under_two_names_or_called_twice_has_one_row():
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    assert macs_of(twice, torch.zeros(2, 3, 4, 4)) == {"0": 2 * 16 * 81}
+    again = Calling(nn.Linear(4, 4), lambda layer, x: layer(layer(input=x)))
+    assert macs_of(again, torch.zeros(2, 4)) == {"layer": 32}
+
+
+class Tied(nn.Module):
+    """The decoder is the embedding, as a layer or as a function."""
+
+    def __init__(self, *, function: bool) -> None:
+        super().__init__()
+        self.embedding, self.decoder = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.decoder.weight = self.embedding.weight
+        if function:
+            del self.decoder
+
+    def forward(self, x):
+        states = self.embedding(x)
+        return self.decoder(states) if hasattr(self, "decoder") else F.linear(states, self.embedding.weight)
+
+
+def test_a_tied_decoder():
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    assert macs_of(Tied(function=False), tokens) == {"embedding": 0, "decoder": 3 * 28}
+    assert macs_of(Tied(function=True), tokens) == {"embedding": 3 * 28}
+    table = measure.layer_table(Tied(function=False), tokens)
+    assert list(table["parameters"]) == [28, 7]
+
+
+def test_layers_that_are_views_of_one_tensor():
+    """As `vector_to_parameters` leaves them; `Calling` asks by the weight alone."""
+    layers = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
+    vector_to_parameters(parameters_to_vector(layers.parameters()), layers.parameters())
+    model = Calling(layers, lambda layers, x: F.linear(F.linear(x, layers[1].weight), layers[1].weight[:2]))
+    assert macs_of(model, torch.zeros(2, 4)) == {"layer.0": 0, "layer.1": 16 + 8}
+
+
+class Hyper(nn.Module):
+    """Computes a weight that does not depend on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.make = nn.Parameter(torch.ones(1, 3)), nn.Linear(3, 20)
+
+    def forward(self, x):
+        return F.linear(x, self.make(self.code).view(5, 4))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_what_does_not_depend_on_the_batch_is_not_divided_by_it(batch):
+    assert macs_of(Hyper(), torch.zeros(batch, 4)) == {"": 20, "make": 60}
+
+
+def test_networks_that_take_one_batch_size_only():
+    one = Calling(nn.Linear(12, 2), lambda layer, x: layer(x.reshape(1, -1)))
+    assert measure.count_macs(one, torch.zeros(5, 3, 4)) == 24
+    four = Calling(nn.Linear(12, 2), lambda layer, x: layer(x.reshape(4, 12)))
+    assert measure.count_macs(four, torch.zeros(4, 3, 4)) == 24
+    assert macs_of(four, torch.zeros(4, 3, 4)) == {"layer": 24}
+    with pytest.raises(ValueError, match="example has 4 examples, whose MACs are no multiple of 4"):
+        measure.count_macs(Calling(nn.Linear(5, 1), lambda layer, x: layer(x[1:].view(3, 5))), torch.zeros(4, 5))
+
+
+def test_outputs_of_any_kind():
+    halves = Calling(nn.Linear(4, 6), lambda layer, x: {"left": layer(x), "right": (x, None)})
+    empty = Calling(halves, lambda layer, x: (layer(x), None)[1])
+    for model in (halves, empty):
+        assert measure.layer_table(model, torch.zeros(2, 4)).loc[0, "output"] == (6,)
+    lstm = Calling(nn.LSTM(4, 3, batch_first=True), lambda layer, x: layer(x)[1])
+    assert measure.layer_table(lstm, torch.zeros(2, 7, 4)).loc[0, "output"] == (7, 3)
+
+
+def test_a_layer_that_fails_and_is_tried_again():
+    def twice(layer, x):
+        with contextlib.suppress(RuntimeError):
+            layer[0](x)
+        return layer[1](x)
+
+    model = Calling(nn.Sequential(nn.Linear(9, 9), nn.Linear(4, 2)), twice)
+    assert macs_of(model, torch.zeros(2, 4)) == {"layer.0": 0, "layer.1": 8}
+
+
+def test_torchs_integer_layers_are_refused():
+    class Packed(nn.Linear):
+        __module__ = "torch.ao.nn.quantized.dynamic.modules.linear"
+
+    with pytest.raises(ValueError, match="layer '1' is Packed, of torch.ao"):
+        measure.count_macs(nn.Sequential(nn.Linear(4, 4), Packed(4, 2)), torch.zeros(2, 4))
+
+
+def by_modules(model: nn.Module, example: torch.Tensor) -> int:
+    """An independent count for networks of convolutions and linear layers: what comes out times what each reads."""
+    total = 0
+
+    def add(layer, inputs, output):
+        nonlocal total
+        total += output.numel() * layer.weight[0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        model(example)
+    return total
+
+
+LARGE = ("alexnet", "vgg11", "vit_b_16", "wide_resnet50_2")  # counted by their shapes alone
+QUICK = ("mobilenet_v3_small", "resnet18", "squeezenet1_1")
+SLOW = (
+    "convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 regnet_y_400mf resnext50_32x4d "
+    "shufflenet_v2_x0_5 swin_t"
+)
+
+
+@pytest.mark.parametrize("name", [*LARGE, *QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW.split())])
+def test_the_rows_add_up_for_torchvisions_families(name):
+    options = {"init_weights": False} if name == "googlenet" else {"image_size": 64} if name == "vit_b_16" else {}
+    with torch.device("meta" if name in LARGE else "cpu"):
+        model = torchvision.models.get_model(name, weights=None, **options).eval()
+        example = torch.zeros(1, 3, 64, 64)
+    table = measure.layer_table(model, example)
+    assert table["parameters"].sum() == measure.count_parameters(model)
+    total = measure.count_macs(model, example)
+    assert table["macs"].sum() == total
+    assert total > 1e6
+    if name == "vit_b_16":
+        tokens = 17
+        block = 4 * tokens * 768**2 + 2 * tokens**2 * 768 + 2 * tokens * 768 * 3072
+        assert total == 16 * 768 * 3 * 16 * 16 + 12 * block + 768 * 1000
+    elif name == "swin_t":
+        assert total == swin_t(16)
+    else:
+        assert total == by_modules(model, example)
+
+
+def swin_t(side: int) -> int:
+    """Patches, four stages of attention in windows of 7 (the side is padded to whole ones), halved between, a head."""
+    total = side**2 * 96 * 48
+    for depth, dim in ((2, 96), (2, 192), (6, 384), (2, 768)):
+        padded = (math.ceil(side / 7) * 7) ** 2
+        block = 4 * padded * dim**2 + 2 * padded * 49 * dim + 8 * side**2 * dim**2
+        total += depth * block
+        if dim < 768:
+            side //= 2
+            total += side**2 * 4 * dim * 2 * dim
+    return total + 768 * 1000
+
+
+def test_rows_of_small_transformers():
+    """Whose products are whose, where layers are used by their weights alone: 16 tokens of 8 numbers."""
+    vit = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3).eval()
+    found = macs_of(vit, torch.zeros(2, 3, 32, 32))
+    assert {name: macs for name, macs in found.items() if macs} == {
+        "conv_proj": 16 * 8 * 192,
+        "encoder.layers.encoder_layer_0.self_attention": 3 * 17 * 64 + 2 * 17**2 * 8,
+        "encoder.layers.encoder_layer_0.self_attention.out_proj": 17 * 64,
+        "encoder.layers.encoder_layer_0.mlp.0": 17 * 128,
+        "encoder.layers.encoder_layer_0.mlp.3": 17 * 128,
+        "heads.head": 24,
+    }
+    swin = SwinTransformer([8, 8], 8, [2], [2], [2, 2], num_classes=3).eval()
+    found = macs_of(swin, torch.zeros(2, 3, 32, 32))
+    assert {name: macs for name, macs in found.items() if macs} == {
+        "features.0.0": 16 * 8 * 192,
+        "features.1.0.attn": 2 * 16 * 4 * 8,
+        "features.1.0.attn.qkv": 16 * 8 * 24,
+        "features.1.0.attn.proj": 16 * 64,
+        "features.1.0.mlp.0": 16 * 8 * 32,
+        "features.1.0.mlp.3": 16 * 8 * 32,
+        "features.1.1.attn": 2 * 16 * 4 * 8,
+        "features.1.1.attn.qkv": 16 * 8 * 24,
+        "features.1.1.attn.proj": 16 * 64,
+        "features.1.1.mlp.0": 16 * 8 * 32,
+        "features.1.1.mlp.3": 16 * 8 * 32,
+        "head": 24,
+    }
+
+
+# ---------------------------------------------------------------- memory
 
 
 def test_peak_memory_grows_with_what_is_held():
