@@ -4,7 +4,9 @@ import contextlib
 import gc
 import itertools
 import math
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -656,6 +658,17 @@ def test_peak_memory_grows_with_what_is_held():
     assert 200 < held.nbytes / 1e6 <= measure.peak_memory_mb() < 10 * before + 2_000
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no module resource")
+@pytest.mark.parametrize(("platform", "megabytes"), [("linux", 1.024e3), ("darwin", 1.0)])
+def test_peak_memory_is_in_megabytes_whatever_the_systems_unit(monkeypatch, platform, megabytes):
+    """Linux counts in units of 1,024 bytes, macOS in bytes."""
+    import resource
+
+    monkeypatch.setattr(measure.sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=1_000_000))
+    assert measure.peak_memory_mb() == megabytes
+
+
 # ---------------------------------------------------------------- timing
 
 
@@ -740,6 +753,25 @@ def test_threads_and_garbage_collection_are_restored():
     assert gc.isenabled()
 
 
+def test_garbage_collection_that_was_off_stays_off():
+    gc.disable()
+    try:
+        measure.time_interleaved({"a": int}, rounds=1, warmup=1, inner=1)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_threads_are_left_as_they_are_if_asked_for():
+    before, inside = torch.get_num_threads(), set()
+    torch.set_num_threads(before + 1)
+    try:
+        measure.time_interleaved({"a": lambda: inside.add(torch.get_num_threads())}, rounds=1, inner=1, threads=None)
+    finally:
+        torch.set_num_threads(before)
+    assert inside == {before + 1}
+
+
 @pytest.mark.parametrize(
     ("variants", "options", "message"),
     [
@@ -749,6 +781,8 @@ def test_threads_and_garbage_collection_are_restored():
         ({"a": print}, {"warmup": 0}, "warmup=0"),
         ({"a": int}, {"threads": 0}, "threads=0"),
         ({"a": int}, {"inner": 0}, "inner=0"),
+        ({"a": int}, {"inner": 1.5}, "inner=1.5"),
+        ({"a": int, "b": 3}, {}, "variants\\['b'\\]=3; allowed: a function"),
     ],
 )
 def test_bad_timing_requests(variants, options, message):
@@ -934,7 +968,12 @@ def short(timings):
         (lambda t: t | {"b": t["b"][:-1]}, "one length"),
         (short, "at least 20 rounds"),
         (lambda t: t | {"b": t["b"] * 0}, "finite times above 0"),
-        (lambda t: t | {"b": t["b"] * np.nan}, "finite times above 0"),
+        (lambda t: t | {"b": np.append(t["b"][1:], np.nan)}, "timings\\['b'\\] has a time of nan s"),
+        (lambda t: t | {"a (A/A)": np.append(t["b"][1:], np.inf)}, "timings\\['a \\(A/A\\)'\\] has a time of inf s"),
+        (lambda t: t | {"b": np.append(t["b"][1:], -1)}, "has a time of -1.0 s; allowed: finite times above 0"),
+        (lambda t: t | {"b": ["fast"] * 60}, "timings\\['b'\\] holds what is no number"),
+        (lambda t: t | {"b": None}, "timings\\['b'\\] has a time of nan s"),
+        (lambda t: t | {"b": t["b"][None]}, "one length"),
     ],
 )
 def test_bad_timings(change, message):
@@ -958,12 +997,22 @@ def test_live_timings_tell_a_hundred_times_the_work():
     assert verdicts["hundred"].ratio < 0.5
 
 
+def text(interval):
+    return f"{interval[0]:.2f} – {interval[1]:.2f}"
+
+
 def test_tables_and_records():
     verdicts = measure.compare(trace(np.random.default_rng(0), KINDS[0], faster=2))
     table = measure.verdict_table(verdicts)
     assert list(table["variant"]) == ["a", "b", "a (A/A)"]
     assert list(table["verdict"]) == ["baseline", "faster", "control"]
     assert math.isclose(float(table.loc[1, "ratio"]), 2, abs_tol=0.1)
+    assert list(table["99 % interval"]) == ["", text(verdicts["b"].interval), text(verdicts["a (A/A)"].interval)]
+    assert list(table["A/A interval"]) == [text(verdicts["a"].null_interval)] * 3
+    assert text(verdicts["b"].interval) != text(verdicts["b"].null_interval)
+    assert list(table["median (ms)"]) == [f"{v.median_ms:.3g}" for v in verdicts.values()]
+    with pytest.raises(ValueError, match="verdicts is empty"):
+        measure.verdict_table({})
     records = measure.latency_records(verdicts, runtime="eager", batch=64)
     assert [record["variant"] for record in records] == ["a", "b"]
     assert records[1] | {"runtime": "eager", "batch": 64, "ratio": verdicts["b"].ratio} == records[1]
