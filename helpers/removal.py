@@ -10,8 +10,8 @@ What is to stay is written as a dictionary of boolean masks, one per group: ``{"
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,12 @@ import torch_pruning
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import checks, measure, models, pruning, training
+from helpers import checks, measure, models, pruning
+from helpers.modules import channels_last, copied, evaluating, first_names, takes_channels_last
 
 __all__ = [
     "Group",
@@ -42,8 +44,9 @@ FilterScores = Mapping[str, Float[Tensor, " _"]]
 CUTTABLE = (_ConvNd, nn.Linear)
 OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)  # what they do to one channel depends on the others
 SCOPES = ("global", "uniform")
-TOLERANCE = 1e-8  # in float64, of the range of the answers to different inputs
-NOISE = 1e-13  # in float64, of the largest answer: what another order of adding up may change
+PRECISIONS = (torch.float64, torch.float32)  # in which answers are compared; the second where the first is impossible
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the range of the answers to different inputs
+NOISE = {torch.float64: 1e-13, torch.float32: 3e-6}  # of the largest answer: what another order of adding up may change
 
 
 class Group(NamedTuple):
@@ -67,6 +70,22 @@ class Group(NamedTuple):
 # ---------------------------------------------------------------- groups
 
 
+class _At(NamedTuple):
+    """A position in some layer, and the channel of the group that stands there; the names are torch-pruning's."""
+
+    idx: int
+    root_idx: int
+
+
+class _Reached(NamedTuple):
+    """A layer or operation that a group's channels reach, how they are cut there, and which stand at which position."""
+
+    module: Any
+    cut: Callable[[nn.Module, list[int]], object]
+    channels: dict[int, int]
+    is_output: bool
+
+
 class _Site(NamedTuple):
     """Where a group's channels stand in one layer: channel `channel[i]` is at `position[i]`, and `cut` removes them."""
 
@@ -87,15 +106,15 @@ def groups(model: nn.Module, example: Shaped[Tensor, "batch ..."]) -> list[Group
 
     `example` is a batch that the model takes. The layer that makes the model's output is in no group, nor are
     layers whose channels pass a LayerNorm or a GroupNorm: these average over the channels, so that removing one
-    changes the others. Frozen layers are included.
+    changes the others. Nor are layers that share a tensor with others. Frozen layers are included.
 
-    Raises ValueError if torch-pruning cannot follow the model.
+    Raises ValueError if the model does not take `example`, or torch-pruning cannot follow it.
     """
     return [coupled.group for coupled in _survey(_copy(model), example) if not coupled.obstacle]
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Return a copy with masks baked and without gradients.
+    """Return a copy with masks (also torch's own, see `pruning.bake`) baked and without gradients.
 
     Raises ValueError for other parametrizations: what is stored under them is not what the layer computes with.
     """
@@ -109,11 +128,18 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _survey(whole: nn.Module, example: Tensor) -> list[_Coupled]:
     """Return all groups with the places of their channels, also those that cannot be cut."""
-    model = deepcopy(whole)
-    _answer(model, example)  # if the example does not fit, PyTorch says so better than torch-pruning
+    model = copied(whole)
+    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
+        raise ValueError("example is no batch; allowed: a tensor of at least one example")
     try:
-        graph = _trace(model, example)
-        return _all_coupled(graph)
+        answer = _answer(model, example)
+    except RuntimeError as error:
+        raise ValueError(
+            f"example has the shape {tuple(example.shape)} and {example.dtype}, which model={type(whole).__name__} "
+            f"does not take ({_first_line(error)})"
+        ) from error
+    try:
+        return _all_coupled(_trace(model, example), answer.numel() // len(example))
     except Exception as error:  # of any class: torch-pruning stumbles in many ways over what it does not know
         reason = _first_line(error)
         raise ValueError(
@@ -137,36 +163,87 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
         return graph.build_dependency(model, example, forward_fn=lambda net, inputs: net(inputs), verbose=False)
 
 
-def _all_coupled(graph: Any) -> list[_Coupled]:
+def _all_coupled(graph: Any, outputs: int) -> list[_Coupled]:
+    """Return all groups; `outputs` counts the numbers that the model answers to one example."""
     names = {module: name for name, module in graph.model.named_modules()}
     layers = [module for module in names if isinstance(module, CUTTABLE) and module in graph.module2node]
+    most = max(outputs, *(size for parameter in graph.model.parameters() for size in parameter.shape))
+    shared = _shared(graph.model)
     seen: set[Any] = set()
     found = []
     for layer in sorted(layers, key=_is_depthwise):  # stable; a depthwise layer's channels are those that it reads
         if layer not in seen:
-            pruner = graph.get_pruner_of_module(layer)
-            items = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(_channels(layer)))).items
-            made = [item for item in items if graph.is_out_channel_pruning_fn(item.dep.handler)]
-            seen |= {item.dep.target.module for item in made}
-            found.append(_coupled(items, made, names, _channels(layer)))
+            reached = _reached(graph, layer, most)
+            made = [each for each in reached if graph.is_out_channel_pruning_fn(each.cut)]
+            seen |= {each.module for each in made}
+            found.append(_coupled(reached, made, names, shared, _channels(layer)))
     order = list(names.values())
     return sorted(found, key=lambda coupled: order.index(coupled.group.name))
 
 
-def _coupled(items: list[Any], made: list[Any], names: dict[nn.Module, str], channels: int) -> _Coupled:
-    """Return one group: `items` are the places of its channels, `made` those of them where channels are put out."""
-    one_to_one = {item.dep.target.module for item in made if item.idxs == item.root_idxs and len(item.idxs) == channels}
+def _reached(graph: Any, layer: Any, most: int) -> list[_Reached]:
+    """Return all that the output channels of `layer` reach.
+
+    As torch-pruning's `get_pruning_group` does, but each position of each place is gone on from once: the time grows
+    with the size of the network, and the search ends where an operation is followed wrongly, as in windowed attention,
+    and the positions grow without end. Raises ValueError there: a place with more than `most` is no layer's.
+    """
+    start = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
+    found: dict[Any, dict[int, int]] = {start: {channel: channel for channel in range(_channels(layer))}}
+    waiting = [(start, [_At(channel, channel) for channel in found[start]])]
+    while waiting:
+        (node, cut), given = waiting.pop()
+        for dependency in node.dependencies:
+            if dependency.trigger != cut:
+                continue
+            there = given
+            for mapping in dependency.index_mapping:
+                there = there if mapping is None else mapping(there)
+            place = dependency.target, dependency.handler
+            channels = found.setdefault(place, {})
+            new = [at for at in there if at.idx not in channels]
+            for at in new:
+                channels.setdefault(at.idx, at.root_idx)
+            if len(channels) > most:
+                raise ValueError(f"{len(channels):,} positions in one place, where the largest layer has {most:,}")
+            if new:
+                waiting.append((place, new))
+    return [
+        _Reached(node.module, cut, channels, not node.outputs) for (node, cut), channels in found.items() if channels
+    ]
+
+
+def _shared(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the layers that share a parameter with another layer, with its name."""
+    owners: dict[str, set[nn.Module]] = {}
+    for name, first in first_names(model).items():
+        owners.setdefault(first, set()).add(model.get_submodule(name.rpartition(".")[0]))
+    return {layer: name for name, layers in owners.items() if len(layers) > 1 for layer in layers}
+
+
+def _coupled(
+    reached: list[_Reached],
+    made: list[_Reached],
+    names: dict[nn.Module, str],
+    shared: dict[nn.Module, str],
+    channels: int,
+) -> _Coupled:
+    """Return one group: `reached` are the places of its channels, `made` those of them where channels are put out."""
+    whole = {channel: channel for channel in range(channels)}
+    one_to_one = {each.module for each in made if each.channels == whole}
     members = [module for module in names if module in one_to_one and isinstance(module, CUTTABLE)]
     members = [module for module in members if _channels(module) == channels]
-    modules = [item.dep.target.module for item in items]
+    modules = [each.module for each in reached]
     parts = [module.groups for module in modules if isinstance(module, _ConvNd) and not _is_depthwise(module)]
     sites = [
-        _Site(names[item.dep.target.module], item.dep.handler, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
-        for item in items
-        if item.dep.target.module in names
+        _Site(
+            names[each.module], each.cut, torch.tensor(list(each.channels)), torch.tensor(list(each.channels.values()))
+        )
+        for each in reached
+        if each.module in names
     ]
     group = Group(tuple(names[module] for module in members), channels, math.lcm(*parts))
-    return _Coupled(group, sites, _obstacle(made, group))
+    return _Coupled(group, sites, _obstacle(made, group) or _obstacle_anywhere(modules, shared))
 
 
 def _is_depthwise(layer: Any) -> bool:
@@ -177,18 +254,27 @@ def _channels(layer: Any) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def _obstacle(made: list[Any], group: Group) -> str:
-    """Return why the channels cannot be removed, or "" if nothing is in the way."""
-    modules = [item.dep.target.module for item in made]
-    if not all(item.dep.target.outputs for item in made):
+def _obstacle(made: list[_Reached], group: Group) -> str:
+    """Return why the channels cannot be removed where they are put out, or "" if nothing is in the way."""
+    if any(each.is_output for each in made):
         return "its channels are the model's output"
-    for module in modules:
-        if isinstance(module, OVER_CHANNELS):
-            return f"its channels pass a {type(module).__name__}, which averages over them"
-    if any(isinstance(module, nn.Parameter) for module in modules):
+    for each in made:
+        if isinstance(each.module, OVER_CHANNELS):
+            return f"its channels pass a {type(each.module).__name__}, which averages over them"
+    if any(isinstance(each.module, nn.Parameter) for each in made):
         return "its channels meet a parameter that is in no layer"
     if group.channels % group.parts:
         return f"its channels are read in {group.parts} parts together with others"
+    return ""
+
+
+def _obstacle_anywhere(modules: list[Any], shared: dict[nn.Module, str]) -> str:
+    """Return why they cannot be removed where they are put out or read, or ""."""
+    for module in modules:
+        if isinstance(module, _ConvTransposeNd) and module.groups > 1 and not _is_depthwise(module):
+            return "its channels meet a transposed convolution in groups"
+        if module in shared:
+            return f"its channels meet {shared[module]!r}, which several layers share"
     return ""
 
 
@@ -200,10 +286,11 @@ def remove_filters(model: nn.Module, keep: Keep, example: Shaped[Tensor, "batch 
 
     `keep` has one mask per group to be cut, under the name of any of its layers (see `groups`). Convolutions, also
     depthwise ones, and linear neurons are treated alike. Frozen layers are cut as well, and stay frozen. Masks of
-    `pruning` are baked. The new model's parameters are new: give them a new optimizer.
+    `pruning`, and what `torch.nn.utils` has put on weights, are baked. The new model's parameters are new: give them a
+    new optimizer.
 
     Before it is returned, the new model's answer to random numbers of the shape of `example` is compared in float64
-    with that of the model whose channels are zeroed (`zero_filters`).
+    with that of the model whose channels are zeroed (`zero_filters`), or in float32 if float64 is impossible.
 
     Raises:
         ValueError: `keep` names no group's layer; a mask has another shape, is not boolean, drops all channels or
@@ -231,26 +318,51 @@ def _removed_and_zeroed(model: nn.Module, keep: Keep, example: Tensor) -> tuple[
 
 def _compared(whole: nn.Module, keep: Keep, survey: list[_Coupled], example: Tensor) -> tuple[nn.Module, nn.Module]:
     """Return the cut model and the zeroed one; ValueError if `keep` is wrong or their answers differ."""
-    masks = _checked(keep, survey)
-    new, zeroed = _both(whole, masks, survey)
-    if reason := _difference(new, zeroed, example):
-        alone = [name for name in masks if _difference(*_both(whole, {name: masks[name]}, survey), example)]
+    masks = _checked(keep, survey, _first_names_of_layers(whole))
+    try:
+        return _both(whole, masks, survey, example)
+    except _CannotCutError as error:
+        alone = [name for name in masks if not _can_cut(whole, {name: masks[name]}, survey, example)]
         raise ValueError(
-            f"keep cuts {', '.join(map(repr, alone or masks))}, which torch-pruning cannot cut here ({reason}). "
+            f"keep cuts {', '.join(map(repr, alone or masks))}, which torch-pruning cannot cut here ({error}). "
             "Something there reshapes, splits or mixes channels: try leaving these layers out of keep (or of scores)"
-        )
+        ) from error
+
+
+class _CannotCutError(Exception):
+    """The cut model is not the zeroed one; says how."""
+
+
+def _both(whole: nn.Module, masks: Keep, survey: list[_Coupled], example: Tensor) -> tuple[nn.Module, nn.Module]:
+    try:
+        numbered = _cut_numbers(whole, masks, survey)
+        zeroed = _zeroed(numbered, whole)
+        new = _fill(numbered, whole)
+    except Exception as error:  # of any class: torch-pruning takes a layer for one of another kind
+        raise _CannotCutError(_first_line(error)) from error
+    if reason := _difference(new, zeroed, example):
+        raise _CannotCutError(reason)
     return new, zeroed
 
 
-def _both(whole: nn.Module, masks: Keep, survey: list[_Coupled]) -> tuple[nn.Module, nn.Module]:
-    numbered = _cut_numbers(whole, masks, survey)
-    zeroed = _zeroed(numbered, whole)
-    return _fill(numbered, whole), zeroed
+def _can_cut(whole: nn.Module, masks: Keep, survey: list[_Coupled], example: Tensor) -> bool:
+    try:
+        _both(whole, masks, survey, example)
+    except _CannotCutError:
+        return False
+    return True
 
 
-def _checked(keep: Keep, survey: list[_Coupled]) -> dict[str, Tensor]:
-    """Return one mask for each group that loses channels, by the group's name."""
+def _first_names_of_layers(model: nn.Module) -> dict[str, str]:
+    """Return each name of each layer with the first one of the same layer."""
+    first = {layer: name for name, layer in model.named_modules()}
+    return {name: first[layer] for name, layer in model.named_modules(remove_duplicate=False)}
+
+
+def _checked(keep: Keep, survey: list[_Coupled], first: dict[str, str]) -> dict[str, Tensor]:
+    """Return one mask for each group that loses channels, by the group's name; `first` has the names of layers."""
     coupled_by_layer = {layer: coupled for coupled in survey for layer in coupled.group.layers}
+    coupled_by_layer = {name: coupled_by_layer[layer] for name, layer in first.items() if layer in coupled_by_layer}
     allowed = [layer for layer, coupled in coupled_by_layer.items() if not coupled.obstacle]
     masks: dict[str, Tensor] = {}
     for name, mask in keep.items():
@@ -265,6 +377,8 @@ def _checked(keep: Keep, survey: list[_Coupled]) -> dict[str, Tensor]:
 
 
 def _check_mask(name: str, mask: Tensor, group: Group) -> None:
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"keep[{name!r}] is a {type(mask).__name__}; allowed: torch.bool {(group.channels,)}")
     if mask.dtype != torch.bool or mask.shape != (group.channels,):
         raise ValueError(f"keep[{name!r}] is {mask.dtype} {tuple(mask.shape)}; allowed: torch.bool {(group.channels,)}")
     if not mask.any():
@@ -282,7 +396,7 @@ def _cut_numbers(whole: nn.Module, masks: Keep, survey: list[_Coupled]) -> nn.Mo
     They say where in the flat parameter of `whole` each value stood. So it is known for every kind of layer that
     torch-pruning can cut what was removed, and what of the rest went where.
     """
-    new = deepcopy(whole)
+    new = copied(whole)
     for parameter in new.parameters():
         numbers = torch.arange(parameter.numel(), dtype=torch.float64, device=parameter.device)  # exact up to 2⁵³
         parameter.data = numbers.view(parameter.shape)
@@ -293,7 +407,7 @@ def _cut_numbers(whole: nn.Module, masks: Keep, survey: list[_Coupled]) -> nn.Mo
 
 def _fill(numbered: nn.Module, whole: nn.Module) -> nn.Module:
     """Replace, in place, each number by what stands there in `whole`; return the model, which is then the cut one."""
-    originals = dict(whole.named_parameters())
+    originals = dict(whole.named_parameters(remove_duplicate=False))
     for name, parameter in numbered.named_parameters():
         parameter.data = originals[name].detach().flatten()[parameter.detach().long()]
         parameter.requires_grad_(originals[name].requires_grad)
@@ -302,7 +416,7 @@ def _fill(numbered: nn.Module, whole: nn.Module) -> nn.Module:
 
 def _zeroed(numbered: nn.Module, whole: nn.Module) -> nn.Module:
     """Return a copy of `whole` with a zero wherever its number was removed."""
-    new = deepcopy(whole)
+    new = copied(whole)
     numbers = dict(numbered.named_parameters())
     for name, parameter in new.named_parameters():
         removed = torch.ones(parameter.numel(), dtype=torch.bool, device=parameter.device)
@@ -324,20 +438,69 @@ def _positions(masks: Keep, survey: list[_Coupled]) -> dict[tuple[str, Any], set
 
 def _difference(new: nn.Module, zeroed: nn.Module, example: Tensor) -> str:
     """Return in words how the two models' answers differ, or "" if they do not."""
-    inputs = example
-    if example.is_floating_point():
-        generator, shape = torch.Generator().manual_seed(0), (max(2, len(example)), *example.shape[1:])
-        inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(example.device)
-    expected = _answer(deepcopy(zeroed).double(), inputs)
-    try:
-        found = _answer(deepcopy(new).double(), inputs)
-    except Exception as error:  # of any class, from the model's own code: the sizes do not fit
-        return _first_line(error)
+    reason = ""
+    for dtype in PRECISIONS:
+        try:
+            expected = _answers(zeroed, example, dtype)
+        except Exception as error:  # of any class, from the model's own code: it makes tensors of one precision
+            reason = f"the answers cannot be compared: {_first_line(error)}"
+            continue
+        try:
+            return _apart(_answers(new, example, dtype), expected, dtype)
+        except Exception as error:  # of any class, from the model's own code: the sizes do not fit
+            return _first_line(error)
+    return reason
+
+
+def _apart(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
+    if found.shape != expected.shape:
+        return f"the answers have the shape {tuple(found.shape)}, with zeroed channels {tuple(expected.shape)}"
     difference = float((found - expected).abs().max())
     # An untrained net's answers may hardly depend on its inputs: what counts is how much they do.
     spread = float((expected.amax(0) - expected.amin(0)).max())
-    allowed = TOLERANCE * spread + NOISE * float(expected.abs().max())
+    allowed = TOLERANCE[dtype] * spread + NOISE[dtype] * float(expected.abs().max())
+    if dtype == torch.float32 and not allowed < 0.01 * spread:
+        return "the answers depend too little on the inputs to be compared in float32"
     return "" if difference <= allowed else f"the answers differ by {difference:.2g} from those with zeroed channels"
+
+
+def _answers(model: nn.Module, example: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the answers to at least two different batches or examples, computed in `dtype`."""
+    model = copied(model).to(dtype)
+    with _all_in_double() if dtype == torch.float64 else nullcontext():
+        answers = [_answer(model, batch) for batch in _batches(example, dtype)]
+    return answers[0] if len(answers) == 1 else torch.stack(answers)
+
+
+def _batches(example: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return random inputs like `example`: not more of them at once, as some models take but one."""
+    generator = torch.Generator().manual_seed(0)
+    if example.is_floating_point():
+        shape = (max(2, len(example)), *example.shape[1:])
+        inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(example.device, dtype)
+        return list(inputs.split(len(example)))
+    order = torch.randperm(example.numel(), generator=generator).to(example.device)
+    return [example, example.flatten()[order].view(example.shape)]
+
+
+@contextmanager
+def _all_in_double() -> Iterator[None]:
+    """Have everything that is computed meanwhile be in float64, also what asks for less precision, or for none."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Double():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Double(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = kwargs or {}
+        if asked.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
+            asked = asked | {"dtype": torch.float64}
+        return func(*args, **asked)
 
 
 @torch.no_grad()
@@ -393,9 +556,10 @@ def choose_filters(
     checks.choice("scope", scope, SCOPES)
     checks.positive("round_to", round_to)
     checks.fraction("at_least", at_least, upper_open=False)
-    for name in scores:
-        checks.choice("layer in scores", name, [name for name, _ in model.named_modules()])
+    checks.number("macs_ratio", macs_ratio)
     whole = _copy(model)
+    first = _first_names_of_layers(whole)
+    scores = {first[checks.choice("layer in scores", name, first)]: values for name, values in scores.items()}
     survey = _survey(whole, example)
     found = [coupled.group for coupled in survey if not coupled.obstacle]
     summed = checks.not_empty("scores of groups that can be cut", group_scores(scores, found))
@@ -433,7 +597,7 @@ def _predictor(whole: nn.Module, survey: list[_Coupled], example: Tensor) -> Cal
     be attributed to a layer, is taken to stay as it is: compare once before you trust it.
     """
     table = measure.layer_table(whole, example)
-    layers = {name: whole.get_submodule(name) for name in table["layer"]}
+    layers = dict(whole.named_modules())
     costs = {name: macs for name, macs in zip(table["layer"], table["macs"], strict=True) if macs}
     elsewhere = measure.count_macs(whole, example) - sum(costs.values())
 
@@ -524,8 +688,9 @@ def remove_block(model: nn.Module, name: str) -> nn.Module:
     Possible where the block's input and output have the same shape: each `models.Residual`, and torchvision's
     ResNet blocks without a convolution on the shortcut. Raises ValueError for any other name.
     """
-    new = deepcopy(model)
-    checks.choice("name", name, [name for name, module in new.named_modules() if _is_residual(module)])
+    new = copied(model)
+    blocks = [name for name, module in new.named_modules(remove_duplicate=False) if _is_residual(module)]
+    checks.choice("name", name, blocks)
     parent, _, attribute = name.rpartition(".")
     setattr(new.get_submodule(parent), attribute, nn.Identity())
     return new
@@ -548,34 +713,47 @@ def refresh_batchnorm(model: nn.Module, inputs: Shaped[Tensor, "count ..."], *, 
 
     They are averaged over all batches, each counted by its size. Everything else is unchanged, dropout is off
     meanwhile, and each layer's own mode and momentum are restored. Frozen BatchNorm layers are refreshed as well.
+
+    Batches are about equally large, and none is of a single example unless `batch_size` or the inputs are 1.
+
+    Raises ValueError if `inputs` holds NaN or infinity, or a BatchNorm gets one number only, which has no variance.
     """
     checks.not_empty("inputs", inputs)
     checks.positive("batch_size", batch_size)
-    new = deepcopy(model)
+    if inputs.is_floating_point():
+        checks.finite("inputs", inputs)
+    new = copied(model)
     norms = [module for module in new.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    where = next(new.parameters()).device
+    where = next((tensor.device for tensor in chain(new.parameters(), new.buffers())), inputs.device)
+    count = math.ceil(len(inputs) / batch_size)
+    batches = inputs.tensor_split(count if batch_size == 1 else max(1, min(count, len(inputs) // 2)))
+    fast = takes_channels_last(new, batches[-1][:2].to(where))
     with _refreshing(new, norms):
         seen = 0
-        for batch in inputs.tensor_split(math.ceil(len(inputs) / batch_size)):  # none of a single example
+        for batch in batches:
             seen += len(batch)
             for norm in norms:
                 norm.momentum = len(batch) / seen
-            new(training.channels_last(batch.to(where)))
+            _see(new, channels_last(batch.to(where)) if fast else batch.to(where))
     return new
+
+
+def _see(model: nn.Module, batch: Tensor) -> None:
+    try:
+        model(batch)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"inputs in batches of {len(batch)} cannot refresh this model ({_first_line(error)})"
+        ) from error
 
 
 @contextmanager
 def _refreshing(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    try:
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

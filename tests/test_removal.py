@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
-from helpers import measure, models, pruning, removal, training
+from helpers import measure, models, pruning, quantization, removal, training
 from helpers.removal import Group
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -461,9 +460,9 @@ def test_bad_keeps(net, keep, said):
 
 
 def test_other_parametrizations_are_refused(net):
-    parametrizations.weight_norm(net.conv2.conv)
+    quantized = quantization.quantize_model(net.float(), weights={"conv2.conv": 4})
     with pytest.raises(ValueError, match="model has a parametrization on 'conv2.conv'; allowed: masks"):
-        removal.groups(net, IMAGES)
+        removal.groups(quantized, IMAGES.float())
 
 
 def test_several_outputs_are_refused(net):
