@@ -1,35 +1,27 @@
 """A judge for compressed models that believes no number it is told: it measures bytes, accuracy and speed itself.
 
-A submission is one ONNX file, or one packed file and the source of the module that it fills. It is decoded in a fresh
-process, in a folder that holds nothing else, and answers there. That process may import PyTorch, NumPy and
-`helpers.models`; it may read code, and the one file. What it reads counts: the file's bytes, and those of the source.
+A submission is one ONNX file, or one packed file and the source of the module that it fills. It answers in a process
+that cannot reach (`sandbox`): inputs are sent in, logits come out, and the labels, the counting and the clock stay
+here. What comes out is a function of the file's bytes and the source's, both of which are weighed, and of nothing else.
 
 What is refused, and where a trick would hide:
 
     a pickle (.pt, .pkl, a zip)        code in weights: it is not even opened
     ONNX with external data            weights in another file, which nobody weighs
-    a module that opens other files    a checkpoint, the training data, the network
+    a module that opens other files    behind walls there are none; elsewhere Python's own events tell
     a module with numbers of its own   constants, buffers that are not saved, closures: more than 256 numbers
     a module that ignores its file     it answers as well when the file's weights are shuffled
-    answers by position or by hash     they change with the order, with the batch, or when no eye sees a change
+    another network for the clock      the graph that is timed is made before any input is seen; it, and the module, are
+                                       asked the same in batches of 64 and one by one, and the fewest right count
+    answers by position or by hash     they change with the order, or when no eye sees a change
 
-This stops mistakes and the tricks that a classroom knows. It is no prison: what is seen is what Python opens, and code
-that wants to break out of a process of the same user can. Do not judge strangers' code without a container.
+Where the system allows no namespaces (`Judged.walls` is "" then, and the table says so), the process is an ordinary one
+of the same user, watched by Python alone: enough for mistakes and for the tricks that a classroom knows, and no prison.
+Do not judge strangers' code there.
 """
 
-import ast
-import inspect
-import io
-import json
-import linecache
 import math
-import os
-import subprocess
-import sys
-import tempfile
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -37,49 +29,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers import checks
-from helpers.paths import ROOT
+from helpers import answering, asking, checks
+from helpers.answering import PROCESS, WEIGHTS
+from helpers.asking import ANSWERS, Answers
+from helpers.submission import FILE, Refused, opened
 
 if TYPE_CHECKING:
-    import onnx
     import pandas as pd
-    from torch import Tensor, nn
 
     from helpers.data import Split
     from helpers.results import Run
 
 __all__ = ["BUDGETS", "Budget", "Judged", "Outcome", "judge"]
 
-SECONDS = 600  # what the fresh process may take
 ATTEMPTS = 3  # of the timing, while it decides nothing
 OWN_NUMBERS = 256  # what a module may hold beside its file: means, scales
-NOISE = 0.05  # of inputs with a standard deviation of about 1: three or four of 255 steps, so rounding keeps it
-ALONE = 20  # examples that are asked again, one by one
-SAME_GRAPH = 0.995  # of the answers of a module and of its graph: floats are added up in another order there
-PICKLES = (b"PK\x03\x04", b"\x80")
-MODULES = {
-    "__future__",
-    "collections",
-    "dataclasses",
-    "functools",
-    "helpers",
-    "itertools",
-    "math",
-    "numpy",
-    "torch",
-    "typing",
-}
-UNSEEN_READERS = {  # of torch, they open files without Python; the last two hand out what does
-    "from_file", "jit", "ops", "load_library", "cpp_extension", "package", "PackageImporter", "_C", "sys",
-}  # fmt: skip
-BUILTINS = {"__import__", "eval", "exec", "compile", "getattr", "setattr", "delattr", "globals", "locals", "vars"}
-CODE_PLACES = {os.path.realpath(place) + os.sep for place in (sys.prefix, sys.base_prefix, ROOT / "helpers")}
-CODE = {".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"}
-FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "ctypes.dlopen")
-DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+SAME = 0.998  # of the answers in batches and one by one, of a module and of its graph: only near ties may differ
 
-FILE, PROCESS, ANSWERS = "one honest file", "decodes in a fresh process", "answers for each input"
-INPUT, WEIGHTS = "answers follow the input", "the weights are in the file"
+INPUT = "answers follow the input"
 BYTES, ACCURACY, SPEED = "bytes", "accuracy", "speed"
 CRITERIA = (FILE, PROCESS, ANSWERS, INPUT, WEIGHTS, BYTES, ACCURACY, SPEED)
 CLAIMS = ("bytes", "accuracy", "speedup")
@@ -101,8 +68,8 @@ class Budget:
     def __post_init__(self) -> None:
         checks.positive("bytes", self.bytes)
         checks.fraction("accuracy", self.accuracy)
-        if self.speedup is not None and not self.speedup > 0:
-            raise ValueError(f"speedup={self.speedup!r}; allowed: a number above 0, or None")
+        if self.speedup is not None:
+            checks.number("speedup", self.speedup, above=0)
 
 
 # A model of the course has the bytes and the accuracy of each. Digits: what the worst of five seeds of notebook 14's
@@ -130,7 +97,8 @@ class Judged:
     """What the judge found. Numbers that were not measured, because a trick came first, are NaN.
 
     `speedup` is the ratio of medians against the dense network, `speed_interval` its 99 % interval. `disagreements` are
-    the student's numbers that are not those that were measured; they decide nothing.
+    the student's numbers that are not those that were measured; they decide nothing. `walls` is what kept the
+    submission from the data: "bubblewrap" or "unshare", or "" for Python alone; None if it did not answer.
     """
 
     task: str
@@ -141,6 +109,7 @@ class Judged:
     speedup: float = math.nan
     speed_interval: tuple[float, float] = (math.nan, math.nan)
     disagreements: tuple[str, ...] = ()
+    walls: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -165,14 +134,6 @@ class Judged:
 
 def _verdict(outcome: Outcome) -> str:
     return "met" if outcome.met else "not reached" if outcome.measured == NOT_MEASURED else "not met"
-
-
-class _Refused(Exception):
-    """A trick, or a mistake that looks like one: which criterion it breaks, and one sentence."""
-
-    def __init__(self, criterion: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.criterion, self.sentence = criterion, sentence
 
 
 # ---------------------------------------------------------------- judging
@@ -223,20 +184,22 @@ def judge(
     outcomes: list[Outcome] = []
     found = Judged(task, len(examples), (), 0)
     try:
-        content, source = _opened(Path(submission), build)
+        content, source = opened(Path(submission), build)
         found = replace(found, bytes=len(content) + len(source.encode()))
         outcomes.append(
             Outcome(FILE, True, f"{len(content):,} bytes" + (f" + {len(source.encode()):,} of source" * bool(source)))
         )
-        answers = _answers(content, source, examples, known, export=budget.speedup is not None)
+        answers = asking.ask(
+            content, source, examples, classes=known.classes, shape=known.shape, export=budget.speedup is not None
+        )
         measured = _measured(found, answers, examples, run)  # before any label is looked at, so that it is logged
         outcomes += _structure(answers, examples, known)
         found = measured
         outcomes += [_bytes(found, budget), _accuracy(found, budget)]
         if budget.speedup is not None:
-            found, outcome = _speed(found, answers.graph or content, examples, budget.speedup, rounds)
+            found, outcome = _speed(found, answers.graph, examples, budget.speedup, rounds)
             outcomes.append(outcome)
-    except _Refused as refused:
+    except Refused as refused:
         outcomes = [o for o in outcomes if o.criterion != refused.criterion]
         outcomes.append(Outcome(refused.criterion, False, refused.sentence))
         seen = {outcome.criterion for outcome in outcomes}
@@ -245,11 +208,11 @@ def judge(
     return replace(found, outcomes=tuple(outcomes), disagreements=_disagreements(found, claimed or {}))
 
 
-def _measured(found: Judged, answers: "_Answers", examples: "Split", run: "Run | None") -> Judged:
-    if run is None:
-        right = answers.logits.argmax(1) == np.asarray(examples.labels)
-        return replace(found, accuracy=float(right.mean()))
-    return replace(found, accuracy=_logged(run, answers.logits, examples))
+def _measured(found: Judged, answers: Answers, examples: "Split", run: "Run | None") -> Judged:
+    labels = np.asarray(examples.labels)
+    logits = answers.logits(labels)
+    accuracy = float((logits.argmax(1) == labels).mean()) if run is None else _logged(run, logits, examples)
+    return replace(found, accuracy=accuracy, walls=answers.walls)
 
 
 def _logged(run: "Run", logits: np.ndarray, examples: "Split") -> float:
@@ -294,485 +257,53 @@ def _disagreements(found: Judged, claimed: Mapping[str, float]) -> tuple[str, ..
     return tuple(said)
 
 
-# ---------------------------------------------------------------- the file and the source
+# ---------------------------------------------------------------- the criteria
 
 
-def _opened(submission: Path, build: Any) -> tuple[bytes, str]:
-    """Return the content of the model's file and the source that goes with it; nothing in either is executed."""
-    path, source = submission, "" if build is None else _source(build)
-    if submission.is_dir():
-        path, source = _in_folder(submission)
-    content = path.read_bytes()
-    if content.startswith(PICKLES):
-        raise _Refused(
-            FILE, f"{path.name} is a pickle or a zip, which can hold code: write it with packing or as ONNX."
-        )
-    if content.startswith(b"MCPACK"):
-        if not source:
-            raise _Refused(FILE, "a packed file holds numbers only: say by `build` which module they fill.")
-        _check_imports(source)
-        return content, source
-    _check_graph(content)
-    return content, ""
-
-
-def _in_folder(folder: Path) -> tuple[Path, str]:
-    names = sorted(path.name for path in folder.iterdir())
-    if names == ["model.onnx"]:
-        return folder / "model.onnx", ""
-    if names == ["model.pack", "model.py"]:
-        try:
-            return folder / "model.pack", (folder / "model.py").read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise _Refused(FILE, "model.py is not a text in UTF-8.") from None
-    raise _Refused(
-        FILE, f"the folder holds {', '.join(names) or 'nothing'}; allowed: model.onnx, or model.pack and model.py."
-    )
-
-
-def _source(build: Any) -> str:
-    """Return source that defines `build`, of functions and classes, of which the last is called."""
-    if isinstance(build, str):
-        return build
-    parts = list(build) if isinstance(build, Sequence) else [build]
-    source = "\n\n".join(map(_source_of, parts))
-    return source if parts[-1].__name__ == "build" else f"{source}\n\nbuild = {parts[-1].__name__}\n"
-
-
-def _source_of(part: Any) -> str:
-    if not inspect.isclass(part):
-        return textwrap.dedent(inspect.getsource(part))
-    # Of a class in a notebook's cell `inspect` finds no file; its methods know theirs.
-    methods = [value for value in vars(part).values() if inspect.isfunction(value)]
-    lines = linecache.getlines(methods[0].__code__.co_filename) if methods else []
-    text = "".join(lines)
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-            return textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
-    raise ValueError(f"build={part.__name__} has no source that could be read; allowed: source as a text")
-
-
-def _check_imports(source: str) -> None:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise _Refused(FILE, f"the source is not Python: {error.msg}, line {error.lineno}.") from None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute):
-            names = [f"torch.{node.attr}"]
-        elif isinstance(node, ast.Name) and node.id in BUILTINS:
-            raise _Refused(WEIGHTS, f"the source uses {node.id}, which a network does not need.")
-        else:
-            continue
-        for name in names:
-            if UNSEEN_READERS.intersection(name.split(".")):
-                raise _Refused(WEIGHTS, f"the source uses {name}, which can read files that no one sees it open.")
-            if name.split(".")[0] not in MODULES or (name.startswith("helpers") and "models" not in name.split(".")):
-                raise _Refused(WEIGHTS, f"the source imports {name}; allowed: torch, numpy, math, helpers.models.")
-
-
-def _check_graph(content: bytes) -> None:
-    import onnx
-
-    try:
-        proto = onnx.load_from_string(content)
-        known = bool(proto.graph.node)
-    except Exception:  # protobuf's own classes
-        known = False
-    if not known:
-        raise _Refused(FILE, "this is neither a packed file nor an ONNX model.")
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise _Refused(FILE, f"{tensor.name!r} lies in another file: weights must be in the one that is weighed.")
-    for node in _nodes(proto.graph):
-        if node.domain not in DOMAINS:
-            raise _Refused(FILE, f"{node.op_type!r} is of {node.domain!r}, not an operator of ONNX Runtime's own.")
-
-
-def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                if inner.node or inner.initializer:
-                    yield from _graphs(inner)
-
-
-def _nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
-    for each in _graphs(graph):
-        yield from each.node
-
-
-def _tensors(proto: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
-    """Yield every tensor of a model, those in branches, loops, attributes and functions too."""
-    nodes = [*_nodes(proto.graph), *(node for function in proto.functions for node in function.node)]
-    for graph in _graphs(proto.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-
-
-# ---------------------------------------------------------------- the fresh process, from outside
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What the fresh process answered: logits in the order of the examples, and those of the controls."""
-
-    logits: np.ndarray
-    alone: np.ndarray  # of the last `ALONE` examples in the order that was asked, one by one, in reverse
-    asked: np.ndarray  # which examples those are
-    noisy: np.ndarray | None
-    shuffled: list[np.ndarray]
-    own_numbers: int
-    graph: bytes | None
-
-
-def _answers(content: bytes, source: str, examples: "Split", task: "_Task", *, export: bool) -> _Answers:
-    order = np.random.default_rng().permutation(len(examples))  # nobody knows it beforehand
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / ("model.pack" if source else "model.onnx")).write_bytes(content)
-        if source:
-            (folder / "model.py").write_text(source, encoding="utf-8")
-        _write_inputs(folder, examples, order)
-        report = _in_fresh_process(folder, export=export and bool(source))
-        if "refused" in report:
-            raise _Refused(report["criterion"], report["refused"])
-        with np.load(folder / "answers.npz") as found:
-            arrays = dict(found)
-        graph = (folder / "exported.onnx").read_bytes() if (folder / "exported.onnx").exists() else None
-    back = np.argsort(order)
-    for name, logits in arrays.items():
-        _check_logits(name, logits, ALONE if name == "alone" else len(examples), task)
-    return _Answers(
-        logits=arrays["logits"][back],
-        alone=arrays["alone"],
-        asked=order[-ALONE:][::-1],
-        noisy=arrays["noisy"][back] if "noisy" in arrays else None,
-        shuffled=[logits[back] for name, logits in arrays.items() if name.startswith("shuffled")],
-        own_numbers=report.get("own_numbers", 0),
-        graph=graph,
-    )
-
-
-def _write_inputs(folder: Path, examples: "Split", order: np.ndarray) -> None:
-    if isinstance(examples.inputs, list):
-        (folder / "inputs.json").write_text(json.dumps([examples.inputs[i] for i in order]), encoding="utf-8")
-    else:
-        np.save(folder / "inputs.npy", examples.inputs.numpy()[order])
-
-
-def _in_fresh_process(folder: Path, *, export: bool) -> dict[str, Any]:
-    """Let another Python answer in `folder`; return its report, or one that says how it died."""
-    kept = {"PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"}
-    environment = {key: value for key, value in os.environ.items() if key in kept}
-    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", f"from helpers.judging import _work; _work(export={export})"]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"criterion": PROCESS, "refused": f"it had not answered after {SECONDS} seconds."}
-    report = folder / "report.json"
-    if done.returncode or not report.exists():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"criterion": PROCESS, "refused": f"the fresh process ended with: {last}"}
-    return json.loads(report.read_text(encoding="utf-8"))
-
-
-def _check_logits(name: str, logits: np.ndarray, count: int, task: "_Task") -> None:
-    expected = (min(count, len(logits)) if name == "alone" else count, task.classes)
-    if logits.shape != expected:
-        raise _Refused(ANSWERS, f"the answers have the shape {logits.shape}; asked: {expected}.")
-    if name == "logits" and not np.isfinite(logits).all():
-        raise _Refused(ANSWERS, f"{(~np.isfinite(logits)).any(1).sum():,} answers hold NaN or infinity.")
-
-
-def _structure(answers: _Answers, examples: "Split", task: "_Task") -> list[Outcome]:
-    """Return the outcomes of what has nothing to do with the budget; raise _Refused at the first that is not met."""
-    said, labels = answers.logits.argmax(1), np.asarray(examples.labels)
+def _structure(answers: Answers, examples: "Split", task: "_Task") -> list[Outcome]:
+    """Return the outcomes of what has nothing to do with the budget; raise Refused at the first that is not met."""
+    first, labels = answers.ways[0], np.asarray(examples.labels)
+    said = first.batches.argmax(1)
     accuracy = float((said == labels).mean())
     if len(set(said.tolist())) == 1 and len(set(labels.tolist())) > 1:
-        raise _Refused(INPUT, f"the answer is always class {said[0]}, whatever the input.")
-    same = float((answers.alone.argmax(1) == said[answers.asked]).mean())
-    if same < 0.9:
-        raise _Refused(INPUT, f"asked one by one, in another order, only {same:.0%} of the answers are the same.")
+        raise Refused(INPUT, f"the answer is always class {said[0]}, whatever the input.")
+    same = first.same(first, answers.questions)
+    if same < SAME:
+        raise Refused(INPUT, f"asked one by one, in another order, only {same:.1%} of the answers are the same.")
+    for graph in answers.ways[1:]:
+        if (alike := graph.same(first, answers.questions)) < SAME:
+            said_so = f"exported to ONNX, {alike:.1%} of the answers are the same"
+            raise Refused(PROCESS, f"{said_so}: what is timed is another network.")
     chance = float(np.bincount(labels, minlength=task.classes).max() / len(labels))
-    if answers.noisy is not None:
-        noisy = float((answers.noisy.argmax(1) == labels).mean())
-        if noisy < accuracy - 0.5 * max(accuracy - chance, 0.1):
-            raise _Refused(INPUT, f"a change that no eye sees takes the accuracy from {accuracy:.1%} to {noisy:.1%}.")
+    _check_changed(answers, labels, accuracy, chance)
     if answers.own_numbers > OWN_NUMBERS:
-        raise _Refused(
+        raise Refused(
             WEIGHTS, f"the module holds {answers.own_numbers:,} numbers beside the file; allowed: {OWN_NUMBERS}."
         )
-    shuffled = [float((logits.argmax(1) == labels).mean()) for logits in answers.shuffled]
+    shuffled = [float((logits.argmax(1) == labels[: len(logits)]).mean()) for logits in answers.shuffled]
     if shuffled and accuracy > chance + 0.1 and min(shuffled) > (accuracy + chance) / 2:
-        raise _Refused(WEIGHTS, f"with the file's weights shuffled it is right in {min(shuffled):.1%} all the same.")
+        raise Refused(WEIGHTS, f"with the file's weights shuffled it is right in {min(shuffled):.1%} all the same.")
     without = f"shuffled, {min(shuffled):.1%} are right" if shuffled else "they are part of the graph"
     return [
-        Outcome(PROCESS, True, "nothing but the file was read"),
+        Outcome(PROCESS, True, _apart(answers.walls)),
         Outcome(ANSWERS, True, f"{len(labels):,} × {task.classes}, all finite"),
-        Outcome(INPUT, True, f"{same:.0%} the same one by one"),
+        Outcome(INPUT, True, f"{same:.2%} the same one by one"),
         Outcome(WEIGHTS, True, without),
     ]
 
 
-# ---------------------------------------------------------------- the fresh process, from inside
+def _check_changed(answers: Answers, labels: np.ndarray, accuracy: float, chance: float) -> None:
+    if not len(answers.ways[0].changed):
+        return
+    changed = float((answers.ways[0].changed.argmax(1) == labels[answers.questions.places]).mean())
+    if changed < accuracy - 0.5 * max(accuracy - chance, 0.1):
+        raise Refused(INPUT, f"a change that no eye sees takes the accuracy from {accuracy:.1%} to {changed:.1%}.")
 
 
-def _work(*, export: bool) -> None:
-    """Answer the inputs of the present folder, guarded; write answers.npz and report.json. Runs in a fresh process."""
-    import torch
-
-    from helpers import quantization, training  # noqa: F401  code that is read before the guard stands
-
-    torch.set_num_threads(1)
-    folder = Path.cwd()
-    report: dict[str, Any] = {}
-    try:
-        inputs = _read_inputs(folder)
-        guard = _Guard(folder)
-        is_packed = (folder / "model.pack").exists()
-        predict, controls = _packed(folder, guard, report) if is_packed else _runtime(folder / "model.onnx")
-        with guard:
-            answers = {"logits": predict(inputs)}
-            answers["alone"] = np.concatenate([predict(_one(inputs, -1 - i)) for i in range(min(ALONE, len(inputs)))])
-            if isinstance(inputs, np.ndarray):
-                noise = np.random.default_rng(0).standard_normal(inputs.shape, dtype=np.float32)
-                answers["noisy"] = predict(inputs + NOISE * noise)
-            answers |= controls(inputs)
-        np.savez(folder / "answers.npz", **answers)  # type: ignore[arg-type]
-        if export:
-            _graph(torch.nn.Linear(1, 1), torch.zeros(2, 1))  # what the exporter itself reads, it has read now
-            with guard:
-                graph = _graph(predict.model, torch.from_numpy(inputs[:2]))  # type: ignore[attr-defined]
-            exported = folder / "exported.onnx"
-            exported.write_bytes(graph)
-            _check_export(exported, inputs, answers["logits"])
-    except _Refused as refused:
-        report |= {"criterion": refused.criterion, "refused": refused.sentence}
-    except Exception as error:  # whatever a student's code does is said in one sentence
-        said = (str(error).strip().splitlines() or ["no message"])[0]
-        report |= {"criterion": PROCESS, "refused": f"{type(error).__name__}: {said}"}
-    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-class _Guard:
-    """While it is entered, Python opens code and one file, and no connection; an attempt is refused for good."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = {str(folder / name) for name in ("model.pack", "model.onnx")}
-        self.folder, self.active, self.attempt = folder, False, ""
-        sys.addaudithook(self._hook)
-
-    def __enter__(self) -> None:
-        self.active = True
-
-    def __exit__(self, *error: object) -> None:
-        self.active = False
-        if self.attempt:  # also one that the module caught
-            raise _Refused(WEIGHTS, self.attempt)
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.active:
-            return
-        if event == "open" and not self._may_open(arguments[0]):
-            self._refuse(f"the module opens {Path(str(arguments[0])).name}, which is not its file.")
-        if event.startswith(FORBIDDEN):
-            self._refuse(f"the module asks the system for {event}, which a network does not need.")
-        if event == "import" and str(arguments[0]).split(".")[0] in ("safetensors", "pickle5", "urllib3", "requests"):
-            self._refuse(f"the module imports {arguments[0]}, which a network does not need.")
-
-    def _may_open(self, path: Any) -> bool:
-        if isinstance(path, int) or path is None:
-            return True
-        text = os.fsdecode(path)
-        is_code = Path(text).suffix in CODE and os.path.realpath(text).startswith(tuple(CODE_PLACES))
-        return os.path.abspath(text) in self.model or is_code or text == os.devnull
-
-    def _refuse(self, sentence: str) -> None:
-        self.attempt = self.attempt or sentence
-        raise PermissionError(sentence)
-
-
-Predict = Callable[[Any], np.ndarray]
-Controls = Callable[[Any], dict[str, np.ndarray]]
-
-
-def _read_inputs(folder: Path) -> Any:
-    """Return the inputs, and leave no copy of them beside the model."""
-    path = folder / "inputs.npy"
-    if path.exists():
-        inputs = np.load(path)
-    else:
-        path = folder / "inputs.json"
-        inputs = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
-    return inputs
-
-
-def _one(inputs: Any, place: int) -> Any:
-    return inputs[place:][:1]
-
-
-def _packed(folder: Path, guard: _Guard, report: dict[str, Any]) -> tuple[Predict, Controls]:
-    import torch
-    from torch import nn
-
-    from helpers import packing, training
-
-    source, path = (folder / "model.py").read_text(encoding="utf-8"), folder / "model.pack"
-    names: dict[str, Any] = {"torch": torch, "nn": nn, "F": nn.functional, "np": np, "math": math}
-    if "models" in source:  # torchvision comes with it, and takes seconds
-        from helpers import models
-
-        names["models"] = models
-    words = packing.read_words(path)
-
-    def built() -> nn.Module:
-        namespace = names | {"__name__": "submission"}
-        exec(compile(source, "model.py", "exec"), namespace)
-        if not callable(namespace.get("build")):
-            raise _Refused(PROCESS, "the source defines no function `build`.")
-        module: Any = namespace["build"]()
-        if not isinstance(module, nn.Module):
-            raise _Refused(PROCESS, f"build() returns a {type(module).__name__}; asked: an nn.Module.")
-        return module
-
-    with guard:
-        module = built()
-        report["own_numbers"] = _own_numbers(module)
-        model = packing.load_into(module, path).eval()
-
-    def predict_with(model: nn.Module, inputs: Any) -> np.ndarray:
-        tensor = torch.from_numpy(_encoded(inputs, words) if isinstance(inputs, list) else inputs)
-        return np.asarray(training.predict(model, tensor))
-
-    def controls(inputs: Any) -> dict[str, np.ndarray]:
-        shuffled = [_shuffled(packing.load_into(built(), path), seed) for seed in range(3)]
-        return {f"shuffled{i}": predict_with(model, inputs) for i, model in enumerate(shuffled)}
-
-    def predict(inputs: Any) -> np.ndarray:
-        return predict_with(model, inputs)
-
-    predict.model = model  # type: ignore[attr-defined]
-    return predict, controls
-
-
-def _encoded(texts: list[str], words: list[str]) -> np.ndarray:
-    from helpers import vocabulary
-
-    tokens = [vocabulary.tokenize(text) for text in texts]
-    if any(" " in word for word in words):
-        tokens = [vocabulary.with_bigrams(each) for each in tokens]
-    return vocabulary.encode(tokens, words)
-
-
-def _own_numbers(module: "nn.Module") -> int:
-    """Return how many numbers a module holds in tensors, arrays and lists that its `state_dict` does not name."""
-    import torch
-
-    saved = {tensor.data_ptr() for tensor in module.state_dict().values()}
-    seen: set[int] = set()
-
-    def count(value: Any, depth: int = 0) -> int:
-        if id(value) in seen or depth > 6:
-            return 0
-        if isinstance(value, torch.Tensor):
-            seen.add(id(value))
-            return 0 if value.data_ptr() in saved else value.numel()
-        if isinstance(value, np.ndarray):
-            return int(value.size)
-        if isinstance(value, bytes | str):
-            return len(value) // 4
-        if isinstance(value, Mapping):
-            return sum(count(each, depth + 1) for each in value.values())
-        if isinstance(value, list | tuple | set):
-            return (
-                len(value)
-                if all(isinstance(v, int | float) for v in value)
-                else sum(count(v, depth + 1) for v in value)
-            )
-        if inspect.isfunction(value):
-            return sum(count(cell.cell_contents, depth + 1) for cell in value.__closure__ or ())
-        return 0
-
-    total = 0
-    for part in module.modules():
-        own = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_modules")}
-        total += sum(count(value) for value in own.values())
-        if type(part).__module__ == "submission":
-            total += sum(count(value) for key, value in vars(type(part)).items() if not key.startswith("__"))
-    return total
-
-
-def _shuffled(model: "nn.Module", seed: int) -> "nn.Module":
-    """Return the model with the elements of each tensor that the file filled in another order."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.numel() > 1:
-                order = torch.randperm(tensor.numel(), generator=generator)
-                tensor.copy_(tensor.flatten()[order].view_as(tensor))
-    return model.eval()
-
-
-def _runtime(path: Path) -> tuple[Predict, Controls]:
-    from helpers import deploy
-
-    try:
-        runtime = deploy.session(path)
-    except ValueError as error:
-        raise _Refused(PROCESS, str(error)) from None
-
-    def predict(inputs: np.ndarray) -> np.ndarray:
-        starts = range(0, len(inputs), 250)
-        return np.concatenate([deploy.run(runtime, inputs[start : start + 250]) for start in starts])
-
-    return predict, lambda inputs: {}
-
-
-def _check_export(path: Path, inputs: Any, logits: np.ndarray) -> None:
-    """Refuse a module whose graph, which is timed, answers otherwise than the module, which is counted."""
-    predict, _ = _runtime(path)
-    same = float((predict(inputs).argmax(1) == logits.argmax(1)).mean())
-    if same < SAME_GRAPH:
-        raise _Refused(
-            PROCESS, f"exported to ONNX, {same:.1%} of the answers are the same: what is timed is another network."
-        )
-
-
-def _graph(model: "nn.Module", example: "Tensor") -> bytes:
-    """Return a module as ONNX by PyTorch's older exporter: the newer one takes seconds to load."""
-    import torch
-
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there is a newer one
-        torch.onnx.export(
-            model.eval(),
-            (example,),
-            file,  # type: ignore[arg-type]  # it takes what can be written to, too
-            dynamo=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        )
-    return file.getvalue()
+def _apart(walls: str) -> str:
+    if walls:
+        return f"no path leads from there to data or labels ({walls})"
+    return "nothing but the file was read, says Python; this system has no walls around it"
 
 
 # ---------------------------------------------------------------- speed
@@ -843,4 +374,4 @@ def _reference(task: str) -> bytes:
     known = _TASKS[task]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _graph(getattr(models, known.dense)(), torch.zeros(2, *known.shape))
+        return answering.exported(getattr(models, known.dense)(), torch.zeros(2, *known.shape))

@@ -23,7 +23,7 @@ from typing import Any
 from helpers import checks
 from helpers.paths import DATA, write_atomically
 
-__all__ = ["Outcome", "recall", "record_transcript", "run_snippet", "transcript"]
+__all__ = ["Outcome", "recall", "record_transcript", "run_snippet", "stop", "transcript"]
 
 TRANSCRIPTS = DATA / "transcripts"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
@@ -122,7 +122,7 @@ def _run_in(folder: Path, code: str, timeout: float) -> Outcome:
         except subprocess.TimeoutExpired:
             error, message = "Timeout", f"stopped after {timeout:g} s"
         finally:
-            _stop(process)
+            stop(process)
         seconds = time.monotonic() - began
     text = printed.read_text(encoding="utf-8", errors="replace")
     return Outcome(_without(text, folder), error, _without(message, folder), seconds)
@@ -141,8 +141,8 @@ def _reported(report: Path, code: int) -> tuple[str, str]:
     return error, message
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End the process, and where there are process groups, those that it started."""
+def stop(process: subprocess.Popen) -> None:
+    """Kill the process, and where there are process groups, those that it started; return when it has ended."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):  # nobody is left
             os.killpg(process.pid, signal.SIGKILL)

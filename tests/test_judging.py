@@ -1,85 +1,43 @@
 """The judge: an honest submission passes, each trick is caught by the criterion that is meant for it."""
 
-import json
 import os
 import pickle
-import warnings
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from judged import EXAMPLES, Linear, answering_network, fork_instead
 from torch import nn
 
-from helpers import judging, packing, results, training
+from helpers import answering, judging, packing, results, sandbox, submission, training
 from helpers.data import Split
 from helpers.judging import Budget
 
-# Ten patterns and some noise: digits that a linear layer can tell apart.
-GENERATOR = torch.Generator().manual_seed(0)
-PATTERNS = torch.randn(10, 1, 28, 28, generator=GENERATOR)
-LABELS = torch.arange(300) % 10
-EXAMPLES = Split(PATTERNS[LABELS] + 0.3 * torch.randn(300, 1, 28, 28, generator=GENERATOR), LABELS)
 EASY = Budget(bytes=40_000, accuracy=0.9)
-FRESH = {  # these start a real process
+FRESH = {  # these start real processes
     "test_an_honest_packed_submission_passes_and_is_measured",
     "test_a_folder_is_judged_with_its_speed",
-    "test_a_module_that_never_answers_ends",
     "test_a_process_that_dies_is_said_so",
 }
 
 
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(784, 10)
-
-    def forward(self, images):
-        return self.fc(images.flatten(1))
-
-
-def answering() -> Linear:
-    """The network whose rows are the patterns: right without any training."""
-    network = Linear()
-    with torch.no_grad():
-        network.fc.weight.copy_(PATTERNS.flatten(1) / 784)
-        network.fc.bias.copy_(-PATTERNS.flatten(1).square().sum(1) / (2 * 784))
-    return network
-
-
 @pytest.fixture
 def packed(tmp_path):
-    return packing.write_dense(answering(), tmp_path / "m.pack").path
+    return packing.write_dense(answering_network(), tmp_path / "m.pack").path
 
 
 @pytest.fixture
 def graph(tmp_path):
     path = tmp_path / "m.onnx"
-    path.write_bytes(judging._graph(answering(), EXAMPLES.inputs[:2]))
+    path.write_bytes(answering.exported(answering_network(), EXAMPLES.inputs[:2]))
     return path
 
 
 @pytest.fixture(autouse=True)
 def _forked(request, monkeypatch):
-    """Fork instead of starting a Python that imports all of PyTorch: a hundred times quicker, the same code inside."""
-    if request.function.__name__ in FRESH or not hasattr(os, "fork"):
-        return
-
-    def forked(folder, *, export):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12
-            child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(folder)
-                judging._work(export=export)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0
-        return json.loads((folder / "report.json").read_text())
-
-    monkeypatch.setattr(judging, "_in_fresh_process", forked)
+    if request.function.__name__ not in FRESH and hasattr(os, "fork"):
+        fork_instead(monkeypatch)
 
 
 def judge(path, build=None, budget=EASY, **options):
@@ -94,9 +52,9 @@ def test_an_honest_packed_submission_passes_and_is_measured(packed):
     lied = {"bytes": 5, "accuracy": 1.0}
     judged = judge(packed, Linear, claimed=lied)
     assert judged.passed and judged.failed == []
-    network = training.evaluate(answering(), EXAMPLES)
+    network = training.evaluate(answering_network(), EXAMPLES)
     assert judged.accuracy == network.accuracy
-    source = judging._source(Linear)
+    source = submission.source_of(Linear)
     assert judged.bytes == packed.stat().st_size + len(source.encode()) and "class Linear" in source
     assert len(judged.disagreements) == 1 + (network.accuracy < 0.9995)
     table = judged.table()
@@ -117,7 +75,7 @@ def test_a_folder_is_judged_with_its_speed(packed, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     packed.rename(folder / "model.pack")
-    (folder / "model.py").write_text(judging._source([Linear]))
+    (folder / "model.py").write_text(submission.source_of([Linear]))
     judged = judge(folder, budget=Budget(bytes=40_000, accuracy=0.9, speedup=1.5))
     assert judged.passed, judged.table().to_string()  # 292 times fewer MACs than LeNet-5
     low, high = judged.speed_interval
@@ -147,7 +105,7 @@ def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
     run = results.start("14_leaderboard", profile="smoke", seed=0, save=False)
     judged = judging.judge(graph, "mnist", EASY, run=run, split=test)
     assert run._tests == [{"name": "judged", "accuracy": judged.accuracy, "correct": 50, "count": 50}]
-    always = judging._graph(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), EXAMPLES.inputs[:2])
+    always = answering.exported(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), EXAMPLES.inputs[:2])
     constant = onnx.load_from_string(always)
     for tensor in constant.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor), tensor.name))
@@ -174,7 +132,7 @@ def test_a_pickle_is_not_even_opened(tmp_path):
     path = tmp_path / "m.pt"
     path.write_bytes(pickle.dumps(Bomb()))
     refused(judge(path, Linear), judging.FILE, "pickle")
-    torch.save(answering().state_dict(), path)
+    torch.save(answering_network().state_dict(), path)
     refused(judge(path, Linear), judging.FILE, "pickle")
 
 
@@ -284,12 +242,12 @@ def test_numbers_do_not_hide_in_a_file_that_is_called_code(tmp_path):
 
 def test_whole_numbers_in_the_file_are_weights_too(tmp_path):
     """An honest network in eight bits: shuffled, its codes are wrong, although they are no floats."""
-    weight = answering().fc.weight.detach()
+    weight = answering_network().fc.weight.detach()
     scale = float(weight.abs().max() / 127)
     arrays = {
         "codes": (weight / scale).round().to(torch.int8).numpy(),
         "scale": np.array([scale], "<f4"),
-        "bias": answering().fc.bias.detach().numpy(),
+        "bias": answering_network().fc.bias.detach().numpy(),
     }
     path = packing.write_dense(arrays, tmp_path / "eight.pack").path
     judged = judge(path, EIGHT_BITS)
@@ -362,7 +320,7 @@ def test_a_module_that_ignores_its_file_is_caught_by_shuffling(tmp_path):
 
 
 def test_constants_in_the_source_weigh_what_they_are(packed):
-    long = judging._source(Linear) + f"\nbuild = Linear\n# {'x' * 10_000}"
+    long = submission.source_of(Linear) + f"\nbuild = Linear\n# {'x' * 10_000}"
     assert judge(packed, long).failed == [judging.BYTES]
 
 
@@ -375,7 +333,7 @@ def test_answers_that_do_not_follow_the_input_are_refused(tmp_path):
 
 def test_a_table_of_known_images_does_not_survive_a_change_that_no_eye_sees(packed):
     """Rounded grey levels as the key, as a hash of each image would be: right on exactly what it has seen."""
-    lookup = judging._source(Linear) + (
+    lookup = submission.source_of(Linear) + (
         "\nclass Lookup(Linear):\n    def forward(self, images):\n"
         "        levels = (images.flatten(1) * 0.3081 + 0.1307) * 255\n"
         "        known = levels.round().sum(1) % 16 == 0\n"
@@ -401,8 +359,9 @@ def test_wrong_shapes_and_nan_are_refused(tmp_path, answer, words):
 
 
 def test_a_module_that_never_answers_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "SECONDS", 0.5)
-    refused(judge(hollow(tmp_path), source()), judging.PROCESS, "had not answered")
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    endless = source(start="while True: pass")
+    refused(judge(hollow(tmp_path), endless), judging.PROCESS, "had not answered after 0.5 seconds")
 
 
 @pytest.mark.slow
