@@ -7,6 +7,7 @@ order of the numbers.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import checks, data, devices, environment, models, notebooks, paths, pruning, text, training, vocabulary
+from helpers import (
+    checks,
+    data,
+    devices,
+    environment,
+    models,
+    modules,
+    notebooks,
+    packing,
+    paths,
+    pruning,
+    text,
+    training,
+    vocabulary,
+)
 
 __all__ = ["RECIPES", "Recipe", "load", "manifest", "read_weights", "train", "words", "write_weights"]
+
+MASK = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.0\.mask")  # the layer, with a point, and its parameter
+HALF_DIGITS = 2**-11  # of a number in half precision, what rounding takes from it
 
 
 @dataclass(frozen=True)
@@ -78,32 +97,48 @@ RECIPES = {
 def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
     """Write the model's state, masks included, as safetensors; return the file's SHA-256.
 
-    With `half` every fraction is rounded to half precision. `read_weights` reads both.
+    A tensor that the model has under several names is written once, and what torch's own pruning and normalization
+    hooks compute as ordinary weights. With `half` fractions are rounded to half precision, where that keeps three
+    digits: of the largest number of a tensor, and of every variance of a BatchNorm, which divides. A tensor whose
+    numbers are too large or too small for that stays as it is. `read_weights` reads all of it.
+
+    Raises ValueError for a state that is no tensor, or is not there yet.
     """
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    content = save(state)
-    paths.write_atomically(path, content)
+    state = packing.state_of(modules.materialized(model))
+    first = packing.first_of(state)
+    whole = {
+        name: state[name].detach().clone(memory_format=torch.contiguous_format)
+        for name in dict.fromkeys(first.values())
+    }
+    content = save({name: _halved(name, tensor) if half else tensor for name, tensor in whole.items()})
+    paths.write_atomically(Path(path), content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor in half precision if that is close enough, else the tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor.isfinite().all():
+        return tensor
+    exact, rounded = tensor.double(), tensor.half()
+    whole = exact.abs() if name.endswith("running_var") else exact.abs().max()
+    return rounded if bool(((rounded.double() - exact).abs() <= HALF_DIGITS * whole).all()) else tensor
 
 
 def read_weights(model: nn.Module, path: Path) -> nn.Module:
     """Return a copy of `model` with the weights and masks of a file that `write_weights` wrote.
 
     Raises:
-        ValueError: the file holds other names or shapes than the model.
+        ValueError: the file is no safetensors file, or holds other names or shapes than the model.
     """
-    state = load_file(path)
-    masked = {
-        name.removeprefix("parametrizations.").replace(".parametrizations.", ".").removesuffix(".0.mask"): tensor
-        for name, tensor in state.items()
-        if name.endswith(".0.mask")
-    }
-    new = pruning.mask(model, masked)
     try:
-        new.load_state_dict(state)
-    except RuntimeError as error:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"path={str(path)!r} cannot be read: {error}; allowed: what write_weights wrote") from None
+    masked = {f"{found[1]}{found[2]}": state[found[0]] for found in map(MASK.fullmatch, state) if found}
+    try:
+        new = pruning.mask(modules.materialized(model), masked)
+        packing.fill(new, state)
+    except ValueError as error:
         raise ValueError(f"path={str(path)!r} does not fit {type(model).__name__}: {error}") from error
     return new.eval()
 

@@ -5,6 +5,8 @@ A packed file holds arrays and no graph, so the network is recognised by the nam
 `models.py`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of layers in
 few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten classes
 in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
+
+ONNX Runtime runs whatever graph a file holds, for as long as that takes: use files of people whom you trust.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +36,8 @@ PIXELS = {1: 28, 3: 32}
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # eight bits a channel, or fewer
 BRIGHT = 127
 EPSILON = np.float32(1e-5)  # BatchNorm's, as PyTorch sets it
+MEGAPIXELS = 50  # of a picture; with more, reading it takes a gigabyte
+WIDEST = 4_096  # filters or units of a layer; with more, so does one image
 CHUNK = 50  # images at a time: what a convolution lays out takes megabytes for each
 
 Floats = np.ndarray  # float32; images (batch, channels, height, width)
@@ -100,9 +104,10 @@ def _existing(argument: str, path: Path | str) -> Path:
 def read_image(image: Path | str, *, channels: int, pixels: int) -> tuple[Floats, tuple[str, ...]]:
     """Return an image standardized as in training, float32 (channels, pixels, pixels), and what was done to it.
 
-    PNG and JPEG, of eight bits a colour, turned as a camera's note in it says. With one channel it becomes grey, and
-    should be like MNIST: one white digit on black, in the middle. With three it becomes RGB. Transparency is laid on
-    black. Another size is scaled to pixels × pixels, whatever its proportions. The notes say so.
+    PNG and JPEG, of eight bits a colour and at most 50 megapixels, turned as a camera's note in it says. With one
+    channel it becomes grey, and should be like MNIST: one white digit on black, in the middle. With three it becomes
+    RGB. Transparency is laid on black. Another size is scaled to pixels × pixels, whatever its proportions. The notes
+    say so.
 
     Raises FileNotFoundError if there is no such file, ValueError for one that is no such image.
     """
@@ -111,13 +116,13 @@ def read_image(image: Path | str, *, channels: int, pixels: int) -> tuple[Floats
     path = _existing("image", image)
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as opened:
-            mode, picture = opened.mode, ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a syntax error
+            _require_usual(image, opened)
+            plain, notes = _on_black(ImageOps.exif_transpose(opened))
+            plain = plain.convert("L" if channels == 1 else "RGB")
+    except _Unusual:
+        raise
+    except Exception as error:  # of any class: a damaged picture is stumbled over in many ways
         raise ValueError(f"image={str(image)!r} cannot be read ({error}); allowed: a whole PNG or JPEG") from None
-    if mode not in MODES:
-        raise ValueError(f"image={str(image)!r} has pixels of the kind {mode!r}; allowed: {', '.join(MODES)}")
-    plain, notes = _on_black(picture)
-    plain = plain.convert("L" if channels == 1 else "RGB")
     if plain.size != (pixels, pixels):
         notes.append(f"the image has {plain.width} × {plain.height} pixels and was scaled to {pixels} × {pixels}")
         plain = plain.resize((pixels, pixels), Image.Resampling.BILINEAR)
@@ -126,6 +131,18 @@ def read_image(image: Path | str, *, channels: int, pixels: int) -> tuple[Floats
         notes.append("the image is mostly bright; the network has only seen white digits on black")
     mean, std = (np.array(numbers[channels], dtype=np.float32)[:, None, None] for numbers in (MEAN, STD))
     return (values / np.float32(255) - mean) / std, tuple(notes)
+
+
+class _Unusual(ValueError):
+    """A picture that can be read, but is none for these networks."""
+
+
+def _require_usual(image: Path | str, picture: Image.Image) -> None:
+    if picture.mode not in MODES:
+        raise _Unusual(f"image={str(image)!r} has pixels of the kind {picture.mode!r}; allowed: {', '.join(MODES)}")
+    if picture.width * picture.height > MEGAPIXELS * 1e6:
+        size = f"{picture.width} × {picture.height}"
+        raise _Unusual(f"image={str(image)!r} has {size} pixels; allowed: at most {MEGAPIXELS} million")
 
 
 def _on_black(picture: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -143,21 +160,34 @@ def _onnx(path: Path) -> Network:
     import onnxruntime  # noqa: F401  said here that it is missing, where `session` would speak of a bad file
 
     session = deploy.session(path)
-    given, (found, *_) = session.get_inputs(), session.get_outputs()
-    shape = given[0].shape
-    if len(given) != 1 or len(shape) != 4 or shape[1:] not in [[c, p, p] for c, p in PIXELS.items()]:
+    given, found = session.get_inputs(), session.get_outputs()
+    shape = given[0].shape if len(given) == 1 else []
+    if len(shape) != 4 or shape[1:] not in [[c, p, p] for c, p in PIXELS.items()]:
         raise ValueError(f"file={str(path)!r} takes {[g.shape for g in given]}; allowed: images of {_allowed_images()}")
+    if not found or found[0].type != "tensor(float)" or len(found[0].shape) != 2:
+        answers = [f"{each.type} {each.shape}" for each in found]
+        raise ValueError(f"file={str(path)!r} answers {answers}; allowed: first tensor(float), (batch, classes)")
     if given[0].type != "tensor(float)" or (isinstance(shape[0], int) and shape[0] != 1):
         taken = f"{given[0].type} in batches of {shape[0]}"
         raise ValueError(f"file={str(path)!r} takes {taken}; allowed: tensor(float), one by one or any number")
-    labels = _labels(path, shape[1], found.shape[-1])
-    return Network("an ONNX graph", shape[1], shape[2], labels, _in_runtime(session, one_by_one=shape[0] == 1))
+    labels = _labels(path, shape[1], found[0].shape[1])
+    logits = _in_runtime(path, session, len(labels), one_by_one=shape[0] == 1)
+    return Network("an ONNX graph", shape[1], shape[2], labels, logits)
 
 
-def _in_runtime(session: Any, *, one_by_one: bool) -> Callable[[Floats], Floats]:
+def _in_runtime(path: Path, session: Any, classes: int, *, one_by_one: bool) -> Callable[[Floats], Floats]:
+    def answers(images: Floats) -> Floats:
+        try:
+            found = deploy.run(session, images)
+        except ValueError as error:
+            raise ValueError(f"file={str(path)!r}: {error}") from None
+        if found.shape != (len(images), classes):
+            shapes = f"{found.shape} for {len(images)} images"
+            raise ValueError(f"file={str(path)!r} answers {shapes}; allowed: {classes} numbers for each")
+        return found
+
     def logits(images: Floats) -> Floats:
-        size = 1 if one_by_one else CHUNK
-        return np.concatenate([deploy.run(session, part) for part in _chunks(images, size)])
+        return np.concatenate([answers(part) for part in _chunks(images, 1 if one_by_one else CHUNK)])
 
     return logits
 
@@ -182,14 +212,18 @@ def _labels(path: Path, channels: int, classes: Any) -> tuple[str, ...]:
 
 
 def _packed(path: Path) -> Network:
-    layers = _Layers(packing.read(path))
+    arrays = packing.read(path)
+    try:
+        layers = _Layers(arrays)
+    except ValueError as error:
+        raise ValueError(f"file={str(path)!r} holds no network: {error}") from None
     family = next((f for f in FAMILIES if layers.arrays.keys() >= set(f.names)), None)
     if family is None:
         names = ", ".join(list(layers.arrays)[:4])
         raise ValueError(f"file={str(path)!r} holds {names}, …; allowed: the image networks of this course")
     pixels = PIXELS[family.channels]
     try:
-        answer = family.forward(layers, np.zeros((1, family.channels, pixels, pixels), np.float32))
+        answer = _in_numpy(partial(family.forward, layers), np.zeros((1, family.channels, pixels, pixels), np.float32))
         layers.require_all_used()
     except ValueError as error:
         raise ValueError(f"file={str(path)!r} begins as {family.name}, but does not fit it: {error}") from None
@@ -199,7 +233,8 @@ def _packed(path: Path) -> Network:
 
 
 def _in_numpy(forward: Callable[[Floats], Floats], images: Floats) -> Floats:
-    return np.concatenate([forward(part) for part in _chunks(images, CHUNK)])
+    with np.errstate(all="ignore"):  # who asks for an answer is told if it is not finite
+        return np.concatenate([forward(part) for part in _chunks(images, CHUNK)])
 
 
 class _Layers:
@@ -207,53 +242,74 @@ class _Layers:
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         steps = {name.removesuffix(".step"): step for name, step in arrays.items() if name.endswith(".step")}
-        self.arrays = {
-            name: np.asarray(array, np.float32) * np.asarray(steps.get(name, 1), np.float32)  # integers, as in 00
-            for name, array in arrays.items()
-            if not name.endswith((".step", "num_batches_tracked"))
-        }
+        kept = {name: a for name, a in arrays.items() if not name.endswith((".step", "num_batches_tracked"))}
+        for name, array in (*kept.items(), *steps.items()):
+            if array.dtype.kind == "c":
+                raise ValueError(f"{name!r} has the type {array.dtype}; allowed: real numbers")
+        with np.errstate(all="ignore"):
+            self.arrays = {name: _times(array, steps.get(name)) for name, array in kept.items()}
         self._used: set[str] = set()
 
     def has(self, layer: str) -> bool:
         return f"{layer}.weight" in self.arrays
 
     def conv(self, layer: str, x: Floats, *, stride: int = 1, padding: int = 0) -> Floats:
-        weight = self._get(f"{layer}.weight")
+        weight = self._get(f"{layer}.weight", 4)
         y = convolve(self._rounded(layer, x), weight, stride=stride, padding=padding)
-        return y + self._bias(layer)[:, None, None]
+        return y + self._bias(layer, len(weight))[:, None, None]
 
     def linear(self, layer: str, x: Floats) -> Floats:
-        return self._rounded(layer, x) @ self._get(f"{layer}.weight").T + self._bias(layer)
+        weight = self._get(f"{layer}.weight", 2)
+        return self._rounded(layer, x) @ weight.T + self._bias(layer, len(weight))
 
     def norm(self, layer: str, x: Floats) -> Floats:
         """BatchNorm by its running statistics; nothing where it was folded into the convolution."""
         if not self.has(layer):
             return x
         parts = ("weight", "bias", "running_mean", "running_var")
-        gamma, beta, mean, var = (self._get(f"{layer}.{part}")[:, None, None] for part in parts)
+        gamma, beta, mean, var = (self._each(f"{layer}.{part}", x.shape[1])[:, None, None] for part in parts)
         return (x - mean) * (gamma / np.sqrt(var + EPSILON)) + beta
 
     def require_all_used(self) -> None:
         if unused := sorted(self.arrays.keys() - self._used):
             raise ValueError(f"it has no use for {unused[0]!r}")
 
-    def _get(self, name: str) -> Floats:
+    def _get(self, name: str, dimensions: int) -> Floats:
         self._used.add(name)
         if name not in self.arrays:
             raise ValueError(f"{name!r} is missing")
+        if self.arrays[name].ndim != dimensions:
+            raise ValueError(f"{name!r} has {self.arrays[name].ndim} dimensions; allowed: {dimensions}")
+        if len(self.arrays[name]) > WIDEST:
+            raise ValueError(f"{name!r} is for {len(self.arrays[name]):,} units; allowed: at most {WIDEST:,}")
         return self.arrays[name]
 
-    def _bias(self, layer: str) -> Floats:
+    def _each(self, name: str, units: int) -> Floats:
+        """Return one number for each unit."""
+        numbers = self._get(name, 1)
+        if len(numbers) != units:
+            raise ValueError(f"{name!r} holds {len(numbers)} numbers; allowed: {units}, one for each unit")
+        return numbers
+
+    def _bias(self, layer: str, units: int) -> Floats:
         name = f"{layer}.bias"
-        return self._get(name) if name in self.arrays else np.zeros(1, np.float32)
+        return self._each(name, units) if name in self.arrays else np.zeros(units, np.float32)
 
     def _rounded(self, layer: str, x: Floats) -> Floats:
         """Round a layer's input, as `quantization.fake_quantize` does, where the file has a grid for it."""
         name = f"{layer}.{packing.INPUT_GRID}"
         if name not in self.arrays:
             return x
-        scale, zero, low, high = self._get(name)
+        scale, zero, low, high = self._each(name, 4)
         return np.clip(np.rint(x * (np.float32(1) / scale)), low - zero, high - zero) * scale
+
+
+def _times(array: np.ndarray, step: np.ndarray | None) -> Floats:
+    """Return the array, or the whole numbers of notebook 00 times their step."""
+    factor = np.float32(1) if step is None else np.asarray(step, np.float32)
+    if np.broadcast_shapes(array.shape, np.shape(factor)) != array.shape:
+        raise ValueError(f"a step has the shape {np.shape(factor)} for an array of {array.shape}")
+    return np.asarray(array, np.float32) * factor
 
 
 def convolve(x: Floats, weight: Floats, *, stride: int = 1, padding: int = 0) -> Floats:

@@ -5,12 +5,11 @@ Every function returns a copy, and the model that came in stays as it is.
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from helpers import checks, training
+from helpers import checks, modules, training
 from helpers.data import Split
 
 __all__ = ["features", "freeze", "replace_head"]
@@ -22,13 +21,15 @@ def replace_head(model: nn.Module, head: nn.Module) -> nn.Module:
     """Return a copy of `model` whose last layer `fc` is a copy of `head`.
 
     A new linear head reads what the old one read: `nn.Linear(model.fc.in_features, classes)`. Raises ValueError if the
-    model has no `fc`, or `head` is a linear layer for another number of features.
+    model has no `fc`, or `head` is no module, or a linear layer for another number of features.
     """
     old = _head(model)
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"head={head!r} is a {type(head).__name__}; allowed: an nn.Module")
     if isinstance(head, nn.Linear) and isinstance(old, nn.Linear) and head.in_features != old.in_features:
         raise ValueError(f"head.in_features={head.in_features}; allowed: {old.in_features}, what model.{HEAD} reads")
-    new = deepcopy(model)
-    setattr(new, HEAD, deepcopy(head))
+    new = modules.copied(model)
+    setattr(new, HEAD, modules.copied(head))
     return new
 
 
@@ -39,8 +40,9 @@ def freeze(model: nn.Module, *, but: Sequence[str] = (HEAD,)) -> nn.Module:
     those layers to evaluation mode after each `model.train()`. Raises ValueError for a name that is no module with
     parameters.
     """
-    new = deepcopy(model).requires_grad_(False)
-    allowed = [name for name, module in new.named_modules() if name and any(True for _ in module.parameters())]
+    new = modules.copied(model).requires_grad_(False)
+    named = new.named_modules(remove_duplicate=False)
+    allowed = [name for name, module in named if name and any(True for _ in module.parameters())]
     for name in checks.not_empty("but", but):
         new.get_submodule(checks.choice("but", name, allowed)).requires_grad_(True)
     return new
