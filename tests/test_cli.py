@@ -1,3 +1,6 @@
+import errno
+import io
+import json
 import os
 import re
 import subprocess
@@ -8,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import __main__ as cli
+from helpers import __main__ as program
 from helpers import cluster, environment, notebooks, paths, results, sources
+from helpers import commands as cli
 from helpers.notebooks import NotebookError
 
 COMMANDS = [
@@ -25,7 +29,26 @@ COMMANDS = [
     "stale",
     "readme",
     "predict",
+    "mutants",
 ]
+
+
+PROVENANCE = {
+    "seconds": 1,
+    "started": "now",
+    "torch": "2",
+    "helpers_version": "0",
+    "source_sha256": None,
+    "machine": "a",
+}
+RESULT = {
+    "provenance": PROVENANCE,
+    "models": [],
+    "claims": [],
+    "test_evaluations": [],
+    "measurements": {},
+    "timings": {},
+}
 
 
 @pytest.fixture
@@ -39,7 +62,7 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SOURCES", folder)
     monkeypatch.setattr(environment, "ensure", lambda: done["set up"].append("ensured"))
     monkeypatch.setattr(sources, "fetch", lambda name: done["fetched"].append(name) or tmp_path)
-    monkeypatch.setattr(results, "leaderboard", lambda: pd.DataFrame())
+    monkeypatch.setattr(results, "leaderboard", lambda damaged: pd.DataFrame())
 
     def execute(source, *, profile, seed, progress):
         done["executed"].append((source.stem, profile, seed))
@@ -87,7 +110,8 @@ def test_an_unknown_checkpoint_is_refused(course, capsys):
 
 
 @pytest.mark.parametrize(
-    "module", ["helpers", "helpers.__main__", "helpers.sources", "helpers.notebooks", "helpers.cluster"]
+    "module",
+    ["helpers", "helpers.__main__", "helpers.commands", "helpers.sources", "helpers.notebooks", "helpers.cluster"],
 )
 def test_nothing_heavy_is_imported_before_the_set_up(module):
     """Isolated, so that not even site-packages is there: only the standard library can be imported."""
@@ -110,7 +134,7 @@ def test_course_runs_every_notebook_once_and_says_where_things_lie(course, capsy
 
 def test_course_shows_how_long_it_usually_takes_and_the_leaderboard(course, capsys, monkeypatch):
     monkeypatch.setattr(results, "expected_seconds", lambda notebook, profile: {"01_one": 40, "02_two": 80}[notebook])
-    monkeypatch.setattr(results, "leaderboard", lambda: pd.DataFrame({"a": [1]}))
+    monkeypatch.setattr(results, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
     monkeypatch.setattr(results, "format_leaderboard", lambda board: pd.DataFrame({"model": ["lenet5"]}))
     assert cli.main(["course"]) == 0
     out = capsys.readouterr().out
@@ -166,13 +190,19 @@ def test_done_means_finished_with_this_source(tmp_path, monkeypatch):
     source.write_text("x = 1\n")
     build = paths.build_dir()
     executed, result = build / "notebooks/full/01_one.seed1.ipynb", build / "results/full/01_one.seed1.json"
-    notebook = nbformat.v4.new_notebook(metadata={"course": {"source_sha256": notebooks._file_sha256(source)}})
+    notebook = nbformat.v4.new_notebook(metadata={"course": {"source_sha256": paths.text_sha256(source)}})
     for path in (executed, result):
         path.parent.mkdir(parents=True)
     nbformat.write(notebook, executed)
     assert not notebooks.is_done(source, profile="full", seed=1), "no results"
     result.write_text("{}")
+    assert not notebooks.is_done(source, profile="full", seed=1), "damaged results"
+    result.write_text(json.dumps(RESULT | {"notebook": "01_one", "profile": "full", "seed": 1}))
     assert notebooks.is_done(source, profile="full", seed=1)
+    whole = executed.read_bytes()
+    executed.write_bytes(whole[:-20])
+    assert not notebooks.is_done(source, profile="full", seed=1), "a damaged notebook"
+    executed.write_bytes(whole)
     assert not notebooks.is_done(source, profile="full", seed=2)
     source.write_text("x = 2\n")
     assert not notebooks.is_done(source, profile="full", seed=1), "another source"
@@ -201,6 +231,7 @@ def test_a_failure_is_repeated_last_with_name_cell_and_error(course, capsys, mon
     [
         (sources.SourceError("no connection; connect and run it again"), 1),
         (environment.SetupError("pip failed"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -209,8 +240,115 @@ def test_what_goes_wrong_outside_a_notebook_is_one_sentence(error, code, course,
         raise error
 
     monkeypatch.setattr(sources, "fetch", fail)
-    assert cli.main(["course"]) == code
-    assert "Traceback" not in capsys.readouterr().err
+    assert program.main(["course"]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and len(err.strip().splitlines()) == 1
+    if isinstance(error, OSError):
+        assert err.startswith("error: /a/b: No space left on device; free some space, or set COURSE_BUILD_DIR")
+
+
+# ---------------------------------------------------------------- damage, and what a machine lacks
+
+
+def recorded(notebook, *, profile="quick", models=()):
+    """Write results of this machine and return their path."""
+    path = paths.build_dir() / f"results/{profile}/{notebook}.seed0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(RESULT | {"notebook": notebook, "profile": profile, "seed": 0, "models": list(models)}))
+    return path
+
+
+NET = {"name": "a-net", "task": "mnist", "method": "dense √", "split": "test", "base": None, "accuracy": 0.9,
+       "weights": 2, "nonzero": 2, "macs": 2, "latency": []}  # fmt: skip
+
+
+def test_damaged_results_are_named_and_the_rest_is_still_shown(course, capsys, monkeypatch):
+    monkeypatch.setattr(results, "leaderboard", LEADERBOARD)
+    monkeypatch.setattr(results, "RESULTS", paths.build_dir() / "none")
+    recorded("01_one", models=[NET])
+    path = recorded("02_two")
+    content = path.read_bytes()
+    for damaged in (content[:97], content.replace(b"models", b"nodels"), b""):
+        path.write_bytes(damaged)
+        assert cli.main(["course", "01"]) == 1
+        out, err = capsys.readouterr()
+        assert "a-net" in out and "90.00" in out and "Executed notebooks:" in out
+        assert re.fullmatch(
+            r"failed: \S+02_two.seed0.json is damaged \(.*\); delete it, and run the notebook again\n", err
+        )
+
+
+LEADERBOARD = results.leaderboard
+
+
+def test_a_build_folder_that_is_full_is_said_for_each_notebook_and_the_summary_is_shown(course, capsys, monkeypatch):
+    def execute(source, **options):
+        raise NotebookError(f"{source.stem}: build: No space left on device; free some space")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    assert cli.main(["course"]) == 1
+    out, err = capsys.readouterr()
+    assert "Executed notebooks:" in out and "Results:" in out
+    assert err.splitlines() == [
+        f"failed: {name}: build: No space left on device; free some space" for name in ("01_one", "02_two")
+    ]
+
+
+@pytest.mark.parametrize("variable", ["COURSE_DATA_DIR", "COURSE_BUILD_DIR"])
+@pytest.mark.parametrize("command", ["course", "data", "stale", "clean"])
+def test_nobodys_home_folder_is_a_bad_argument(variable, command, course, capsys, monkeypatch):
+    monkeypatch.setenv(variable, "~nobody-of-the-course/x")
+    assert cli.main([command]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        f"error: {variable}='~nobody-of-the-course/x' is in nobody's home folder; allowed: the path of a folder\n"
+    )
+    assert course["set up"] == []
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_what_the_output_cannot_print_is_replaced(encoding, course, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    monkeypatch.setattr(results, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
+    monkeypatch.setattr(results, "format_leaderboard", lambda board: pd.DataFrame({"model ÷": ["√ – ü"]}))
+    assert cli.main(["course"]) == 0
+    shown = {"cp1252": "? – ü", "ascii": "? ? ?", "utf-8": "√ – ü"}[encoding]
+    assert shown in written.getvalue().decode(encoding)
+    monkeypatch.undo()
+
+
+def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
+    code = "import sys; from helpers import __main__, environment, notebooks; environment.ensure = lambda: None; "
+    command = f"{code}notebooks.stale = lambda: {{'a': 'b' * 10**6}}; sys.exit(__main__.main(['stale']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.parametrize("module", ["argparse", "helpers.commands", "helpers.notebooks"])
+def test_ctrl_c_during_the_imports_is_one_sentence(module, tmp_path):
+    """The interrupt comes while `module` is being looked for."""
+    code = f"""
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.modules.pop({module!r}, None)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["helpers", "stale"]
+runpy.run_module("helpers", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "\nInterrupted. Nothing is half-written; run the same command again.\n"
 
 
 # ---------------------------------------------------------------- for maintainers
@@ -232,6 +370,36 @@ def test_notebooks_executes_what_is_stale_and_promotes_what_ran(course, capsys, 
     assert cli.main(["notebooks"]) == 1
     assert (course["executed"], promoted, readme) == (["01_one", "02_two"], ["02_two"], ["written"])
     assert "failed: 01_one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (OSError(errno.EROFS, "Read-only file system", "/a/x.json"), "/a/x.json: Read-only file system; make it writable"),
+    (ValueError("x.json is damaged"), "x.json is damaged"),
+])  # fmt: skip
+def test_results_that_cannot_be_stored_do_not_end_the_others(error, said, course, capsys, monkeypatch):
+    def promote(name):
+        if name == "01_one":
+            raise error
+
+    monkeypatch.setattr(notebooks, "stale", lambda: {"01_one": "is not built", "02_two": "is not built"})
+    monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
+    monkeypatch.setattr(results, "promote_quick", promote)
+    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    assert cli.main(["notebooks"]) == 1
+    assert course["executed"] == ["01_one", "02_two"]
+    assert f"failed: 01_one: {said}" in capsys.readouterr().err
+
+
+def test_mutants_only_passes_its_arguments_on(course, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        cli.subprocess, "run", lambda command: ran.append(command) or subprocess.CompletedProcess(command, 3)
+    )
+    assert cli.main(["mutants", "board", "text", "--count", "5", "--seed", "0"]) == 3
+    assert cli.main(["mutants"]) == 3
+    script = [sys.executable, str(paths.ROOT / "tests/mutants.py")]
+    assert ran == [[*script, "board", "text", "--count=5", "--seed=0"], script]
+    assert Path(script[1]).exists()
 
 
 def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):

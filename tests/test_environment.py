@@ -72,7 +72,7 @@ def test_a_newer_python_is_tried(new, said, capsys, project):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["__init__", "__main__", "environment", "paths", "checks"])
+@pytest.mark.parametrize("name", ["__init__", "__main__", "commands", "environment", "paths", "checks"])
 def test_what_runs_before_the_check_is_read_by_an_old_python(name):
     ast.parse((ROOT / "helpers" / f"{name}.py").read_text(), feature_version=(3, 7))
 

@@ -1,0 +1,454 @@
+"""The commands of the course: `python -m helpers --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers import environment
+from helpers.paths import NOTEBOOKS, ROOT, build_dir
+
+if TYPE_CHECKING:
+    from helpers.cluster import Outcome
+
+EXAMPLES = """\
+examples:
+  make course                             every notebook, in the quick profile
+  python -m helpers course 02             one notebook
+  PROFILE=full make course                the published results: three seeds each, resumable
+  python -m helpers course 02 --profile full --seed 0
+
+profiles: smoke (a rehearsal, seconds), quick (real results, minutes), full (published results, hours)
+variables: PROFILE; COURSE_DATA_DIR (where fetched data lies); COURSE_BUILD_DIR (where runs write)
+"""
+BAR = "      {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"
+BEST = 3  # labels that predict shows
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for a bad argument."""
+    _print_what_can_be_printed()
+    args = _parser().parse_args(argv)
+    try:
+        environment.check_python()
+        code = _checked(args)
+        sys.stdout.flush()
+        return code
+    except environment.SetupError as error:
+        return _complain(error)
+    except ValueError as error:
+        return _complain(error, code=2)
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does; nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _complain(environment.in_words(error))
+
+
+def _print_what_can_be_printed() -> None:
+    """Have "?" printed where the output's encoding lacks a character: a run of hours must not end in its last line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _checked(args: argparse.Namespace) -> int:
+    """Check the arguments before anything is installed, set up, and run the command."""
+    from helpers import notebooks, paths, results, sources
+
+    if "profile" in args:
+        args.profile = _profile(args.profile)
+    if "notebook" in args:
+        args.chosen = notebooks.find(args.notebook)
+    negative = [seed for seed in _list(args, "seed") if seed < 0]
+    if negative:
+        raise ValueError(f"seed={negative[0]}; allowed: a whole number of at least 0")
+    paths.raw_dir(), paths.build_dir()  # ValueError for a variable that names no folder
+    if args.command not in ("clean", "predict"):  # which need nothing of the pinned packages, or little
+        environment.ensure()
+    try:
+        return args.run(args)
+    except (notebooks.NotebookError, sources.SourceError, results.ClaimError) as error:
+        return _complain(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers",
+        description="Make PyTorch models smaller and faster: run the course, test it, build it. "
+        "The first command makes .venv and installs the pinned packages.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16, width=100),
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=globals()[f"_{name}"])
+        return command
+
+    course = add("course", "fetch the data, execute the notebooks, show the leaderboard")
+    course.add_argument("notebook", nargs="*", help="numbers or names, such as 02; default: all")
+    course.add_argument("--profile", help="smoke, quick or full; default: the variable PROFILE, else quick")
+    course.add_argument("--seed", type=int, nargs="+", help="default: 0, and 0 1 2 in the full profile")
+    course.add_argument("--again", action="store_true", help="full: repeat runs that have finished before")
+    course.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="hand the runs to the Dask cluster whose scheduler is there, such as tcp://10.0.0.1:8786; "
+        "what holds a time is then measured here, one after another",
+    )
+    add("lab", "open the notebooks in JupyterLab")
+    add("test", "unit tests; every notebook in quick and, twice, in smoke")
+    add("check", "linter, formatter, type checker, fast tests")
+    add("student", "write student versions, without solutions, to build/student")
+    predicting = add("predict", "say what an image shows, by a model's file; needs no torch")
+    predicting.add_argument("file", type=Path, help="a packed file (.pack) or an ONNX file, int8 too")
+    predicting.add_argument("image", type=Path, help="PNG or JPEG: a white digit on black, or a photograph")
+    add("data", "fetch and verify all datasets")
+    train = add("train", "train a checkpoint that notebooks start from (resumable)")
+    train.add_argument("name", help="such as lenet5")
+    train.add_argument("--seed", type=int, default=0)
+    built = add("notebooks", "execute what is stale; store it in notebooks/ and data/results/")
+    built.add_argument("notebook", nargs="*", help="numbers or names; default: all that are stale")
+    built.add_argument("--again", action="store_true", help="execute them even if they are not stale")
+    publish = add("publish", "promote finished full runs to data/results/ and data/models/")
+    publish.add_argument("notebook", nargs="*", help="numbers or names; default: all that have run")
+    add("stale", "list stored notebooks older than their source or the helpers")
+    mutants = add("mutants", "break the helpers on purpose, one line at a time, and show what no test notices")
+    mutants.add_argument("module", nargs="*", help="such as measure; default: all that have a test file")
+    mutants.add_argument("--count", type=int, help="mutants of each module")
+    mutants.add_argument("--seed", type=int)
+    add("readme", "write the generated parts of README.md")
+    clean = add("clean", "delete build/ and the tools' caches")
+    clean.add_argument("--all", action="store_true", help=".venv and data/raw too")
+    return parser
+
+
+# ---------------------------------------------------------------- for readers
+
+
+def _course(args: argparse.Namespace) -> int:
+    from helpers import cluster, notebooks, results
+
+    seeds = args.seed or ([0, 1, 2] if args.profile == "full" else [0])
+    runs = [(source, seed) for seed in seeds for source in args.chosen]
+    usual = [results.expected_seconds(source.stem, args.profile) or 0 for source, _ in runs]
+    _fetch(args.chosen)
+    hint = f" (usually {_minutes(sum(usual))})" if all(usual) and not args.scheduler else ""
+    how = "on the cluster, and then here what holds times" if args.scheduler else "one after another"
+    print(f"Running {_count(args.chosen)} in the {args.profile} profile, {how}{hint}.", flush=True)
+    resumes = args.profile == "full" and not args.again
+    before = {run for run in runs if resumes and notebooks.is_done(run[0], profile="full", seed=run[1])}
+    spread = _spread(args, [run for run in runs if run not in before])
+    failures = list(spread.failures)
+    for number, (run, seconds) in enumerate(zip(runs, usual, strict=True), start=1):
+        source, seed = run
+        title = f"[{number}/{len(runs)}] {source.stem}" + (f", seed {seed}" if len(seeds) > 1 else "")
+        if run in before:
+            print(f"{title}: has run before; --again repeats it")
+            continue
+        if run in spread.final:
+            print(f"{title}: ran on the cluster")
+            continue
+        print(title + (f", usually {_minutes(seconds)}" if seconds else ""), flush=True)
+        with cluster.pinned(spread.to_measure[run]) if run in spread.to_measure else nullcontext():
+            failures += _execute(source, profile=args.profile, seed=seed)
+    return _report(failures + _summary(args.profile))
+
+
+def _spread(args: argparse.Namespace, runs: list[tuple[Path, int]]) -> Outcome:
+    """Have the cluster execute `runs`, if one was named; return what it did."""
+    from helpers import cluster
+
+    if args.scheduler is None:
+        return cluster.Outcome(set(), [], {})
+    return cluster.run(args.scheduler, runs, profile=args.profile, again=args.again)
+
+
+def _summary(profile: str) -> list[str]:
+    """Show what the runs gave; return which files of results cannot be shown, and why."""
+    from helpers import results
+
+    damaged: list[str] = []
+    board = results.leaderboard(damaged=damaged)
+    if len(board):
+        print("\nLeaderboard (* on the Pareto front: nothing else is both more accurate and smaller)")
+        print(results.format_leaderboard(board).to_string(index=False))
+    print(f"\nExecuted notebooks: {_shown(build_dir() / 'notebooks' / profile)}")
+    print(f"Results:            {_shown(build_dir() / 'results' / profile)}")
+    return damaged
+
+
+def _lab(args: argparse.Namespace) -> int:
+    environment.become([sys.executable, "-m", "jupyterlab", f"--notebook-dir={NOTEBOOKS}"])
+    return 0
+
+
+def _student(args: argparse.Namespace) -> int:
+    from helpers import notebooks
+
+    for source in notebooks.sources():
+        print(_shown(notebooks.student(source, build_dir() / "student")))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    try:
+        from helpers import predict
+
+        label, probabilities, notes = predict.predict(args.file, args.image)
+    except ModuleNotFoundError as error:
+        if environment.is_ready(ROOT / ".venv"):
+            environment.ensure()  # goes on there, if it is not where this runs
+        raise environment.SetupError(
+            f"this Python has no {error.name}; predict needs numpy, pillow, for an ONNX file onnxruntime and for an "
+            f"entropy-coded one constriction: {sys.executable} -m pip install numpy pillow onnxruntime constriction"
+        ) from None
+    print(label)
+    width = max(map(len, probabilities))
+    for name in sorted(probabilities, key=lambda name: -probabilities[name])[:BEST]:
+        print(f"  {name:{width}} {probabilities[name]:8.2%}")
+    for note in notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from helpers import sources
+
+    for name in ("mnist", "cifar10", "imdb"):
+        print(f"{name}: {_shown(sources.fetch(name))}")
+    return 0
+
+
+def _clean(args: argparse.Namespace) -> int:
+    names = ["build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"]
+    for name in names + ([".venv", "data/raw"] if args.all else []):
+        if (ROOT / name).exists():
+            shutil.rmtree(ROOT / name)
+            print(f"deleted {name}")
+    return 0
+
+
+# ---------------------------------------------------------------- for maintainers
+
+
+def _test(args: argparse.Namespace) -> int:
+    from helpers import notebooks
+
+    began = time.monotonic()
+    _data(args)
+    folder = ROOT / "build" / "test"  # not the reader's own results
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["COURSE_BUILD_DIR"] = str(folder)
+    parts = {"unit tests": _pytest(folder / "unit.xml", ["tests"])}
+    print("\nEvery notebook in the quick profile, its claims asserted", flush=True)
+    failures = [line for source in notebooks.sources() for line in _execute(source, profile="quick", seed=0)]
+    parts["notebooks, quick"] = Counter(failed=len(failures), passed=len(notebooks.sources()) - len(failures))
+    built = [str(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    single = {"OMP_NUM_THREADS": "1"}  # the tests run side by side
+    smoke = {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": str(folder / "smoke"), **single}
+    if built:
+        options = ["--nbval-lax", "--nbval-current-env", "--dist=loadfile", *built]  # the cells of one in one kernel
+        parts["notebooks, nbval smoke"] = _pytest(folder / "nbval.xml", options, **smoke)
+    first = {"COURSE_SMOKE_DIR": str(folder / "smoke")} if built else {}
+    options = ["-m", "notebook", "tests"]
+    parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first, **single)
+    _report(failures)
+    return _closing(parts, time.monotonic() - began)
+
+
+def _closing(parts: dict[str, Counter[str]], seconds: float) -> int:
+    """Print what each part gave and, last, one line over all; return the exit code."""
+    print(f"\nDone in {_minutes(seconds)}")
+    for name, counts in parts.items():
+        print(f"  {name:32} {_counts(counts)}")
+    total = sum(parts.values(), Counter())
+    print(_counts(total), flush=True)
+    return 1 if total["failed"] or not total["passed"] else 0
+
+
+def _counts(counts: Counter[str]) -> str:
+    return f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
+
+
+def _pytest(report: Path, options: list[str], **variables: str) -> Counter[str]:
+    """Run pytest on all cores; return how many tests passed, failed and were skipped, as its report says."""
+    from helpers.notebooks import kernel_environment
+
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with kernel_environment(**variables):
+        command = [sys.executable, "-m", "pytest", "-q", *PARALLEL, f"--junitxml={report}", *options]
+        code = subprocess.run(command, cwd=ROOT).returncode
+    suite = ElementTree.parse(report).find(".//testsuite") if report.exists() else None
+    seen = {name: int(value) for name, value in suite.items() if value.isdigit()} if suite is not None else {}
+    failed, skipped = seen.get("failures", 0) + seen.get("errors", 0), seen.get("skipped", 0)
+    passed = max(seen.get("tests", 0) - failed - skipped, 0)
+    return Counter(passed=passed, skipped=skipped, failed=max(failed, int(code not in (0, 5))))
+
+
+def _check(args: argparse.Namespace) -> int:
+    tools = [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pytest", "-q", *PARALLEL, "-m", "not notebook and not slow and not data", "tests"],
+    ]
+    codes = [subprocess.run([sys.executable, "-m", *tool], cwd=ROOT).returncode for tool in tools]
+    failed = [tool[0] for tool, code in zip(tools, codes, strict=True) if code]
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+def _mutants(args: argparse.Namespace) -> int:
+    given = {"count": args.count, "seed": args.seed}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return subprocess.run([sys.executable, str(ROOT / "tests/mutants.py"), *args.module, *options]).returncode
+
+
+def _train(args: argparse.Namespace) -> int:
+    from helpers import checkpoints
+
+    print(_shown(checkpoints.train(args.name, seed=args.seed)))
+    return 0
+
+
+def _to_build(sources: list[Path], *, again: bool) -> dict[Path, str]:
+    """Return why each of these sources is to be executed: those that are stale or, `again`, all."""
+    from helpers import notebooks
+
+    stale = notebooks.stale()
+    return {s: stale.get(s.stem, "is built again") for s in sources if again or s.stem in stale}
+
+
+def _notebooks(args: argparse.Namespace) -> int:
+    from helpers import notebooks, readme
+
+    failures: list[str] = []
+    waiting = list(args.chosen)
+    # Another round builds those that show what the round before has measured.
+    chosen = _to_build(waiting, again=args.again)
+    while chosen:
+        _fetch(list(chosen))
+        for number, (source, reason) in enumerate(chosen.items(), start=1):
+            print(f"[{number}/{len(chosen)}] {source.stem} {reason}", flush=True)
+            failed = _execute(source)
+            failures += failed or _promote(source)
+            waiting.remove(source)
+        chosen = _to_build(waiting, again=args.again)
+    readme.write()
+    for name, reason in notebooks.stale().items():
+        print(f"still stale: {name} {reason}")
+    return _report(failures)
+
+
+def _promote(source: Path) -> list[str]:
+    """Store the results of a notebook that ran to its end; return why that failed, if it did."""
+    from helpers import results
+
+    try:
+        results.promote_quick(source.stem)
+    except OSError as error:
+        return [f"{source.stem}: {environment.in_words(error)}"]
+    except (ValueError, results.ClaimError) as error:
+        return [f"{source.stem}: {error}"]
+    return []
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from helpers import readme, results
+
+    for name in [source.stem for source in args.chosen] if args.notebook else [None]:
+        print("\n".join(results.publish(name)))
+    readme.write()
+    return 0
+
+
+def _stale(args: argparse.Namespace) -> int:
+    from helpers import notebooks
+
+    stale = notebooks.stale()
+    for name, reason in stale.items():
+        print(f"{name} {reason}")
+    return 1 if stale else 0
+
+
+def _readme(args: argparse.Namespace) -> int:
+    from helpers import readme
+
+    readme.write()
+    return 0
+
+
+# ---------------------------------------------------------------- private
+
+
+def _profile(given: str | None) -> str:
+    from helpers import checks
+    from helpers.results import PROFILES
+
+    return checks.choice("profile", given or os.environ.get("PROFILE") or "quick", PROFILES)
+
+
+def _list(args: argparse.Namespace, name: str) -> list[int]:
+    value = getattr(args, name, None)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _count(chosen: list[Path]) -> str:
+    return f"{len(chosen)} notebook" + "s" * (len(chosen) != 1)
+
+
+def _fetch(chosen: list[Path]) -> None:
+    """Fetch and verify the datasets that the chosen notebooks use."""
+    from helpers import notebooks, sources
+
+    for name in sorted({name for source in chosen for name in notebooks.datasets(source)}):
+        sources.fetch(name)
+
+
+def _execute(source: Path, *, profile: str | None = None, seed: int = 0) -> list[str]:
+    """Execute a notebook, to be stored if there is no profile; return why it failed, if it did."""
+    from helpers import notebooks
+
+    bar = {"bar_format": BAR, "leave": False, "file": sys.stdout, "disable": False} if sys.stdout.isatty() else None
+    began = time.monotonic()
+    try:
+        if profile is None:
+            notebooks.publish(source, progress=bar)
+        else:
+            notebooks.execute(source, profile=profile, seed=seed, progress=bar)
+    except notebooks.NotebookError as error:
+        print(f"      failed after {time.monotonic() - began:.0f} s: {error}", flush=True)
+        return [str(error)]
+    print(f"      done in {time.monotonic() - began:.0f} s", flush=True)
+    return []
+
+
+def _report(failures: list[str]) -> int:
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _complain(error: Exception | str, code: int = 1) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if ROOT in path.parents else str(path)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
