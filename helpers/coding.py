@@ -82,7 +82,7 @@ ADAPTIVE = 2**16  # values; with more, learning their frequencies saves nothing 
 LARGEST_TABLE = 256
 LARGEST_STEP = 2**11
 LARGEST_POWER = 127  # of two, that float32 has
-SPARE_BITS = 2**14
+SPARE_BITS, A_DECISION, A_VALUE = 2**14, 2**-5, 2**-10
 BITS_OF = (-np.log2(np.arange(1, SUM + 1) / SUM)).tolist()  # of what has a probability of 1, 2, … over SUM
 WORDS = (
     b'.running_mean.running_var.num_batches_tracked","<i8",[],0,"raw"],["stem.res2.res1.block2.block1.conv3.conv.weight'
@@ -358,6 +358,9 @@ class _Coder:
         """Return `count` symbols of these frequencies."""
         raise NotImplementedError
 
+    def expect(self, decisions: int) -> None:
+        """Prepare for at least so many decisions."""
+
     def decide(self, state: list[int], given: int | None) -> int:
         """Return the answer to one decision, and count it in the `state` of its context: [decisions, ones]."""
         decisions, ones = state
@@ -367,6 +370,7 @@ class _Coder:
 
     def alive(self, length: int, context: np.ndarray | None, given: np.ndarray | None) -> np.ndarray:
         """Return for each row or column whether anything in it is not zero."""
+        self.expect(length)
         states = [0, 0], [0, 0]
         contexts = [0] * length if context is None else context.tolist()
         answers = [None] * length if given is None else given.tolist()
@@ -389,6 +393,7 @@ class _Coder:
         states: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
         found = np.zeros((len(rows), len(columns)), bool)
         places = np.flatnonzero(columns)
+        self.expect(int(np.count_nonzero(rows)) * len(places))
         for row in np.flatnonzero(rows):
             answers = [None] * len(places) if given is None else given[row, places].tolist()
             ones = last = 0
@@ -406,6 +411,9 @@ class _Coder:
         if frequencies is not None:
             return self.many(count, frequencies, given)
         width = (alphabet - 1).bit_length()
+        if width == 0:
+            return np.zeros(count, np.int64)
+        self.expect(count * width)
         states: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         numbers = []
         for number in [None] * count if given is None else given.tolist():
@@ -466,18 +474,22 @@ class _Reader(_Coder):
         self.decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         self.left = 2.0 * 8 * len(words) + SPARE_BITS
 
+    def expect(self, decisions: int) -> None:
+        if decisions * A_DECISION > self.left:
+            raise PackingError(SPENT)
+
     def one(self, probability: int, given: int | None) -> int:
         answer = self._decoded(constriction.stream.model.Bernoulli(probability / SUM, perfect=False))
-        self.left -= BITS_OF[(probability if answer else SUM - probability) - 1] + 1 / 32
+        self.left -= BITS_OF[(probability if answer else SUM - probability) - 1] + A_DECISION
         if self.left < 0:
             raise PackingError(SPENT)
         return answer
 
     def many(self, count: int, frequencies: np.ndarray, given: np.ndarray | None) -> np.ndarray:
-        if count / 1024 > self.left:
+        if count * A_VALUE > self.left:
             raise PackingError(SPENT)
         symbols = self._decoded(_model(frequencies), count)
-        self.left -= -float(np.log2(frequencies[symbols] / SUM).sum()) + count / 1024
+        self.left -= A_VALUE * count - float(np.log2(frequencies[symbols] / SUM).sum())
         if self.left < 0:
             raise PackingError(SPENT)
         return symbols
