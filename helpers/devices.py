@@ -14,14 +14,13 @@ pattern for each share.
 
 import os
 import tempfile
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers import training
+from helpers import checks, modules, training
 from helpers.data import Split
 
 __all__ = ["count", "fit", "is_first"]
@@ -62,8 +61,10 @@ def fit(
         options: all others are handed to `training.fit`.
 
     Raises:
-        ValueError: as in `training.fit`, or `batch_size` is no multiple of the number of processes.
+        ValueError: as in `training.fit`, `batch_size` is no multiple of the number of processes, or the loss does not
+            depend on all parameters that are to be trained.
     """
+    checks.positive("batch_size", batch_size)
     options |= {"batch_size": batch_size}
     if count() == 1:
         return training.fit(
@@ -106,13 +107,20 @@ def _synchronized(model: nn.Module, accelerator: Any) -> nn.Module:
 
 def _shared(loss: training.Loss, accelerator: Any) -> training.Loss:
     """Return a loss of this process's share: its value is that of the whole batch, its gradient that of the share."""
-    wrapped: list[nn.Module] = []  # `fit` makes the copy that it trains, so it is known only here
+    wrapped: dict[nn.Module, nn.Module] = {}  # `fit` makes the copy that it trains, so it is known only here
 
     def share(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        if not wrapped:
-            wrapped.append(_synchronized(model, accelerator))
+        if model not in wrapped:
+            wrapped.clear()
+            wrapped[model] = _synchronized(model, accelerator)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        value = loss(wrapped[0], inputs[mine], labels[mine])
+        try:
+            value = loss(wrapped[model], inputs[mine], labels[mine])
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            allowed = "on several devices only such: freeze the others (requires_grad_(False))"
+            raise ValueError(f"model has parameters on which the loss does not depend; allowed {allowed}") from error
         return value + (accelerator.reduce(value.detach(), "mean") - value.detach())
 
     # Part of the state's fingerprint: one process rounds otherwise, and must not go on with a state of several.
@@ -124,10 +132,11 @@ def _of_first(model: nn.Module, accelerator: Any) -> nn.Module:
     """Return a copy of the first process's model: also a state is resumed by what the model was."""
     from accelerate.utils import broadcast
 
-    copy = deepcopy(model).to(accelerator.device)
+    copy = modules.copied(model).to(accelerator.device)
     with torch.no_grad():
-        for tensor in copy.state_dict().values():
-            tensor.copy_(broadcast(tensor))
+        for value in copy.state_dict().values():
+            if isinstance(value, Tensor):  # and no extra state
+                value.copy_(broadcast(value))
     return copy
 
 

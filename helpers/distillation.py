@@ -150,9 +150,11 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
-        networks = [] if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList) else list(members)
-        if not networks or not all(isinstance(member, nn.Module) for member in networks):
-            raise ValueError(f"members={members!r}; allowed: several networks, one at least")
+        if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
+            raise ValueError(f"members is a {type(members).__name__}; allowed: several networks, as in a list")
+        networks = checks.not_empty("members", list(members))
+        if not all(isinstance(member, nn.Module) for member in networks):
+            raise ValueError(f"members={networks!r}; allowed: networks (nn.Module)")
         copies = modules.copied(nn.ModuleList(networks))
         assert isinstance(copies, nn.ModuleList)
         self.members = copies
