@@ -19,6 +19,7 @@ results are written by the one process that has asked for them, once.
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -42,6 +43,7 @@ Run = tuple[Path, int]  # a notebook's source, and a seed
 THREADS = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT"]
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 2  # how often a new worker, or one that is idle again, is looked for
+PATIENCE_SECONDS = 6  # how long a run may wait for a worker that was idle when it was given the run
 READS_OTHERS = re.compile(r"\b(results\.(load|measurements|leaderboard)|board\.(runs|claims_over_seeds))\(")
 _ONE_AT_A_TIME = threading.Lock()  # in a worker: a notebook has all of its threads
 
@@ -114,10 +116,11 @@ def _hand_out(client: "Client", waiting: list[Run], profile: str, outcome: Outco
     from distributed import wait
 
     running: dict[Future, tuple[str, Run]] = {}
-    total, told = len(waiting), False
+    total, told, taken_at = len(waiting), False, time.monotonic()
     while waiting or running:
-        given = {worker for worker, _ in running.values()}
-        idle = [worker for worker, keys in client.processing().items() if not keys and worker not in given]
+        given, processing = {worker for worker, _ in running.values()}, client.processing()
+        taken_at = _ask_for_patience(running, processing, taken_at, say)
+        idle = [worker for worker, keys in processing.items() if not keys and worker not in given]
         if not idle and not running and not told:
             say("No worker yet; waiting for one. Start it where helpers is installed: dask worker ADDRESS")
             told = True
@@ -135,6 +138,27 @@ def _hand_out(client: "Client", waiting: list[Run], profile: str, outcome: Outco
             _, each = running.pop(future)
             done = total - len(waiting) - len(running)
             say(f"[{done}/{total}] {_collect(future, each, profile, outcome)}")
+
+
+def _ask_for_patience(
+    running: Mapping["Future", tuple[str, Run]],
+    processing: Mapping[str, Iterable[str]],
+    taken_at: float,
+    say: Callable[[str], None],
+) -> float:
+    """Say so, once, when a run waits though its worker is idle; return when none did, infinity once it was said."""
+    taken = {key for keys in processing.values() for key in keys}
+    left = [each for future, (_, each) in running.items() if not future.done() and future.key not in taken]
+    if not left:
+        return time.monotonic()
+    if time.monotonic() - taken_at <= PATIENCE_SECONDS:
+        return taken_at
+    source, seed = left[0]
+    say(
+        f"No worker takes {source.stem}, seed {seed}. Dask pauses a worker whose memory is nearly full, and its log "
+        "says so: give it more (--memory-limit), or start another one."
+    )
+    return math.inf
 
 
 def _submit(client: "Client", each: Run, profile: str, worker: str) -> "Future":
@@ -208,9 +232,12 @@ def _note_states(each: Run, profile: str, threads: int) -> None:
 
 def _threads_of_states(each: Run, profile: str) -> int | None:
     """Return the threads with which this version of the notebook was trained on a cluster; None if it was not."""
-    path = _note(each, profile)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return known.get("threads") if known.items() >= notebooks.identity(each[0]).items() else None
+    try:
+        known = json.loads(_note(each, profile).read_bytes())
+        threads = known.pop("threads")
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return threads if known == notebooks.identity(each[0]) and isinstance(threads, int) else None
 
 
 # ---------------------------------------------------------------- private: in a worker

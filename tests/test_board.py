@@ -357,6 +357,10 @@ def test_one_network_in_three_runs_is_one(write):
         ({"method": "gradual, taught", "nonzero": 40}, "weights pruned + a teacher"),
         ({"method": "filters by Taylor", "macs": 400}, "filters removed"),
         ({"method": "2-bit weights, learned steps", "nonzero": 250}, "fewer bits"),
+        ({"method": "filters by Taylor", "macs": 882}, "other"),  # 98 % are too many to call it that
+        ({"method": "filters by Taylor", "macs": 881}, "filters removed"),
+        ({"method": "gradual", "nonzero": 200}, "other"),  # half is not enough, either
+        ({"method": "gradual", "nonzero": 199}, "weights pruned"),
         ({"method": "dense", "macs": 100}, "a thin dense net"),
         ({"method": "fewer words (by norm), low-rank embedding", "macs": 10}, "a smaller embedding"),
         ({"method": "prayer"}, "other"),
@@ -539,6 +543,31 @@ def test_labels_of_points_that_are_nowhere_are_refused(x, y, names, said):
         board.label_points(ax, x, y, names)
     with pytest.raises(ValueError, match="size=0"):
         board.label_points(ax, [1], [1], ["a"], size=0)
+    plt.close(fig)
+
+
+def test_names_without_a_place_are_given_back_and_far_ones_have_a_line():
+    fig, ax = plt.subplots(figsize=(3, 2))
+    places = np.linspace(0, 0.02, 40)
+    ax.plot(places, places, "o")
+    ax.set(xlim=(-1, 1), ylim=(-1, 1))
+    names = [f"a model called {i}" for i in range(40)]
+    homeless = board.label_points(ax, places, places, names)
+    shown = [text for text in ax.texts if text.get_text()]
+    assert 0 < len(homeless) < 40 and {text.get_text() for text in shown} == set(names) - set(homeless)
+    far = [text.get_text() for text in shown if math.hypot(*text.get_position()) > 13]
+    lines = [text for text in ax.texts if not text.get_text()]
+    assert far and len(lines) == len(far) and all(line.arrow_patch is not None for line in lines)
+    plt.close(fig)
+
+
+def test_the_limits_stay_where_the_names_were_placed():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], [1, 2], "o")
+    assert board.label_points(ax, [1, 2], [1, 2], ["one", "two"]) == []
+    before = ax.get_xlim(), ax.get_ylim()
+    ax.plot([50], [50], "o")
+    assert (ax.get_xlim(), ax.get_ylim()) == before
     plt.close(fig)
 
 

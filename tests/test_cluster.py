@@ -13,13 +13,21 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from helpers import __main__ as cli
 from helpers import cluster, environment, notebooks, paths, results
+from helpers import commands as cli
 from helpers.environment import SetupError
 
 pytest.importorskip("distributed")
 
 NAMES = ["90_plain", "91_dies", "92_timed", "93_fails"]
+PROVENANCE = {
+    "seconds": 1.0,
+    "started": "now",
+    "torch": "2",
+    "helpers_version": "0",
+    "source_sha256": None,
+    "machine": "a",
+}
 NOTEBOOK = """\
 # %% tags=["parameters"]
 PROFILE = "quick"
@@ -34,7 +42,7 @@ with (place / "log").open("a") as log:
     print("begins", {name!r}, SEED, file=log)
 
 # %%
-results.Run._provenance = lambda self: {{"seconds": 1.0}}  # the real one imports torch
+results.Run._provenance = lambda self: {provenance!r}  # the real one imports torch
 run = results.start({name!r}, profile=PROFILE, seed=SEED)
 seen = os.environ.get("OMP_NUM_THREADS")
 {body}
@@ -80,10 +88,12 @@ def course(tmp_path, monkeypatch):
     folder = tmp_path / "src"
     folder.mkdir()
     for name, body in zip(NAMES, [MODEL, DIES, TIMED, FAILS], strict=True):
-        (folder / f"{name}.py").write_text(NOTEBOOK.format(place=str(tmp_path), name=name, body=body))
+        (folder / f"{name}.py").write_text(
+            NOTEBOOK.format(place=str(tmp_path), name=name, body=body, provenance=PROVENANCE)
+        )
     monkeypatch.setattr(notebooks, "SOURCES", folder)
     monkeypatch.setattr(environment, "ensure", lambda: None)
-    monkeypatch.setattr(results, "leaderboard", lambda: [])
+    monkeypatch.setattr(results, "leaderboard", lambda damaged: [])
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     return tmp_path
 
@@ -217,6 +227,65 @@ def test_a_worker_that_refuses_is_heard_even_if_the_notebook_reads_others(tmp_pa
     outcome = cluster.Outcome(set(), [], {})
     assert cluster._collect(future, (source, 0), "full", outcome).endswith("failed")
     assert outcome.failures == [said] and not outcome.to_measure
+
+
+class Waiting:
+    """A client whose one worker is idle, and takes nothing until some seconds are over; the clock is the test's own."""
+
+    def __init__(self, seconds: float, clock: list[float]) -> None:
+        self.seconds, self.clock, self.futures = seconds, clock, []
+
+    def processing(self):
+        taken = [future.key for future in self.futures if self.clock[0] >= self.seconds and not future.done()]
+        return {"worker": tuple(taken)}
+
+    def submit(self, *arguments, key, **options):
+        self.futures.append(Handed(key, lambda: self.clock[0] >= self.seconds + 5))
+        return self.futures[-1]
+
+
+class Handed:
+    """What `Waiting.submit` gives: done once a condition holds, and then with a result without files."""
+
+    status = "finished"
+
+    def __init__(self, key: str, done) -> None:
+        self.key, self.done = key, done
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return cluster._Returned("worker", 2, 1.0, {}, "")
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0, 0), (5, 0), (60, 1)])
+def test_a_worker_that_takes_nothing_is_said_after_some_seconds_and_once(seconds, times, course, monkeypatch):
+    clock = [0.0]
+
+    def wait(futures, *, timeout, return_when):
+        clock[0] += timeout
+        if not any(future.done() for future in futures):
+            raise TimeoutError
+
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("distributed.wait", wait)
+    said: list[str] = []
+    each, outcome = (notebooks.sources()[0], 3), cluster.Outcome(set(), [], {})
+    cluster._hand_out(Waiting(seconds, clock), [each], "quick", outcome, said.append)
+    assert [line.startswith("No worker takes 90_plain, seed 3. Dask pauses") for line in said] == [True] * times + [
+        False
+    ]
+    assert outcome.final == {each}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"threads": 4}', b'{"threads": "4"}'])
+def test_a_damaged_note_about_states_is_none(content, course):
+    each = notebooks.sources()[0], 1
+    cluster._note_states(each, "full", 4)
+    assert cluster._threads_of_states(each, "full") == 4
+    cluster._note(each, "full").write_bytes(content)
+    assert cluster._threads_of_states(each, "full") is None
 
 
 def test_states_that_are_here_are_not_trained_again(course):

@@ -1,7 +1,9 @@
 """pyproject.toml, requirements.lock, environment.yml, README, licences and CI, held against each other."""
 
 import ast
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -146,6 +148,50 @@ def test_ci_runs_the_readmes_test_command():
 def test_what_runs_write_is_ignored_by_git():
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"build/", "data/raw/", ".venv/"} <= set(ignored)
+
+
+def git(folder, *arguments: str) -> str:
+    alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"]
+    command = ["git", *who, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | alone, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"])
+def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(setting, tmp_path):
+    patterns = ["data/checkpoints/*.txt", "data/checkpoints/*.json", "data/results/quick/*.json", "notebooks/src/*.py"]
+    patterns += ["helpers/*.py", "*.md", "*.lock", "*.toml", ".ci/run", "Makefile", "notebooks/14*.ipynb"]
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    files += sorted(ROOT.glob("data/models/*"), key=lambda path: path.stat().st_size)[:3]
+    files += sorted(ROOT.glob("data/checkpoints/*.safetensors"), key=lambda path: path.stat().st_size)[:1]
+    original = tmp_path / "original"
+    for path in [*files, ROOT / ".gitattributes"]:
+        target = original / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (original / "data/models/text.pack").write_bytes(b"looks like\na text\r\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        git(original, *arguments)
+    git(tmp_path, "-c", setting, "clone", "-q", "original", "clone")
+    git(tmp_path / "clone", "config", *setting.split("="))
+    assert git(tmp_path / "clone", "status", "--porcelain") == ""
+    copies = [path for path in original.rglob("*") if path.is_file() and ".git" not in path.parts]
+    assert len(copies) > 80
+    for path in copies:
+        assert (tmp_path / "clone" / path.relative_to(original)).read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs git and a clone")
+def test_every_tracked_text_has_line_feeds_alone_and_other_files_are_marked():
+    for line in git(ROOT, "ls-files", "--eol").splitlines():
+        kinds, _, name = line.partition("\t")
+        stored, _, attribute = kinds.split(maxsplit=2)
+        assert stored == "i/lf" or (stored == "i/-text" and attribute.strip() == "attr/-text") or stored == "i/none", (
+            name
+        )
 
 
 # ---------------------------------------------------------------- README, licences, citation

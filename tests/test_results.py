@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -408,6 +409,7 @@ def rich():
 
 
 def test_a_whole_file_is_read_as_it_was_written(rich):
+    assert rich.read_text() == json.dumps(results.read(rich), indent=1, ensure_ascii=False) + "\n", "a diff has lines"
     assert results.read(rich) == json.loads(rich.read_text()) == results.load(NB, profile="quick")
 
 
@@ -657,6 +659,17 @@ def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
     assert 500 <= loaded(NB, profile="quick")["provenance"]["seconds"] < 600
 
 
+def test_without_a_training_nothing_was_resumed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "helpers.training", raising=False)
+    assert results._resumed_seconds() == 0.0
+
+
+def test_two_seeds_have_a_spread():
+    assert results._accuracy(0.5, 0.01, 2) == "50.00 ± 1.00 (n = 2)"
+    assert results._accuracy(0.5, 0.0, 2) == "50.00 (one network)"
+    assert results._accuracy(0.5, math.nan, 1) == "50.00"
+
+
 def test_publish_checks_a_claim_that_the_first_seed_did_not_make():
     finished(seed=0)
     for seed in (1, 2, 3):
@@ -712,6 +725,15 @@ def test_leaderboard_ratios_front_and_order():
     assert math.isnan(board.loc["dense", "latency_ratio"])
     text = results.format_leaderboard(results.leaderboard()).to_string(index=False)
     assert "98.00" in text and "2,293,000" in text and "nan" not in text.lower()
+
+
+def test_of_equal_accuracy_the_smaller_file_goes_first_and_then_the_name():
+    rows = {"b": 20, "a": 20, "large": 90, "none": None}
+    finished(profile="quick", models=[{"name": name, "size": size} for name, size in rows.items()])
+    other = results.start("01_measure_first", profile="quick", seed=0)
+    other.model("z", task="a first task", method="m", accuracy=0.1, weights=1, nonzero=1, macs=1)
+    other.finish()
+    assert results.leaderboard()["name"].tolist() == ["z", "a", "b", "large", "none"]
 
 
 def test_leaderboard_averages_seeds_and_says_how_many():
