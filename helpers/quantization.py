@@ -509,9 +509,10 @@ def _refuse_left_out(
     left = [f"{name!r} ({type(layer).__name__})" for name, layer in model.named_modules() if isinstance(layer, kinds)]
     if left:
         argument, _, number = given.partition("=")
+        others = [f"{_called(name)!r}: {number}" for name in dict.fromkeys(names.values())]
         raise ValueError(
             f"{given} would leave {what} {', '.join(left)} in floating point; allowed: to say so by naming the others, "
-            f"{argument}={{{', '.join(f'{name!r}: {number}' for name in dict.fromkeys(names.values()))}}}"
+            f"{argument}={{{', '.join(others[:3])}{', …' * (len(others) > 3)}}}"
         )
 
 

@@ -82,7 +82,7 @@ WRONG = {
 def test_a_file_with_other_answers_is_not_written(lenet, exported, tmp_path, monkeypatch, kind):
     path, honest = tmp_path / "old.onnx", deploy.run
     path.write_bytes(b"what was here before")
-    monkeypatch.setattr(deploy, "_export", lambda model, example: exported.read_bytes())
+    monkeypatch.setattr(deploy, "_export", lambda model, batch, **sizes: exported.read_bytes())
     monkeypatch.setattr(deploy, "run", lambda session, inputs: WRONG[kind](honest(session, inputs)))
     with pytest.raises(deploy.DeployError, match="logits"):
         deploy.export_onnx(lenet, IMAGES, path)
@@ -93,7 +93,7 @@ def test_a_file_with_other_answers_is_not_written(lenet, exported, tmp_path, mon
 def test_another_batch_size_is_checked_too(lenet, exported, tmp_path, monkeypatch):
     """A graph that answers only the batch it was traced with fails the reader who has one image."""
     honest = deploy.run
-    monkeypatch.setattr(deploy, "_export", lambda model, example: exported.read_bytes())
+    monkeypatch.setattr(deploy, "_export", lambda model, batch, **sizes: exported.read_bytes())
     monkeypatch.setattr(deploy, "run", lambda s, x: honest(s, x) if len(x) > 1 else honest(s, x) + 1)
     with pytest.raises(deploy.DeployError, match="differ"):
         deploy.export_onnx(lenet, IMAGES, tmp_path / "fixed.onnx")
