@@ -8,6 +8,7 @@ What is to stay is written as a dictionary of boolean masks, one per group: ``{"
 """
 
 import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -159,7 +160,8 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
     """
     model.requires_grad_(True).eval()
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Maximum recursive depth reached")  # what is cut is compared anyway
         return graph.build_dependency(model, example, forward_fn=lambda net, inputs: net(inputs), verbose=False)
 
 
@@ -176,7 +178,7 @@ def _all_coupled(graph: Any, outputs: int) -> list[_Coupled]:
             reached = _reached(graph, layer, most)
             made = [each for each in reached if graph.is_out_channel_pruning_fn(each.cut)]
             seen |= {each.module for each in made}
-            found.append(_coupled(reached, made, names, shared, _channels(layer)))
+            found.append(_coupled(reached, made, names, shared, most))
     order = list(names.values())
     return sorted(found, key=lambda coupled: order.index(coupled.group.name))
 
@@ -185,8 +187,8 @@ def _reached(graph: Any, layer: Any, most: int) -> list[_Reached]:
     """Return all that the output channels of `layer` reach.
 
     As torch-pruning's `get_pruning_group` does, but each position of each place is gone on from once: the time grows
-    with the size of the network, and the search ends where an operation is followed wrongly, as in windowed attention,
-    and the positions grow without end. Raises ValueError there: a place with more than `most` is no layer's.
+    with the size of the network. And where an operation is followed wrongly, as in windowed attention, and positions
+    become ever more, the search ends: no place in a layer has more than `most`.
     """
     start = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
     found: dict[Any, dict[int, int]] = {start: {channel: channel for channel in range(_channels(layer))}}
@@ -205,12 +207,15 @@ def _reached(graph: Any, layer: Any, most: int) -> list[_Reached]:
             for at in new:
                 channels.setdefault(at.idx, at.root_idx)
             if len(channels) > most:
-                raise ValueError(f"{len(channels):,} positions in one place, where the largest layer has {most:,}")
+                return _as_reached(found)
             if new:
                 waiting.append((place, new))
-    return [
-        _Reached(node.module, cut, channels, not node.outputs) for (node, cut), channels in found.items() if channels
-    ]
+    return _as_reached(found)
+
+
+def _as_reached(found: dict[Any, dict[int, int]]) -> list[_Reached]:
+    places = ((node, cut, channels) for (node, cut), channels in found.items() if channels)
+    return [_Reached(node.module, cut, channels, not node.outputs) for node, cut, channels in places]
 
 
 def _shared(model: nn.Module) -> dict[nn.Module, str]:
@@ -226,9 +231,11 @@ def _coupled(
     made: list[_Reached],
     names: dict[nn.Module, str],
     shared: dict[nn.Module, str],
-    channels: int,
+    most: int,
 ) -> _Coupled:
     """Return one group: `reached` are the places of its channels, `made` those of them where channels are put out."""
+    root = reached[0].module
+    channels = _channels(root)
     whole = {channel: channel for channel in range(channels)}
     one_to_one = {each.module for each in made if each.channels == whole}
     members = [module for module in names if module in one_to_one and isinstance(module, CUTTABLE)]
@@ -242,7 +249,9 @@ def _coupled(
         for each in reached
         if each.module in names
     ]
-    group = Group(tuple(names[module] for module in members), channels, math.lcm(*parts))
+    group = Group(tuple(names[module] for module in members or [root]), channels, math.lcm(*parts))
+    if root not in members or any(len(each.channels) > most for each in reached):
+        return _Coupled(group, sites, "torch-pruning follows its channels to more positions than there are")
     return _Coupled(group, sites, _obstacle(made, group) or _obstacle_anywhere(modules, shared))
 
 
@@ -368,7 +377,9 @@ def _checked(keep: Keep, survey: list[_Coupled], first: dict[str, str]) -> dict[
     for name, mask in keep.items():
         coupled = coupled_by_layer.get(name)
         if coupled and coupled.obstacle:
-            raise ValueError(f"keep has {name!r}, but {coupled.obstacle}; allowed: {', '.join(map(repr, allowed))}")
+            raise ValueError(
+                f"keep has {name!r}, but {coupled.obstacle}; allowed: {', '.join(map(repr, allowed)) or 'none'}"
+            )
         group = coupled_by_layer[checks.choice("layer in keep", name, allowed)].group
         _check_mask(name, mask, group)
         if not torch.equal(masks.setdefault(group.name, mask), mask):

@@ -1,6 +1,8 @@
 """Removal against nets whose channels are zeroed by hand with hooks, which know nothing of torch-pruning."""
 
 import math
+import resource
+import time
 from copy import deepcopy
 from itertools import pairwise
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from helpers import measure, models, pruning, quantization, removal, training
 from helpers.removal import Group
@@ -798,3 +801,461 @@ def test_a_cut_model_goes_through_the_courses_training(net, keep):
     split = Split(IMAGES.float(), torch.arange(4))
     fitted = training.fit(new, split, epochs=3, lr=0.01, batch_size=4, progress=False)
     assert all(not torch.equal(a, b) for a, b in zip(fitted.model.parameters(), new.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------- any network
+
+
+class Net(nn.Module):
+    """Layers by name, and what they do to `x`."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+PHOTOS = IMAGES.float()[:, :, :8, :8]
+TEXTS = torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(0))
+
+
+def recurrent(net, x):
+    states = torch.zeros(1, len(x), 8), torch.zeros(1, len(x), 8)
+    return net.b(
+        net.lstm(net.a(x)[:, None], tuple(s.transpose(0, 1).contiguous().transpose(0, 1) for s in states))[0][:, 0]
+    )
+
+
+def in_autocast(net, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return net.b(net.a(x).relu())
+
+
+def plain(net, x):
+    return net.b(net.a(x).relu())
+
+
+def dense(function=plain, **layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(function, a=nn.Linear(6, 8), b=nn.Linear(8, 3), **layers)
+
+
+def photos(function, last: nn.Module | None = None, **layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(function, a=nn.Conv2d(3, 8, 3), b=last or nn.Conv2d(8, 2, 3), **layers)
+
+
+ANY = {
+    "float": (dense(lambda net, x: net.b(net.a(x.float()).relu().float())), ROWS),
+    "to": (dense(lambda net, x: net.b(net.a(x).to(torch.float32).relu())), ROWS),
+    "typed zeros": (
+        dense(lambda net, x: net.b(net.a(x).relu()) + net.c(torch.zeros(1, 6, dtype=torch.float32)), c=nn.Linear(6, 1)),
+        ROWS,
+    ),
+    "nn.LSTM": (dense(recurrent, lstm=nn.LSTM(8, 8, batch_first=True)), ROWS),
+    "autocast": (dense(in_autocast), ROWS),
+    "one-hot": (dense(lambda net, x: net.b(net.a(F.one_hot(x[:, :1] % 6, 6)[:, 0].float()).relu())), TEXTS),
+    "tokens": (dense(lambda net, x: net.b(net.a(net.e(x).mean(1)).relu()), e=nn.Embedding(9, 6)), TEXTS),
+    "one text": (dense(lambda net, x: net.b(net.a(net.e(x).mean(1)).relu()), e=nn.Embedding(9, 6)), TEXTS[:1]),
+    "bytes": (photos(lambda net, x: net.b(net.a(x / 255).relu()).flatten(1)), PHOTOS.mul(50).to(torch.uint8)),
+    "bfloat16": (dense().bfloat16(), ROWS.bfloat16()),
+    "half": (dense().half(), ROWS.half()),
+    "alone in a row": (photos(lambda net, x: net.b(net.a(x).relu().view(1, -1)), nn.Linear(288, 3)), PHOTOS[:1]),
+    "by keyword": (dense(lambda net, x: net.b(input=net.a(input=x).relu())), ROWS),
+    "view": (photos(lambda net, x: net.b(net.a(x).relu().view(len(x), -1)), nn.Linear(288, 3)), PHOTOS),
+    "a float32 constant": (dense(lambda net, x: net.b(net.a(x) @ net.constant)), ROWS),
+}  # fmt: skip
+ANY["a float32 constant"][0].constant = torch.eye(8).flip(0)  # no buffer: `.double()` does not reach it
+
+
+def zeroed_by_hand(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the answers with the first three outputs of `a` zeroed after the activation, where `b` reads them."""
+    zeroed = deepcopy(model)
+    with torch.no_grad():
+        zeroed.a.weight[:3] = 0
+        zeroed.a.bias[:3] = 0
+        return zeroed.eval()(inputs)
+
+
+@pytest.mark.parametrize("name", [name for name in ANY if name != "a float32 constant"])
+def test_any_network_is_cut(name):
+    """relu, and what else is here, makes zero of zero: so zeroed filters are zeroed channels."""
+    model, example = ANY[name]
+    keep = {"a": torch.arange(8) > 2}
+    assert removal.groups(model, example)[0] == Group(("a",), 8)
+    new, zeroed = removal.remove_filters(model, keep, example), removal.zero_filters(model, keep, example)
+    assert len(new.a.weight) == 5 and new.a.weight.dtype == model.a.weight.dtype
+    expected = zeroed_by_hand(model, example)
+    rough = 0.02 if example.dtype in (torch.bfloat16, torch.half) or name == "autocast" else 1e-5
+    for found in (answers(new, example), answers(zeroed, example)):
+        assert float((found - expected).abs().max()) <= rough
+    assert float((expected - answers(model, example)).abs().max()) > 0.02, "zeroing must matter"
+    keep = removal.choose_filters(model, {"a": torch.arange(8.0)}, example, macs_ratio=1.2, round_to=1)
+    assert keep["a"].tolist() == sorted(keep["a"].tolist()), "those with the smallest scores go"
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (dense(lambda net, x: net.b(net.c(net.a(x).relu(), torch.zeros(len(x), 8))), c=nn.GRUCell(8, 8)), ROWS),
+        (photos(lambda net, x: net.b(torch.flatten(net.a(x).relu())), nn.Linear(288, 3)), PHOTOS[:1]),
+    ],
+    ids=["a cell", "flattened with the batch"],
+)
+def test_what_torch_pruning_loses_count_of_is_refused_by_name(model, example):
+    assert removal.groups(model, example) == []
+    with pytest.raises(
+        ValueError, match="keep has 'a', but torch-pruning follows its channels to more .* allowed: none"
+    ):
+        removal.remove_filters(model, {"a": torch.arange(8) > 2}, example)
+
+
+def test_a_depthwise_transposed_convolution_is_cut():
+    model = photos(lambda net, x: net.b(net.c(net.a(x).relu())).flatten(1), c=nn.ConvTranspose2d(8, 8, 3, groups=8))
+    keep = {"a": torch.arange(8) > 2}
+    assert removal.groups(model, PHOTOS) == [Group(("a", "c"), 8)]
+    expected = answers_with_zeroed(model, [("c", "out", ~keep["a"])], PHOTOS)
+    assert torch.allclose(answers(removal.remove_filters(model, keep, PHOTOS), PHOTOS), expected, atol=1e-6)
+
+
+def test_float32_is_enough_where_float64_is_impossible():
+    """The constant reverses the channels: `a` cannot be cut there, and the comparison in float32 says so by name."""
+    model, example = ANY["a float32 constant"]
+    with pytest.raises(ValueError, match="keep cuts 'a', which torch-pruning cannot cut here"):
+        removal.remove_filters(model, {"a": torch.arange(8) > 2}, example)
+    other = dense(lambda net, x: net.b(net.a(x @ net.constant).relu()))
+    other.constant = torch.eye(6).flip(0)
+    new = removal.remove_filters(other, {"a": torch.arange(8) > 2}, ROWS)
+    assert torch.allclose(answers(new, ROWS), zeroed_by_hand(other, ROWS), atol=1e-6)
+    with torch.no_grad():
+        other.b.bias.fill_(1e5)
+    with pytest.raises(ValueError, match="depend too little on the inputs to be compared in float32"):
+        removal.remove_filters(other, {"a": torch.arange(8) > 2}, ROWS)
+
+
+def test_what_neither_precision_can_compare():
+    model = dense(lambda net, x: net.b(net.a(x)) if x.dtype is torch.bfloat16 else x @ None).bfloat16()
+    with pytest.raises(ValueError, match="keep cuts 'a', .*the answers cannot be compared: TypeError"):
+        removal.remove_filters(model, {"a": torch.arange(8) > 2}, ROWS.bfloat16())
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [((8, 8), 2), ((8, 16), 2), ((8, 16), 8), ((16, 8), 8)],
+    ids=["8-8", "8-16", "8-16 of 8", "16-8"],
+)
+def test_transposed_convolutions_in_groups(channels, groups):
+    torch.manual_seed(0)
+    inside, outside = channels
+    layers = {
+        "a": nn.Conv2d(3, inside, 1),
+        "c": nn.ConvTranspose2d(inside, outside, 3, groups=groups),
+        "b": nn.Conv2d(outside, 4, 1),
+        "d": nn.Conv2d(4, 2, 1),
+    }
+    model = Net(lambda net, x: net.d(net.b(net.c(net.a(x)))).flatten(1), **layers)
+    found = removal.groups(model, PHOTOS)
+    assert "b" in [group.name for group in found]
+    assert removal.remove_filters(model, {"b": torch.arange(4) > 0}, PHOTOS).b.out_channels == 3
+    for name in ("a", "c"):
+        width = len(model.get_submodule(name).bias)
+        with pytest.raises(ValueError, match=rf"keep.*'{name}'.*(transposed convolution in groups|cannot cut|unknown)"):
+            removal.remove_filters(
+                model,
+                {name: torch.arange(width) % (width // groups) > 0 if width > groups else torch.arange(width) > 0},
+                PHOTOS,
+            )
+
+
+@pytest.mark.parametrize("put", [prune.l1_unstructured, nn.utils.weight_norm, parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_what_torch_has_put_on_weights_is_baked(put):
+    model = dense()
+    put(model.a, "weight", *([0.5] if put is prune.l1_unstructured else []))
+    model(ROWS).sum().backward()
+    baked, keep = pruning.bake(model), {"a": torch.arange(8) > 2}
+    expected = removal.remove_filters(baked, keep, ROWS)
+    new = removal.remove_filters(model, keep, ROWS)
+    assert torch.equal(answers(new, ROWS), answers(expected, ROWS))
+    assert dict(new.named_parameters()).keys() == dict(expected.named_parameters()).keys()
+
+
+# ---------------------------------------------------------------- tensors that layers share
+
+
+def tied(*names: str) -> nn.Module:
+    layers = {"a": nn.Linear(6, 6), "c": nn.Linear(6, 6), "d": nn.Linear(6, 8), "b": nn.Linear(8, 3)}
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.b(net.d(net.c(net.a(x).relu()).relu()).relu()), **layers)
+    for name in names:
+        setattr(model.c, name, getattr(model.a, name))
+    return model
+
+
+@pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
+def test_what_is_tied_is_refused_by_name_and_stays_tied_elsewhere(names):
+    model = tied(*names)
+    assert [group.name for group in removal.groups(model, ROWS)] == ["d"]
+    for name in ("a", "c"):
+        for function in (removal.remove_filters, removal.zero_filters):
+            with pytest.raises(
+                ValueError, match=f"keep has {name!r}, but its channels meet 'a.(weight|bias)', which several"
+            ):
+                function(model, {name: torch.arange(6) > 0}, ROWS)
+    keep = removal.choose_filters(
+        model, {"a": torch.arange(6.0), "d": torch.arange(8.0)}, ROWS, macs_ratio=1.1, round_to=1
+    )
+    assert list(keep) == ["d"]
+    new = removal.remove_filters(model, keep, ROWS)
+    assert all(getattr(new.a, name) is getattr(new.c, name) for name in names)
+    assert torch.allclose(answers(new, ROWS), answers(removal.zero_filters(model, keep, ROWS), ROWS), atol=1e-6)
+
+
+def test_a_decoder_tied_to_its_embedding():
+    model = dense(lambda net, x: net.d(net.c(net.e(x).mean(1)).relu()), e=nn.Embedding(9, 6), c=nn.Linear(6, 6))
+    model.d = nn.Linear(6, 9)
+    model.d.weight = model.e.weight
+    assert removal.groups(model, TEXTS) == []
+    with pytest.raises(ValueError, match=r"keep has 'c', but its channels meet 'e.weight', which several layers share"):
+        removal.remove_filters(model, {"c": torch.arange(6) > 0}, TEXTS)
+
+
+def test_both_names_of_one_layer_are_accepted():
+    model = dense()
+    model.again, model.then = model.a, models.Residual(2)
+    model.same = model.then
+    keep = torch.arange(8) > 2
+    expected = removal.remove_filters(model, {"a": keep}, ROWS)
+    for masks in ({"again": keep}, {"a": keep, "again": keep}):
+        new = removal.remove_filters(model, masks, ROWS)
+        assert new.again is new.a and torch.equal(answers(new, ROWS), answers(expected, ROWS))
+    chosen = removal.choose_filters(model, {"again": torch.arange(8.0)}, ROWS, macs_ratio=1.2, round_to=1)
+    assert list(chosen) == ["a"] and not chosen["a"].all()
+    new = removal.remove_block(model, "same")
+    assert isinstance(new.same, nn.Identity) and isinstance(new.then, models.Residual)
+
+
+# ---------------------------------------------------------------- limits
+
+
+class Window(nn.Module):
+    """What torch-pruning goes round in: attention in a window, by a layer's weight, with a bias for positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.bias = nn.Parameter(torch.zeros(1, 2, 16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, places, channels = x.shape
+        q, k, v = (
+            F.linear(x, self.qkv.weight, self.qkv.bias).view(batch, places, 3, 2, channels // 2).permute(2, 0, 3, 1, 4)
+        )
+        attention = (q @ k.transpose(-2, -1) + self.bias).softmax(-1)
+        return F.linear((attention @ v).transpose(1, 2).reshape(x.shape), self.out.weight, self.out.bias)
+
+
+def windowed() -> tuple[nn.Module, torch.Tensor]:
+    layers = {"stem": nn.Conv2d(3, 8, 4, 4), "fc": nn.Linear(8, 4)}
+    windows, norms = nn.ModuleList([Window(8), Window(8)]), nn.ModuleList([nn.LayerNorm(8), nn.LayerNorm(8)])
+
+    def function(net, x):
+        x = net.stem(x).flatten(2).transpose(1, 2)
+        for window, norm in zip(net.windows, net.norms, strict=True):
+            x = x + window(norm(x))
+        return net.fc(x.mean(1))
+
+    return Net(function, windows=windows, norms=norms, **layers), torch.randn(2, 3, 16, 16)
+
+
+def swin() -> tuple[nn.Module, torch.Tensor]:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=10), torch.randn(2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("build", "can_be_cut"), [(windowed, []), (swin, ["features.1.0.mlp.0", "features.3.0.mlp.0"])]
+)
+def test_the_search_for_groups_ends(build, can_be_cut):
+    """torch-pruning's own does not, in 200 s, and takes 2.8 GB: followed round, positions become ever more."""
+    model, example = build()
+    started, peak = time.perf_counter(), measure_peak()
+    found = removal.groups(model, example)
+    assert time.perf_counter() - started < 30 and measure_peak() - peak < 500
+    assert [group.name for group in found] == can_be_cut
+    stem = "stem" if build is windowed else "features.0.0"
+    with pytest.raises(
+        ValueError, match=f"keep has '{stem}', but (torch-pruning follows|its channels pass a LayerNorm)"
+    ):
+        removal.remove_filters(model, {stem: torch.arange(8) > 2}, example)
+    keep = {name: torch.arange(len(model.get_submodule(name).bias)) > 9 for name in can_be_cut}
+    new = removal.remove_filters(model, keep, example)
+    zeroed = deepcopy(model)  # GELU makes zero of zero
+    with torch.no_grad():
+        for name in can_be_cut:
+            zeroed.get_submodule(name).weight[:10] = 0
+            zeroed.get_submodule(name).bias[:10] = 0
+    assert torch.allclose(answers(new, example), answers(zeroed, example), atol=1e-5)
+
+
+def measure_peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def test_the_search_takes_no_longer_for_each_step_of_many():
+    """Counted, not timed: each position of each place is gone on from once, where torch-pruning takes cubic time."""
+
+    def count(steps: int) -> int:
+        def function(net, x):
+            state = net.a(x)
+            for _ in range(steps):
+                state = torch.tanh(net.c(state) + net.d(x))
+            return net.b(state)
+
+        model = dense(function, c=nn.Linear(8, 8), d=nn.Linear(6, 8))
+        graph = removal._trace(model, ROWS)
+        calls = []
+        for node in graph.module2node.values():
+            for dependency in node.dependencies:
+                dependency.index_mapping = [lambda given: calls.append(len(given)) or given, None]
+        assert len(removal._all_coupled(graph, 3)[0].group.layers) == 3
+        return sum(calls)
+
+    few, many = count(10), count(40)
+    assert many <= 4.5 * few
+
+
+# ---------------------------------------------------------------- what the mutants told
+
+
+def test_gradients_are_not_copied(net, keep):
+    net(IMAGES).sum().backward()
+    assert all(parameter.grad is None for parameter in removal._copy(net).parameters())
+    zeroed = removal.zero_filters(net, keep, IMAGES)
+    assert all(parameter.grad is None for parameter in zeroed.parameters())
+
+
+def test_channels_between_convolutions_of_2_and_3_groups_are_cut_alike_in_6_parts():
+    layers = [nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1, groups=2), nn.Conv2d(12, 12, 1, groups=3)]
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers, nn.Conv2d(12, 2, 8), nn.Flatten()).double()
+    found = removal.groups(model, IMAGES[:, :, :8, :8])
+    assert {group.name: group.parts for group in found} == {"0": 2, "1": 6, "2": 3}
+    keep = {"1": torch.tensor([True, False] * 6)}
+    new = removal.remove_filters(model, keep, IMAGES[:, :, :8, :8])
+    assert_close(
+        answers(new, IMAGES[:, :, :8, :8]), answers_with_zeroed(model, [("1", "out", ~keep["1"])], IMAGES[:, :, :8, :8])
+    )
+
+
+def test_a_step_more_is_taken_at_exactly_the_ratio():
+    """6·8 + 8·2 = 64 MACs; with 4 neurons of 8 exactly half."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    keep = removal.choose_filters(model, {"0": torch.arange(8.0)}, ROWS, macs_ratio=2, round_to=1)
+    assert keep["0"].tolist() == [False] * 4 + [True] * 4
+    two = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    options = {"macs_ratio": 128 / 64, "round_to": 4, "at_least": 0, "scope": "uniform"}
+    keep = removal.choose_filters(two, {"0": torch.arange(8.0), "2": torch.arange(8.0)}, ROWS, **options)
+    left = {name: int(mask.sum()) for name, mask in keep.items()}
+    macs = 6 * left["0"] + left["0"] * left["2"] + 2 * left["2"]
+    more = [
+        6 * a + a * b + 2 * b
+        for a, b in ((min(8, left["0"] + 4), left["2"]), (left["0"], min(8, left["2"] + 4)))
+        if (a, b) != (left["0"], left["2"])
+    ]
+    assert macs <= 64 and all(other > 64 for other in more)
+
+
+@pytest.mark.parametrize(("at_least", "stays"), [(0.3, 3), (0.21, 3), (0.2, 2), (0.0, 1)])
+def test_at_least_is_rounded_up(at_least, stays):
+    """Of 10 channels, 0.21 are more than 2."""
+    groups, scores = [Group(("a",), 10)], {"a": torch.arange(10.0)}
+    ranking = removal._Ranking(groups, scores, scope="global", round_to=1, at_least=at_least)
+    assert ranking.counts(10) == [stays]
+
+
+def test_scores_of_both_signs_are_relative_to_their_size():
+    """Their mean may be near zero, and then everything would be far above it or far below."""
+    assert removal._relative(torch.tensor([-3.0, 1.0, 2.0])).tolist() == [-1.5, 0.5, 1.0]
+
+
+# ---------------------------------------------------------------- BatchNorm of any network
+
+
+def test_refresh_takes_views_which_refuse_channels_last():
+    layers = {"n": nn.BatchNorm2d(8)}
+    model = photos(lambda net, x: net.b(net.n(net.a(x)).view(-1, 288)), nn.Linear(288, 3), **layers)
+    fresh = removal.refresh_batchnorm(model, PHOTOS)
+    assert torch.allclose(fresh.n.running_mean, model.a(PHOTOS).mean((0, 2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "size", "batches"), [(3, 2, [3]), (5, 2, [3, 2]), (5, 4, [3, 2]), (9, 4, [3, 3, 3])])
+def test_no_batch_is_of_a_single_example(count, size, batches):
+    """BatchNorm1d has no variance of one; and the statistics are the mean over batches, each counted by its size."""
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    rows = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    fresh = removal.refresh_batchnorm(model, rows, batch_size=size)
+    variance = sum(len(part) * part.var(0) for part in rows.split(batches)) / count
+    assert torch.allclose(fresh[0].running_var, variance) and torch.allclose(fresh[0].running_mean, rows.mean(0))
+
+
+def test_refresh_says_what_it_cannot_do():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    for inputs, size in ((ROWS[:1, :3], 500), (ROWS[:, :3], 1)):
+        with pytest.raises(
+            ValueError, match="inputs in batches of 1 cannot refresh this model .*more than 1 value per"
+        ):
+            removal.refresh_batchnorm(model, inputs, batch_size=size)
+    with pytest.raises(
+        ValueError, match="inputs in batches of 4 cannot refresh this model .RuntimeError: running_mean"
+    ):
+        removal.refresh_batchnorm(model, ROWS)
+    with pytest.raises(ValueError, match="inputs holds NaN or infinity"):
+        removal.refresh_batchnorm(model, torch.full((4, 3), math.nan))
+    images = nn.Sequential(nn.BatchNorm2d(3, affine=False))  # no parameters at all
+    single = removal.refresh_batchnorm(images, PHOTOS[:1], batch_size=1)
+    assert torch.allclose(single[0].running_mean, PHOTOS[0].mean((1, 2)))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ([1, 2], "example is no batch; allowed"),
+        (torch.tensor(1.0), "example is no batch; allowed"),
+        (ROWS[:0], "example is no batch; allowed"),
+        (
+            ROWS[:, :5],
+            r"example has the shape \(4, 5\) and torch.float32, which model=Net does not take .RuntimeError: mat1",
+        ),
+        (ROWS.double(), r"example has the shape \(4, 6\) and torch.float64, which model=Net does not take"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_bad_examples(example, said):
+    scores = {"a": torch.arange(8.0)}
+    for call in (
+        lambda: removal.groups(dense(), example),
+        lambda: removal.remove_filters(dense(), {"a": torch.arange(8) > 2}, example),
+        lambda: removal.choose_filters(dense(), scores, example, macs_ratio=1.2, round_to=1),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_bad_masks_and_ratios():
+    with pytest.raises(ValueError, match=r"keep\['a'\] is a list; allowed: torch.bool \(8,\)"):
+        removal.remove_filters(dense(), {"a": [True] * 8}, ROWS)
+    for ratio in ("2", None, True):
+        with pytest.raises(ValueError, match=f"macs_ratio={ratio!r} is not a number"):
+            removal.choose_filters(dense(), {"a": torch.arange(8.0)}, ROWS, macs_ratio=ratio)
