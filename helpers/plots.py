@@ -108,15 +108,18 @@ def line_with_band(
 ) -> Figure:
     """Draw one line for each entry of `series`, of shape (len(x),), or (repetitions, len(x)).
 
-    Repetitions are drawn as their mean within a band from the lowest to the highest. Returns the figure.
+    Repetitions are drawn as their mean within a band from the lowest to the highest; where a value is NaN, there is a
+    gap. Returns the figure. Raises ValueError without series, and for one of another shape.
     """
     checks.not_empty("series", series)
     x = np.asarray(x)
+    if x.ndim != 1:
+        raise ValueError(f"x has {x.ndim} dimensions; allowed: one")
     ax = plt.subplots()[1] if ax is None else ax
     for i, (label, values) in enumerate(series.items()):
         y = np.atleast_2d(np.asarray(values, dtype=float))
-        if y.shape[1] != len(x):
-            raise ValueError(f"series[{label!r}] has {y.shape[1]} points; allowed: {len(x)}, one for each x")
+        if y.ndim > 2 or len(y) == 0 or y.shape[1] != len(x):
+            raise ValueError(f"series[{label!r}] has the shape {y.shape}; allowed: {len(x)} points, one for each x")
         colour, line, marker = COLOURS[i % 7], LINES[i % 7], MARKERS[i % 7]
         ax.plot(x, y.mean(axis=0), label=label, color=colour, linestyle=line, marker=marker)
         if len(y) > 1:
@@ -142,7 +145,7 @@ def bars(
     """
     table = values if isinstance(values, pd.DataFrame) else pd.DataFrame({xlabel: pd.Series(values)})
     checks.not_empty("values", table)
-    groups, columns = table.shape
+    groups, columns = table.shape[0], len(checks.not_empty("values", table.columns))
     if ax is None:
         ax = plt.subplots(figsize=(8.0, 1.4 + 0.34 * groups * max(columns, 1.4)))[1]
     height = 0.8 / columns

@@ -131,8 +131,17 @@ def test_a_table_in_words():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"series\['a'\] has 3 points; allowed: 2"):
-        plots.line_with_band([0, 1], {"a": [1, 2, 3]}, title="t", xlabel="x", ylabel="y")
+    for values, shape in [
+        ([1, 2, 3], r"\(1, 3\)"),
+        (np.zeros((0, 2)), r"\(0, 2\)"),
+        (np.zeros((1, 2, 2)), r"\(1, 2, 2\)"),
+    ]:
+        with pytest.raises(ValueError, match=rf"series\['a'\] has the shape {shape}; allowed: 2 points"):
+            plots.line_with_band([0, 1], {"a": values}, title="t", xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="x has 2 dimensions; allowed: one"):
+        plots.line_with_band([[0, 1]], {"a": [1, 2]}, title="t", xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="values is empty"):
+        plots.bars(pd.DataFrame(index=["a"]), title="t", xlabel="x")
     with pytest.raises(ValueError, match="series is empty"):
         plots.line_with_band([0, 1], {}, title="t", xlabel="x", ylabel="y")
     with pytest.raises(ValueError, match="values is empty"):
