@@ -281,10 +281,10 @@ def fast_precision() -> str:
 def _faster_here(key: str) -> str:
     """Return what the trial on this machine, which goes by `key`, said, or says now."""
     path = paths.build_dir() / "precision.json"
-    known = {}
-    with suppress(OSError, ValueError):
-        known = dict(json.loads(path.read_bytes()))
-    if known.get(key) not in PRECISIONS:
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, TypeError):  # there is none, or a damaged one
+        known = {} | json.loads(path.read_bytes())
+    if known.get(key) not in list(PRECISIONS):
         seconds = _seconds_of_a_step()
         known[key] = "bfloat16" if 1.1 * seconds["bfloat16"] < seconds["float32"] else "float32"
         with suppress(OSError):  # a folder that cannot be written costs a trial in each process
@@ -299,7 +299,7 @@ def _seconds_of_a_step(*, rounds: int = 6) -> dict[str, float]:
     seconds = dict.fromkeys(PRECISIONS, math.inf)
     with torch.random.fork_rng(devices=[]):
         net = modules.to_channels_last(cifar_base())
-        images, labels = torch.randn(32, 3, 32, 32), torch.zeros(32, dtype=torch.int64)
+        images, labels = torch.randn(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64)
     for name in [*PRECISIONS] * rounds:
         started = time.perf_counter()
         with _computing_in(PRECISIONS[name], net):

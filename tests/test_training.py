@@ -1,12 +1,15 @@
 """The training loop: repeatable, resumable, honest about bad arguments, and gentle with the model that came in."""
 
+import json
 import math
+from collections import namedtuple
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from helpers import training
 from helpers.data import Split
@@ -80,7 +83,20 @@ def test_an_interrupted_training_ends_with_the_same_weights(blobs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.04}, {"seed": 9}, {"key": "other"}, {"epochs": 3}, {"lr_factors": {"1": 0.5}}]
+    "change",
+    [
+        {"lr": 0.04},
+        {"seed": 9},
+        {"key": "other"},
+        {"epochs": 3},
+        {"lr_factors": {"1": 0.5}},
+        {"precision": "bfloat16"},
+        {"warmup": 0.5},
+        {"batch_size": 8},
+        {"optimizer": "adam"},
+        {"augment": training.random_shift},
+        {"loss": training.smoothed_cross_entropy},
+    ],
 )
 def test_a_state_of_another_training_is_not_resumed(blobs, tmp_path, change):
     file = tmp_path / "state.pt"
@@ -88,6 +104,114 @@ def test_a_state_of_another_training_is_not_resumed(blobs, tmp_path, change):
     training.fit(net(), blobs, checkpoint=file, **options)
     fresh = training.fit(net(), blobs, **(options | change))
     assert same(training.fit(net(), blobs, checkpoint=file, **(options | change)).model, fresh.model)
+
+
+def test_a_state_of_fewer_examples_or_of_other_weights_is_not_resumed(blobs, tmp_path):
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
+    training.fit(net(), blobs.take(48), checkpoint=tmp_path / "state.pt", **options)
+    fresh = training.fit(net(), blobs, **options).model
+    assert same(training.fit(net(), blobs, checkpoint=tmp_path / "state.pt", **options).model, fresh)
+    other = net()
+    other[1].bias.data[0] += 1
+    fresh = training.fit(other, blobs, **options).model
+    assert same(training.fit(other, blobs, checkpoint=str(tmp_path / "state.pt"), **options).model, fresh)
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 255])
+    return {
+        "empty": b"",
+        "rubbish": b"not a state" * 100,
+        "cut": content[:middle],
+        "one byte changed": content[:middle] + flipped + content[middle + 1 :],
+    }
+
+
+@pytest.mark.parametrize("how", damaged(b"12"))
+def test_a_damaged_state_is_named_and_the_training_starts_afresh(blobs, tmp_path, capsys, how):
+    """A byte in the middle lies in a weight or its momentum: nothing but the checksum would notice."""
+    file = tmp_path / "state.pt"
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 400), nn.ReLU(), nn.Linear(400, 2))
+    whole = training.fit(model, blobs, checkpoint=file, **options).model
+    file.write_bytes(damaged(file.read_bytes())[how])
+    steps = []
+    found = training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: steps.append(at.step), **options)
+    assert same(found.model, whole) and len(steps) == 8
+    assert f"{file} is damaged; the training starts afresh" in capsys.readouterr().err
+    training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: steps.append(at.step), **options)
+    assert len(steps) == 8 and not capsys.readouterr().err, "the damaged file was not replaced"
+
+
+RAN = []
+
+
+class Harmless:
+    """Unpickled without care, it leaves a mark."""
+
+    def __reduce__(self):
+        return RAN.append, ("code in a checkpoint",)
+
+
+@pytest.mark.parametrize("part", ["other", "history", "model"])
+def test_what_a_state_holds_is_never_run(blobs, tmp_path, part):
+    file = tmp_path / "state.pt"
+    options = {"epochs": 1, "lr": 0.05, "batch_size": 16, "progress": False}
+    whole = training.fit(net(), blobs, checkpoint=file, **options).model
+    torch.save(torch.load(file, weights_only=True) | {part: Harmless()}, file)
+    assert same(training.fit(net(), blobs, checkpoint=file, **options).model, whole) and not RAN
+
+
+@pytest.mark.parametrize("change", [{"model": {}}, {"history": [{}]}, {"optimizer": 3}, {"history": "text"}])
+def test_a_state_whose_parts_do_not_fit_is_not_resumed(blobs, tmp_path, capsys, change):
+    file = tmp_path / "state.pt"
+    options = {"epochs": 1, "lr": 0.05, "batch_size": 16, "progress": False}
+    whole = training.fit(net(), blobs, checkpoint=file, **options)
+    torch.save(torch.load(file, weights_only=True) | change, file)
+    found = training.fit(net(), blobs, checkpoint=file, **options)
+    assert same(found.model, whole.model) and found.history[0]["loss"] == whole.history[0]["loss"]
+    assert "is damaged" in capsys.readouterr().err
+
+
+class Remembers(nn.Linear):
+    """A layer with extra state, and with a version that its file has to know."""
+
+    _version = 7
+
+    def __init__(self):
+        super().__init__(16, 2)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x.flatten(1))
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        assert local_metadata["version"] == 7
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_extra_state_is_trained_saved_and_resumed(blobs, tmp_path):
+    options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "progress": False, "checkpoint": tmp_path / "state.pt"}
+
+    def die(_, at):
+        if at.step == 9:
+            raise Killed
+
+    torch.manual_seed(0)
+    model = Remembers()
+    with pytest.raises(Killed):
+        training.fit(model, blobs, on_step=die, **options)
+    assert training.fit(model, blobs, **options).model.calls == 12 and model.calls == 0
+    model.calls = 5
+    assert training.fit(model, blobs, **options).model.calls == 17, "another start, and its state was resumed"
 
 
 def test_one_step_of_sgd_is_the_textbooks(blobs):
@@ -205,13 +329,339 @@ def test_evaluate_against_numbers_by_hand():
     assert result.loss == pytest.approx((2 * right + wrong) / 3)
 
 
+def by_hand(logits, labels):
+    """Loss, correct and count, place by place, with Python's numbers."""
+    losses, correct = [], 0
+    rows, marks = logits.movedim(1, -1).flatten(0, -2).tolist(), labels.flatten().tolist()
+    for row, label in zip(rows, marks, strict=True):
+        if label != -100:
+            losses.append(math.log(sum(map(math.exp, row))) - row[label])
+            correct += max(row) == row[label]
+    return sum(losses) / len(losses), correct, len(losses)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 10, 20), (3, 5, 4, 4), (2, 3, 2, 2, 2)])
+@pytest.mark.parametrize("ignored", [0.0, 0.5])
+def test_accuracy_is_the_share_of_the_labels_that_count(shape, ignored):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator)
+    labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = -100
+    loss, correct, count = by_hand(logits, labels)
+    found = training.evaluate(nn.Identity(), Split(logits, labels), batch_size=2)
+    assert (found.correct, found.count, found.accuracy) == (correct, count, correct / count)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    value = training.cross_entropy(nn.Identity(), logits, labels)
+    assert value.item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_all_that_is_labelled_right_is_an_accuracy_of_one():
+    labels = torch.tensor([[0, -100, 2], [-100, -100, 1]])
+    logits = F.one_hot(labels.clamp(0), 4).movedim(2, 1).float()
+    assert training.evaluate(nn.Identity(), Split(logits, labels)).accuracy == 1.0
+
+
+def test_an_answer_that_holds_nan_is_wrong():
+    logits = torch.eye(4)
+    logits[0, 0] = math.nan  # which argmax takes for the largest
+    found = training.evaluate(nn.Identity(), Split(logits, torch.arange(4)))
+    assert found.accuracy == 0.75 and math.isnan(found.loss)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("shape", "labels", "words"),
+    [
+        ((3, 4), torch.full((3,), -100), "labels holds nothing but -100"),
+        ((3, 4), torch.tensor([0, 4, 1]), "labels holds 4; allowed: 0 to 3, and -100"),
+        ((3, 4), torch.tensor([0, -100, -1]), "labels holds -1; allowed: 0 to 3"),
+        ((3, 4), torch.tensor([[0], [1], [2]]), r"labels has shape \(3, 1\); allowed: \(3,\)"),
+        ((3, 4, 5), torch.zeros(3, 4).long(), r"labels has shape \(3, 4\); allowed: \(3, 5\) for logits of shape"),
+        ((3, 4), torch.zeros(3), "labels holds torch.float32; allowed: whole numbers"),
+        ((3, 4), torch.zeros(3) > 1, "labels holds torch.bool; allowed: whole numbers"),
+        ((3,), torch.zeros(3).long(), r"logits has shape \(3,\); allowed: \(batch, classes"),
+    ],
+)
+def test_labels_that_no_logits_fit_are_named(shape, labels, words):
+    logits = torch.randn(shape)
+    with pytest.raises(ValueError, match=words):
+        training.evaluate(nn.Identity(), Split(logits, labels))
+    for loss in (training.cross_entropy, training.smoothed_cross_entropy):
+        with pytest.raises(ValueError, match=words):
+            loss(nn.Identity(), logits, labels)
+
+
+def test_labels_of_other_integers_and_probabilities_of_the_classes_are_labels():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    expected = F.cross_entropy(logits, labels)
+    assert training.cross_entropy(nn.Identity(), logits, labels.to(torch.uint8)) == expected
+    torch.testing.assert_close(training.cross_entropy(nn.Identity(), logits, F.one_hot(labels).float()), expected)
+    assert training.evaluate(nn.Identity(), Split(logits, labels.to(torch.uint8))).loss == pytest.approx(expected)
+
+
+def test_half_precision_logits_are_evaluated_in_single():
+    logits, labels = torch.randn(50, 3).bfloat16(), torch.arange(50) % 3
+    found = training.evaluate(nn.Identity(), Split(logits, labels))
+    assert found.loss == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-6)
+
+
 def test_predict_uses_evaluation_mode_and_restores_each_layers_mode(blobs):
     """Trap: a frozen BatchNorm stands in evaluation mode; `model.train()` would let its statistics drift."""
-    model = net().train()
+    model = nn.Sequential(*net(), nn.BatchNorm1d(2), nn.Dropout(0.5)).train()
     frozen = model[2].eval()
+    before = deepcopy(model.state_dict())
     expected = deepcopy(model).eval()(blobs.inputs).detach()
     torch.testing.assert_close(training.predict(model, blobs.inputs, batch_size=7), expected)
-    assert model.training and model[1].training and not frozen.training
+    assert model.training and model[1].training and model[5].training and not frozen.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Viewed(nn.Module):
+    """As in PyTorch's CIFAR-10 tutorial: `view` refuses a convolution's output that is laid out channels last."""
+
+    def __init__(self, *, way="view"):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 2), nn.Linear(6, 2)
+        self.norm, self.dropout, self.way = nn.BatchNorm2d(4), nn.Dropout(0.3), way
+
+    def forward(self, x):
+        x = self.conv2(self.dropout(self.norm(self.conv1(x)).relu()))
+        return self.fc(getattr(x, self.way)(-1, 6))
+
+
+def viewed(way):
+    torch.manual_seed(3)
+    return Viewed(way=way)
+
+
+@pytest.mark.parametrize("precision", training.PRECISIONS)
+def test_a_network_that_takes_no_channels_last_is_trained_all_the_same(blobs, precision):
+    """The first step fails and is undone: random state and statistics are those of the network that reshapes."""
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "precision": precision, "progress": False}
+    steps, model = [], viewed("view")
+    torch.manual_seed(5)
+    found = training.fit(model, blobs, validation=blobs, on_step=lambda _, at: steps.append(at.step), **options)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3)) and steps == [*range(1, 9)]
+    expected = training.fit(viewed("reshape"), blobs, **options)
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[precision]
+    for name, tensor in found.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected.model.state_dict()[name], rtol=tolerance, atol=tolerance)
+    assert found.model.norm.num_batches_tracked == 8
+
+
+def test_a_network_that_takes_no_channels_last_can_be_resumed(blobs, tmp_path):
+    options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "progress": False}
+    whole = training.fit(viewed("view"), blobs, **options).model
+
+    def die(_, at):
+        if at.step == 6:
+            raise Killed
+
+    file, seconds = tmp_path / "state.pt", training.resumed_seconds()
+    with pytest.raises(Killed):
+        training.fit(viewed("view"), blobs, checkpoint=file, on_step=die, **options)
+    resumed = training.fit(viewed("view"), blobs, checkpoint=file, **options)
+    assert same(resumed.model, whole)
+    assert training.resumed_seconds() - seconds == pytest.approx(resumed.history[0]["seconds"])
+
+
+def test_images_are_laid_out_as_a_loop_by_hand_does_it(blobs):
+    """Bit for bit, and of one channel too, where `contiguous` would leave the strides as they were."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(4, 2))
+    mine = deepcopy(model).to(memory_format=torch.channels_last)
+    rule = torch.optim.SGD(mine.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for step in range(4):
+        rule.param_groups[0]["lr"] = training._learning_rate((step + 1) / 4, peak=0.1, warmup=0.0)
+        rule.zero_grad()
+        F.cross_entropy(mine(blobs.inputs), blobs.labels).backward()
+        rule.step()
+
+    def in_order(train, batch_size, generator):
+        return [torch.arange(64)]
+
+    options = {"epochs": 4, "lr": 0.1, "batch_size": 64, "warmup": 0.0, "batching": in_order, "progress": False}
+    strides = []
+    found = training.fit(model, blobs, on_step=lambda new, _: strides.append(new[0].weight.stride()), **options).model
+    assert same(found, mine) and strides[0] == mine[0].weight.stride() and found[0].weight.is_contiguous()
+
+
+def test_predict_asks_a_network_that_takes_no_channels_last_as_it_is(blobs):
+    model = viewed("view")
+    expected = deepcopy(model).eval()(blobs.inputs).detach()
+    torch.testing.assert_close(training.predict(model, blobs.inputs, batch_size=10), expected)
+
+
+class OneAtATime(nn.Linear):
+    def __init__(self, *, way):
+        super().__init__(16, 2)
+        self.way = way
+
+    def forward(self, x):
+        if self.way == "assert":
+            assert len(x) == 1
+        return super().forward(x.view(1, -1) if self.way == "view" else x.flatten().unsqueeze(0))
+
+
+@pytest.mark.parametrize("way", ["view", "flatten", "assert"])
+def test_a_network_that_takes_one_example_at_a_time_gets_one_at_a_time(blobs, way):
+    model = OneAtATime(way=way)
+    expected = F.linear(blobs.inputs.flatten(1), model.weight, model.bias).detach()
+    torch.testing.assert_close(training.predict(model, blobs.inputs, batch_size=10), expected)
+    new = training.fit(model, blobs, epochs=1, lr=0.01, batch_size=1, validation=blobs, progress=False).model
+    assert training.evaluate(new, blobs).accuracy > 0.8
+    with pytest.raises(ValueError, match="batch_size=16; allowed: 1, as the model takes one example at a time"):
+        training.fit(model, blobs, epochs=1, lr=0.01, batch_size=16, progress=False)
+
+
+def test_predict_takes_numbers_of_words_and_parts_of_another_size():
+    torch.manual_seed(0)
+    model, tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2)), torch.randint(9, (7, 3))
+    torch.testing.assert_close(training.predict(model, tokens, batch_size=3), model(tokens).detach())
+
+
+class Puts(nn.Module):
+    """Puts out whatever `what` makes of its logits."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.fc, self.unused, self.what = nn.Linear(16, 2), nn.Linear(16, 2), what
+
+    def forward(self, x):
+        return self.what(self.fc(x.flatten(1)), self.unused(x.flatten(1)))
+
+
+WithAuxiliary = namedtuple("WithAuxiliary", ["logits", "aux_logits"])
+
+
+@pytest.mark.parametrize("precision", training.PRECISIONS)
+def test_of_a_named_tuple_the_logits_are_trained(blobs, precision):
+    """As torchvision's GoogLeNet and Inception put one out in training."""
+    torch.manual_seed(0)
+    model, options = Puts(WithAuxiliary), {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
+    new = training.fit(model, blobs, precision=precision, **options).model
+    alone = training.fit(nn.Sequential(nn.Flatten(), model.fc), blobs, precision=precision, **options).model
+    assert torch.equal(new.fc.weight, alone[1].weight) and torch.equal(new.unused.weight, model.unused.weight)
+    assert training.evaluate(new, blobs) == training.evaluate(alone, blobs)
+
+
+def test_in_bfloat16_each_part_of_an_output_is_float32(blobs):
+    seen = []
+
+    def loss(model, inputs, labels):
+        out = model(inputs)
+        seen.append([out["a"].dtype, *(part.dtype for part in out["b"])])
+        return F.cross_entropy(out["a"], labels)
+
+    model = Puts(lambda x, y: {"a": x, "b": (y, y.argmax(1))})
+    training.fit(model, blobs, epochs=1, lr=0.1, batch_size=64, precision="bfloat16", loss=loss, progress=False)
+    assert seen[0] == [torch.float32, torch.float32, torch.int64]
+
+
+@pytest.mark.parametrize("what", [lambda x, y: (x, y), lambda x, y: {"out": x}, lambda x, y: [x], lambda x, y: None])
+def test_what_is_no_logits_is_named(blobs, what):
+    name = type(what(None, None)).__name__
+    with pytest.raises(ValueError, match=f"model puts out a {name}; allowed: a tensor"):
+        training.predict(Puts(what), blobs.inputs)
+    with pytest.raises(ValueError, match=f"model puts out a {name}; allowed: a tensor"):
+        training.fit(Puts(what), blobs, epochs=1, lr=0.1, batch_size=16, progress=False)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_predict_wants_a_row_for_each_input(blobs):
+    with pytest.raises(ValueError, match=r"model puts out shape \(2, 64\) for 64 inputs; allowed: one row for each"):
+        training.predict(Puts(lambda x, y: torch.cat([x, x]).view(2, -1)[:, :64]), blobs.inputs)
+    with pytest.raises(ValueError, match=r"model puts out shape \(\) for 64 inputs"):
+        training.predict(Puts(lambda x, y: x.sum()), blobs.inputs)
+    with pytest.raises(ValueError, match="inputs is a list; allowed: a tensor"):
+        training.predict(net(), [1, 2])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        training.predict(net(), blobs.inputs, batch_size=0)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        training.predict(nn.Linear(3, 2), torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_has_five_axes_is_trained(transposed):
+    kind = nn.ConvTranspose3d if transposed else nn.Conv3d
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(1, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(2, 2))
+    model.register_buffer("somewhere", torch.zeros(1, 2, 3, 1, 1))
+    split = Split(torch.randn(16, 1, 3, 4, 4), torch.arange(16) % 2)
+    new = training.fit(model, split, epochs=1, lr=0.1, batch_size=4, validation=split, progress=False).model
+    assert not torch.equal(new[0].weight, model[0].weight) and new.somewhere.shape == (1, 2, 3, 1, 1)
+
+
+def test_weights_that_torch_has_pruned_stay_zero_and_the_rest_learns(blobs):
+    """With a hook: after a forward pass the layer holds a computed tensor, which `deepcopy` refuses."""
+    model = net()
+    prune.l1_unstructured(model[1], "weight", amount=0.5)
+    prune.ln_structured(model[4], "weight", amount=0.5, n=2, dim=1)
+    model(blobs.inputs)
+    new = training.fit(model, blobs, epochs=3, lr=0.05, batch_size=16, progress=False).model
+    for old, layer in ((model[1], new[1]), (model[4], new[4])):
+        zero = old.weight_mask == 0
+        assert (layer.weight == 0)[zero].all() and torch.equal(layer.weight_mask, old.weight_mask)
+        assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask), "a weight of the step before"
+        assert (layer.weight != old.weight)[~zero].any()
+    assert same(deepcopy(new), new) and training.evaluate(new, blobs).accuracy > 0.8
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, spectral_norm, parametrizations.weight_norm])
+def test_normalized_layers_are_trained(blobs, norm):
+    model = net()
+    norm(model[1])
+    model(blobs.inputs)
+    new = training.fit(model, blobs, epochs=3, lr=0.05, batch_size=16, progress=False).model
+    assert not torch.equal(new[1].weight, model[1].weight) and training.evaluate(new, blobs).accuracy > 0.9
+    held = new[1].weight.detach().clone()
+    new(blobs.inputs)
+    assert torch.equal(new[1].weight, held), "it held the weight of the step before"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_frozen_or_refused(blobs, dtype):
+    with pytest.raises(ValueError, match=f"model holds '1.weight' in {dtype}; allowed: float32 or float64"):
+        training.fit(net().to(dtype), blobs, epochs=1, lr=0.1, batch_size=16, progress=False)
+    model = net()
+    model.register_parameter("frozen", nn.Parameter(torch.ones(3, dtype=dtype), requires_grad=False))
+    assert training.fit(model, blobs, epochs=1, lr=0.1, batch_size=16, progress=False).model.frozen.dtype == dtype
+    doubles = Split(blobs.inputs.double(), blobs.labels)
+    assert training.fit(net().double(), doubles, epochs=1, lr=0.1, batch_size=16, progress=False)
+
+
+def test_a_lazy_layer_is_named(blobs):
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match="model has lazy layers"):
+        training.fit(model, blobs, epochs=1, lr=0.1, batch_size=16, progress=False)
+
+
+def test_one_example_is_too_few_for_batchnorm_and_the_argument_is_named(blobs):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))
+    with pytest.raises(ValueError, match="batch_size=1; allowed: at least 2 .*BatchNorm"):
+        training.fit(model, blobs, epochs=1, lr=0.1, batch_size=1, progress=False)
+
+
+@pytest.mark.parametrize("value", [1.0, torch.ones(2), torch.ones(())])
+def test_a_loss_that_is_no_loss_is_named(blobs, value):
+    with pytest.raises(ValueError, match=r"loss returned .*; allowed: a scalar tensor that depends on the parameters"):
+        training.fit(net(), blobs, epochs=1, lr=0.1, batch_size=16, loss=lambda *_: value, progress=False)
+
+
+def test_each_seed_and_epoch_has_batches_and_draws_of_its_own(blobs):
+    seen = []
+
+    def loss(model, inputs, labels):
+        seen.append((inputs.flatten()[:4].tolist(), torch.rand(1).item()))
+        return F.cross_entropy(model(inputs), labels)
+
+    for seed in range(3):
+        options = {"epochs": 3, "lr": 0.05, "batch_size": 64, "seed": seed, "loss": loss, "progress": False}
+        training.fit(net(), blobs, **options)
+    assert len({str(inputs) for inputs, _ in seen}) == len({drawn for _, drawn in seen}) == 9
 
 
 def test_random_shift_moves_and_never_invents():
@@ -225,6 +675,20 @@ def test_random_shift_moves_and_never_invents():
             candidates.append(padded[0, 0, down : down + 6, right : right + 6])
     found = [next(i for i, c in enumerate(candidates) if torch.equal(c, m[0])) for m in moved]
     assert set(found) == set(range(9)), "200 images did not take all nine positions"
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_random_shift_moves_whole_numbers_too_and_names_what_is_no_image():
+    images = torch.randint(256, (4, 1, 6, 6))
+    moved = (training.random_shift(each, torch.Generator().manual_seed(1)) for each in (images, images.float()))
+    assert torch.equal(next(moved), next(moved).long())
+    assert torch.equal(training.random_shift(images, torch.Generator().manual_seed(1), pixels=0), images)
+    for function in (training.random_shift, training.flip_and_shift):
+        with pytest.raises(ValueError, match=r"images has shape \(4, 6\); allowed: \(batch, channels"):
+            function(torch.rand(4, 6), torch.Generator())
+    for pixels in (-1, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"pixels={pixels}"):
+            training.random_shift(images, torch.Generator(), pixels=pixels)
 
 
 def test_random_shift_keeps_channels_together():
@@ -242,6 +706,25 @@ def test_random_shift_keeps_channels_together():
         ({"warmup": 1.0}, r"warmup=1.0 is outside \[0, 1\)"),
         ({"lr_factors": {"2": 0.5}}, r"lr_factors='2' is unknown; allowed: '1', '4'"),
         ({"lr_factors": {"1": 0.0}}, r"lr_factors\['1'\]=0.0; allowed: a finite number above 0"),
+        ({"lr_factors": {"1": math.nan}}, r"lr_factors\['1'\]=nan; allowed: a finite number above 0"),
+        ({"lr": math.nan}, "lr=nan; allowed: a finite number at least 0"),
+        ({"lr": math.inf}, "lr=inf; allowed: a finite number at least 0"),
+        ({"lr": -0.1}, "lr=-0.1; allowed: a finite number at least 0"),
+        ({"lr": "fast"}, "lr='fast' is not a number"),
+        ({"warmup": math.nan}, "warmup=nan"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 1.5}, "batch_size=1.5"),
+        ({"seed": -1}, "seed=-1; allowed: a whole number from 0"),
+        ({"seed": 0.5}, "seed=0.5; allowed: a whole number from 0"),
+        ({"seed": 2**32}, "seed=4294967296; allowed"),
+        ({"precision": "float16"}, "precision='float16' is unknown; allowed: 'float32', 'bfloat16'"),
+        ({"loss": None}, "loss=None; allowed: a function"),
+        ({"augment": 3}, "augment=3; allowed: a function"),
+        ({"batching": "random"}, "batching='random'; allowed: a function"),
+        ({"on_step": 1}, "on_step=1; allowed: a function"),
+        ({"validation": 3}, "validation is a int; allowed: a Split"),
+        ({"validation": Split(torch.zeros(0, 2), torch.zeros(0))}, "validation is empty"),
+        ({"checkpoint": "."}, "checkpoint='.' is a folder; allowed: a file"),
     ],
 )
 def test_bad_arguments_are_named(blobs, change, words):
@@ -257,9 +740,25 @@ def test_empty_split_is_refused():
         training.evaluate(net(), empty)
 
 
+def test_what_is_no_split_of_tensors_is_refused():
+    texts = Split(["one", "two"], [0, 1])
+    with pytest.raises(ValueError, match="train.inputs is a list; allowed: a tensor"):
+        training.fit(net(), texts, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="split.labels is a list"):
+        training.evaluate(net(), Split(torch.zeros(2, 16), [0, 1]))
+    with pytest.raises(ValueError, match="split is a Tensor; allowed: a Split"):
+        training.evaluate(net(), torch.zeros(2, 16))
+
+
 def test_device_can_be_chosen(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "meta")
     assert training.device() == torch.device("meta")
+    for wrong in ("gpu", "cuda:99"):
+        monkeypatch.setenv("COURSE_DEVICE", wrong)
+        with pytest.raises(ValueError, match=f"COURSE_DEVICE='{wrong}'; allowed"):
+            training.device()
+    monkeypatch.delenv("COURSE_DEVICE")
+    assert training.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_seed_everything_makes_equal_networks():
@@ -267,6 +766,9 @@ def test_seed_everything_makes_equal_networks():
     first = nn.Linear(3, 3)
     training.seed_everything(7)
     assert same(first, nn.Linear(3, 3))
+    for seed in (-1, 2**32, 1.0, None, True):
+        with pytest.raises(ValueError, match=f"seed={seed}; allowed: a whole number from 0 to 4,294,967,295"):
+            training.seed_everything(seed)
 
 
 def test_bfloat16_multiplies_coarsely_but_weights_and_loss_stay_float32(blobs):
@@ -324,10 +826,93 @@ def test_in_bfloat16_what_is_no_plain_convolution_is_left_to_pytorch():
         torch.testing.assert_close(one, layer(images[0]))
 
 
-def test_precision_is_refused_or_named():
-    with pytest.raises(ValueError, match="precision='float16'"):
-        training.fit(net(), Split(torch.zeros(4, 16), torch.zeros(4).long()), epochs=1, lr=1.0, precision="float16")
-    assert training.fast_precision() in training.PRECISIONS
+def test_products_are_laid_out_as_convolutions_are():
+    plain, last = torch.contiguous_format, torch.channels_last
+    for of_weight, of_images in ((plain, plain), (plain, last), (last, plain), (last, last)):
+        layer = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=of_weight)
+        images = torch.randn(2, 3, 4, 4).contiguous(memory_format=of_images)
+        with training._SmallMapsAsProducts():
+            assert layer(images).stride() == nn.Conv2d.forward(layer, images).stride()
+        assert layer(images).stride() == training._as_product(images, layer.weight, None, (1, 1), (1, 1)).stride()
+
+
+def test_products_leave_what_they_do_not_know_and_what_cannot_be_to_pytorch():
+    images, weight = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 3, 3)
+    expected = F.conv2d(images, weight, None, 1, 1)
+    with training._SmallMapsAsProducts():
+        found = torch.conv2d(images, weight, None, 1, 1, (1, 1), 1)
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            nn.Conv2d(3, 5, 5)(images)
+    assert torch.equal(found, expected)
+
+
+AMX = {"amx_bf16": True, "avx512_bf16": True}
+AVX512 = {"amx_bf16": False, "avx512_bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "limit", "seconds", "expected"),
+    [
+        (AMX, "", None, "bfloat16"),
+        (AMX, "AVX512_CORE_BF16", (2.0, 1.0), "bfloat16"),
+        (AMX, "AVX2", (1.0, 4.0), "float32"),
+        (AVX512, "", (2.6, 1.0), "bfloat16"),  # an AMD EPYC
+        (AVX512, "", (0.8, 1.0), "float32"),  # an Intel Xeon without its AMX
+        ({"bf16": True}, "", (1.5, 1.0), "bfloat16"),  # Arm
+        ({"bf16": True}, "", (1.05, 1.0), "float32"),
+        ({"avx2": True, "bf16": False}, "", None, "float32"),
+    ],
+)
+def test_the_fast_precision_is_what_the_cpu_can_and_else_what_a_trial_says(
+    monkeypatch, capabilities, limit, seconds, expected
+):
+    trials = []
+
+    def trial():
+        trials.append(seconds)
+        return dict(zip(("float32", "bfloat16"), seconds, strict=True))
+
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(training, "_seconds_of_a_step", trial)
+    assert training.fast_precision() == expected
+    assert training.fast_precision() == expected
+    assert len(trials) == (seconds is not None), "the trial is remembered"
+
+
+def test_a_trial_is_remembered_per_machine_and_done_again_where_its_file_is_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(tmp_path))
+    monkeypatch.setattr(training, "_seconds_of_a_step", lambda: {"float32": 2.0, "bfloat16": 1.0})
+    assert training._faster_here("this machine") == "bfloat16"
+    monkeypatch.setattr(training, "_seconds_of_a_step", lambda: {"float32": 1.0, "bfloat16": 1.0})
+    assert training._faster_here("that machine") == "float32"
+    assert training._faster_here("this machine") == "bfloat16"
+    file = tmp_path / "precision.json"
+    assert json.loads(file.read_text()) == {"this machine": "bfloat16", "that machine": "float32"}
+    for damaged in ("", "[3]", "null", "{}", '{"this machine": "float8"}', '{"this machine": ["a"]}'):
+        file.write_text(damaged)
+        assert training._faster_here("this machine") == "float32"
+    file.unlink()
+    file.mkdir()
+    assert training._faster_here("this machine") == "float32"
+
+
+def test_a_trial_times_both_precisions_and_draws_nothing():
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
+    seconds = training._seconds_of_a_step(rounds=1)
+    assert torch.equal(torch.rand(2), expected)
+    assert set(seconds) == set(training.PRECISIONS) and all(0 < value < 100 for value in seconds.values())
+
+
+def test_the_fast_precision_of_a_gpu_is_its_own_word(monkeypatch):
+    monkeypatch.setattr(training, "device", lambda: torch.device("cuda"))
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, has=has: has)
+        assert training.fast_precision() == ("bfloat16" if has else "float32")
 
 
 def test_batching_decides_what_makes_a_batch(blobs):
