@@ -1,12 +1,15 @@
 """The distillation losses against closed forms, and the teacher out of harm's way."""
 
 import math
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from helpers import distillation, models, training
 from helpers.data import Split
@@ -33,6 +36,118 @@ def test_it_is_the_closed_form(temperature):
     assert distillation.soft_target_loss(teacher, teacher, temperature=temperature).item() == pytest.approx(
         0, abs=1e-12
     )
+
+
+# ---------------------------------------------------------------- several places
+
+SHAPES = [((2, 5, 10), 2), ((2, 10, 5), 1), ((2, 10, 4, 4), 1), ((3, 4, 4, 6), 3), ((2, 3, 2, 2, 2), 1)]
+
+
+def drawn(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def places(tensor: torch.Tensor, dim: int) -> list[torch.Tensor]:
+    """Return the vectors of logits, one for each place, cut out one by one."""
+    kept = [range(size) for axis, size in enumerate(tensor.shape) if axis != dim]
+    return [tensor[tuple([*index[:dim], slice(None), *index[dim:]])] for index in product(*kept)]
+
+
+def each_place(student: torch.Tensor, teacher: torch.Tensor, dim: int, temperature: float) -> torch.Tensor:
+    """Return T² times the divergence at each place."""
+    pairs = zip(places(student, dim), places(teacher, dim), strict=True)
+    return temperature**2 * torch.stack(
+        [kl_divergence(Categorical(logits=t / temperature), Categorical(logits=s / temperature)) for s, t in pairs]
+    )
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_it_is_the_mean_over_all_places(shape, dim):
+    student, teacher = drawn(shape, 0), drawn(shape, 1)
+    expected = each_place(student, teacher, dim, 3.0).mean()
+    for said in (dim, dim - len(shape)):
+        found = distillation.soft_target_loss(student, teacher, temperature=3.0, dim=said)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    if dim == 1 and len(shape) > 3:
+        assert distillation.soft_target_loss(student, teacher, temperature=3.0) == found
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_labels_say_where_the_classes_are_and_what_counts(shape, dim, share):
+    student, teacher = drawn(shape, 0), drawn(shape, 1)
+    of_places = [size for axis, size in enumerate(shape) if axis != dim]
+    labels = torch.randint(shape[dim], of_places, generator=torch.Generator().manual_seed(2))
+    labels[torch.rand(of_places, generator=torch.Generator().manual_seed(3)) < 0.4] = -100
+    counts = labels.flatten() != -100
+    soft = each_place(student, teacher, dim, 2.0)[counts].mean().item()
+    hard = [-row.log_softmax(0)[label].item() for row, label in zip(places(student, dim), labels.flatten(), strict=True)
+            if label != -100]  # fmt: skip
+    expected = share * soft + (1 - share) * sum(hard) / len(hard)
+    found = distillation.mixed_loss(student, teacher, labels, temperature=2.0, share=share)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    assert distillation.mixed_loss(student, teacher, labels, temperature=2.0, share=share, dim=dim) == found
+
+
+def test_as_many_tokens_as_classes_need_a_word():
+    student, teacher, labels = drawn((2, 5, 5), 0), drawn((2, 5, 5), 1), torch.zeros(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"dim=None for logits \(2, 5, 5\) and labels \(2, 5\); allowed: 1 or 2"):
+        distillation.mixed_loss(student, teacher, labels)
+    for dim in (1, 2):
+        soft = each_place(student, teacher, dim, 4.0).mean().item()
+        found = distillation.mixed_loss(student, teacher, labels, share=1.0, dim=dim)
+        assert found.item() == pytest.approx(soft, rel=1e-9)
+    with pytest.raises(ValueError, match=r"dim=None for logits of shape \(2, 5, 5\); allowed: 1 or 2"):
+        distillation.soft_target_loss(student, teacher, temperature=1.0)
+
+
+@pytest.mark.parametrize("dim", [0, 3, -3, True, 1.0])
+def test_an_axis_that_is_none_of_classes_is_named(dim):
+    with pytest.raises(ValueError, match=f"dim={dim}; allowed: the axis of the classes, 1 to 2"):
+        distillation.soft_target_loss(drawn((2, 5, 4), 0), drawn((2, 5, 4), 1), temperature=1.0, dim=dim)
+
+
+def test_a_class_that_both_rule_out_adds_nothing():
+    """A masked vocabulary: the answers are those over the classes that are left, and so are the gradients."""
+    student, teacher = drawn((3, 4), 0), drawn((3, 4), 1)
+    masked = [torch.cat([each, torch.full((3, 2), -math.inf, dtype=torch.float64)], 1) for each in (student, teacher)]
+    masked[0].requires_grad_(), student.requires_grad_()
+    found = distillation.soft_target_loss(*masked, temperature=2.0)
+    expected = distillation.soft_target_loss(student, teacher, temperature=2.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    found.backward(), expected.backward()
+    torch.testing.assert_close(masked[0].grad[:, :4], student.grad)
+    assert masked[0].grad[:, 4:].eq(0).all()
+
+
+def test_what_does_not_count_gets_no_gradient_and_does_not_change_the_value():
+    student, teacher = drawn((6, 4), 0).requires_grad_(), drawn((6, 4), 1)
+    labels = torch.tensor([1, -100, 3, -100, -100, 0])
+    found = distillation.mixed_loss(student, teacher, labels, share=0.5)
+    counts = labels != -100
+    assert found.item() == pytest.approx(
+        distillation.mixed_loss(student[counts], teacher[counts], labels[counts], share=0.5).item(), rel=1e-12
+    )
+    found.backward()
+    assert student.grad[~counts].eq(0).all() and student.grad[counts].ne(0).all()
+
+
+def test_a_tagger_is_taught_by_another():
+    """Through `fit`, with the classes last and a part of the tokens not labelled."""
+    torch.manual_seed(0)
+    tokens = torch.randint(9, (32, 6))
+    labels = torch.where(torch.rand(32, 6) < 0.3, -100, tokens % 4)
+    teacher = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4))
+    teacher[0].weight.data, teacher[1].weight.data = torch.eye(9)[:, :8], 9 * torch.eye(4).repeat(1, 2)
+    student = nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 4))
+    options = {"epochs": 15, "lr": 0.1, "optimizer": "adam", "batch_size": 8, "progress": False}
+    loss = distillation.taught_by(teacher, share=0.5)
+    fitted = training.fit(student, Split(tokens, labels), loss=loss, **options)
+    assert fitted.history[-1]["loss"] < 0.5 * fitted.history[0]["loss"]
+    square = Split(tokens[:, :4], labels[:, :4])
+    with pytest.raises(ValueError, match="dim=None"):
+        training.fit(student, square, loss=loss, **options)
+    assert training.fit(student, square, loss=distillation.taught_by(teacher, dim=2), **options)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -110,6 +225,81 @@ def test_the_teacher_is_neither_trained_nor_in_training_mode():
     training.fit(student, split, epochs=2, lr=0.1, batch_size=8, loss=loss, progress=False)
     assert teacher.training and all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+class Viewed(nn.Module):
+    """`view` refuses the convolution's output where that is laid out channels last."""
+
+    def __init__(self, *, way="view"):
+        super().__init__()
+        self.conv, self.fc, self.way = nn.Conv2d(1, 4, 3), nn.Linear(16, 3), way
+
+    def forward(self, x):
+        return self.fc(getattr(self.conv(x), self.way)(-1, 16))
+
+
+def viewed(way: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return Viewed(way=way)
+
+
+PICTURES = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("precision", training.PRECISIONS)
+@pytest.mark.parametrize("student", ["view", "reshape"])
+def test_teachers_and_students_that_take_no_channels_last(student, precision):
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 8, "precision": precision, "progress": False}
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[precision]
+    split, found = Split(PICTURES, torch.arange(16) % 3), []
+    for ways in ((student, "view"), ("reshape", "reshape")):
+        loss = distillation.taught_by(viewed(ways[1], 1))
+        found.append(training.fit(viewed(ways[0], 2), split, loss=loss, **options).model)
+    torch.testing.assert_close(found[0].conv.weight, found[1].conv.weight, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", training.PRECISIONS)
+def test_answers_looked_up_for_a_student_that_takes_no_channels_last(precision):
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 8, "precision": precision, "progress": False}
+    view = distillation.fixed_views(PICTURES, views=2, pixels=1)
+    answers = distillation.ask(viewed("view", 1), view, examples=16, views=2)
+    torch.testing.assert_close(answers, distillation.ask(viewed("reshape", 1), view, examples=16, views=2))
+    loss, split = distillation.taught_from(answers, view), Split(torch.arange(16), torch.arange(16) % 3)
+    found = [training.fit(viewed(way, 2), split, loss=loss, **options).model for way in ("view", "reshape")]
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[precision]
+    torch.testing.assert_close(found[0].conv.weight, found[1].conv.weight, rtol=tolerance, atol=tolerance)
+
+
+def test_a_pruned_teacher_and_one_with_five_axes_teach():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(16, 3))
+    prune.l1_unstructured(teacher[2], "weight", amount=0.5)
+    inputs, labels = torch.randn(6, 1, 3, 3, 3), torch.arange(6) % 3
+    teacher(inputs)
+    loss = distillation.taught_by(teacher, share=1.0)(teacher, inputs, labels)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    ensemble = distillation.Ensemble([teacher, teacher])
+    torch.testing.assert_close(ensemble(inputs), teacher(inputs))
+    assert ensemble.members[0] is ensemble.members[1], "one network twice is stored once"
+
+
+def test_of_a_named_tuple_the_logits_teach_and_learn():
+    class Auxiliary(nn.Linear):
+        def forward(self, x):
+            return SimpleNamespace(logits=super().forward(x), aux=None)
+
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(6, 3), torch.arange(6) % 4
+    teacher, student = Auxiliary(3, 4), Auxiliary(3, 4)
+    plain = [nn.Linear(3, 4) for _ in range(2)]
+    for one, other in zip(plain, (teacher, student), strict=True):
+        one.load_state_dict(other.state_dict())
+    expected = distillation.taught_by(plain[0])(plain[1], inputs, labels)
+    assert distillation.taught_by(teacher)(student, inputs, labels) == expected
+    assert torch.equal(distillation.Ensemble([teacher])(inputs), plain[0](inputs))
+    assert torch.equal(distillation.with_features(teacher, inputs, [])[0], plain[0](inputs))
+    with pytest.raises(ValueError, match="model puts out a tuple; allowed"):
+        distillation.taught_by(nn.LSTM(3, 4))(student, inputs, labels)
 
 
 # ---------------------------------------------------------------- several teachers
@@ -218,6 +408,28 @@ def test_features_are_those_of_the_layers():
         distillation.with_features(model, INPUTS, ["3"])
 
 
+def test_features_are_those_of_the_layer_even_if_a_later_one_overwrites_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 4))
+    _, features = distillation.with_features(model, INPUTS, ["0"])
+    assert torch.equal(features["0"], model[0](INPUTS)) and features["0"].min() < 0
+    features["0"].sum().backward()
+    torch.testing.assert_close(model[0].bias.grad, torch.full((5,), 8.0))
+
+
+def test_layers_that_put_out_no_features_are_named():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    model.unused = nn.Identity()
+    model.forward = lambda x: model[1](model[0](x))
+    with pytest.raises(ValueError, match="layers='unused' is not called by the model"):
+        distillation.with_features(model, INPUTS, ["0", "unused"])
+    tagger = nn.Sequential(nn.LSTM(3, 5))
+    tagger.forward = lambda x: tagger[0](x)[0]
+    with pytest.raises(ValueError, match="layers='0' puts out a tuple"):
+        distillation.with_features(tagger, INPUTS, ["0"])
+    assert not any(module._forward_hooks for module in (*model.modules(), *tagger.modules()))
+
+
 def test_an_attention_map_by_hand():
     features = torch.tensor([[[[1.0, 2.0]], [[2.0, 0.0]]]])  # one image, two channels, one row of two places
     assert torch.allclose(distillation.attention_map(features), torch.tensor([[5.0, 4.0]]) / 41**0.5)
@@ -278,6 +490,13 @@ def test_what_cannot_be_is_refused():
         distillation.soft_target_loss(logits(0), logits(1)[:, :3], temperature=1.0)
     with pytest.raises(ValueError, match=r"temperature=0\.0; allowed: a finite number above 0"):
         distillation.soft_target_loss(logits(0), logits(1), temperature=0.0)
+    for temperature in (-1.0, math.inf, math.nan, "hot"):
+        with pytest.raises(ValueError, match=f"temperature={temperature!r}"):
+            distillation.soft_target_loss(logits(0), logits(1), temperature=temperature)
+        with pytest.raises(ValueError, match=f"temperature={temperature!r}"):
+            distillation.taught_by(nn.Linear(3, 4), temperature=temperature)
+    with pytest.raises(ValueError, match="share=nan"):
+        distillation.mixed_loss(logits(0), logits(1), torch.zeros(5, dtype=torch.int64), share=math.nan)
     with pytest.raises(ValueError, match=r"share=1\.5"):
         distillation.taught_by(nn.Linear(3, 4), share=1.5)
     with pytest.raises(ValueError, match=r"share=-0\.1"):
@@ -296,6 +515,60 @@ def test_what_cannot_be_is_refused():
 def test_answers_without_views_are_refused():
     with pytest.raises(ValueError, match=r"answers has shape \(8, 4\)"):
         distillation.taught_from(torch.zeros(8, 4), shrink)
+    with pytest.raises(ValueError, match="view=3; allowed: a function"):
+        distillation.taught_from(torch.zeros(8, 3, 4), 3)
+    with pytest.raises(ValueError, match="view=None; allowed: a function"):
+        distillation.ask(nn.Linear(3, 4), None, examples=3, views=3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (torch.tensor([3, 8]), "inputs holds 8; allowed: numbers of examples, 0 to 7"),
+        (torch.tensor([-1, 7]), "inputs holds -1; allowed: numbers of examples, 0 to 7"),
+        (torch.randn(2, 3), r"inputs holds torch.float32 of shape \(2, 3\); allowed: the numbers of examples"),
+        (torch.tensor([1.0, 2.0]), "inputs holds torch.float32"),
+        (torch.zeros(0, dtype=torch.int64), r"inputs holds torch.int64 of shape \(0,\)"),
+    ],
+)
+def test_inputs_that_are_no_numbers_of_examples_are_named(numbers, words):
+    loss = distillation.taught_from(torch.zeros(8, 3, 4), shrink)
+    with pytest.raises(ValueError, match=words):
+        loss(nn.Linear(3, 4), numbers, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("shape", "labels", "words"),
+    [
+        ((5, 4), torch.full((5,), -100), "labels holds nothing but -100"),
+        ((5, 4), torch.tensor([0, 1, 2, 3, 4]), "labels holds 4; allowed: 0 to 3"),
+        ((5, 4), torch.tensor([0, 1]), r"labels has shape \(2,\); allowed: that of the logits, \(5, 4\)"),
+        ((5, 4), torch.zeros(5), "labels holds torch.float32; allowed: whole numbers"),
+        ((5,), torch.zeros(()).long(), r"labels has shape \(\); allowed: that of the logits, \(5,\)"),
+        ((0, 4), torch.zeros(0).long(), r"student has shape \(0, 4\); allowed: \(batch, classes, ...\)"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_labels_that_do_not_fit_are_named(shape, labels, words, share):
+    with pytest.raises(ValueError, match=words):
+        distillation.mixed_loss(torch.randn(shape), torch.randn(shape), labels, share=share)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"student has shape \(5,\); allowed: \(batch, classes"):
+        distillation.soft_target_loss(torch.randn(5), torch.randn(5), temperature=1.0)
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 5\); allowed: \(2, 4\), as axis 1 is the classes"):
+        shape = (2, 5, 4)
+        distillation.mixed_loss(torch.randn(shape), torch.randn(shape), torch.zeros(2, 5).long(), dim=1)
+    with pytest.raises(ValueError, match=r"student has shape \(2, 3, 4\); allowed: \(batch, places\)"):
+        distillation.attention_loss(torch.randn(2, 3, 4), torch.randn(2, 3, 4))
+    with pytest.raises(ValueError, match=r"features has shape \(2, 3, 4\); allowed: \(batch, channels, height"):
+        distillation.attention_map(torch.randn(2, 3, 4))
+    for members, words in ((nn.Sequential(nn.Linear(2, 2)), "members is a Sequential"), ([3], r"members=\[3\]")):
+        with pytest.raises(ValueError, match=words):
+            distillation.Ensemble(members)
 
 
 # ---------------------------------------------------------------- fixed views
@@ -355,3 +628,14 @@ def test_views_that_cannot_be_are_refused(bad):
         distillation.fixed_views(torch.rand(3, 1, 4, 4), **bad)
     with pytest.raises(ValueError, match="inputs is empty"):
         distillation.fixed_views(torch.rand(0, 1, 4, 4), views=2)
+    with pytest.raises(ValueError, match="seed=-1"):
+        distillation.fixed_views(torch.rand(3, 1, 4, 4), views=2, seed=-1)
+    with pytest.raises(ValueError, match="numbers holds 3; allowed: numbers of examples, 0 to 2"):
+        distillation.fixed_views(torch.rand(3, 1, 4, 4), views=2)(torch.tensor([3]), torch.tensor([0]))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.rand(3, 4, 4)])
+def test_views_of_what_is_no_image_are_refused(inputs):
+    with pytest.raises(ValueError, match="inputs holds torch.* of shape .*; allowed: floats of shape"):
+        distillation.fixed_views(inputs, views=2)
