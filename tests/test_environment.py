@@ -1,4 +1,5 @@
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -111,6 +112,52 @@ def test_an_environment_without_the_project_itself_does_not_count(tmp_path):
     lock, toml = pins(tmp_path, f"numpy=={version('numpy')}\n", '"numpy"')
     toml.write_text(toml.read_text().replace("pytest", "not-installed-here"))
     assert not environment.holds_pins(lock, toml)
+
+
+def test_damaged_pins_are_one_sentence(tmp_path):
+    lock, toml = pins(tmp_path, "numpy==1\n", '"numpy"')
+    for content in (b"numpy==1\nnumpy=\n", b"<html>", b"\xff\xfe"):
+        lock.write_bytes(content)
+        with pytest.raises(SetupError, match=r"lock is damaged at '.*'; restore it with git$"):
+            environment.read_lock(lock)
+    for content in ("[project", "[other]\n"):
+        toml.write_text(content)
+        with pytest.raises(SetupError, match=r"toml is damaged \(.*\); restore it with git$"):
+            environment.holds_pins(lock, toml)
+
+
+def test_pins_do_not_depend_on_line_ends(tmp_path):
+    (tmp_path / "lock").write_bytes(b"# comment\r\n\r\nNum_Py==1.0\r\n")
+    assert environment.read_lock(tmp_path / "lock") == {"num-py": "1.0"}
+
+
+def test_a_damaged_stamp_is_an_unfinished_installation(project):
+    venv = project / ".venv"
+    environment.install(venv)
+    for content in (b"", b"\xff", (venv / environment.STAMP).read_bytes()[:-1]):
+        (venv / environment.STAMP).write_bytes(content)
+        assert not environment.is_ready(venv)
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (OSError(errno.ENOSPC, "No space left", "/a"), "/a: No space left; free some space, or set COURSE"),
+    (OSError(errno.EDQUOT, "Quota exceeded", b"/a"), "/a: Quota exceeded; free some space"),
+    (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: Permission denied; make it writable, or set"),
+    (OSError(errno.EROFS, "Read-only", str(ROOT / "build/x")), f"build{os.sep}x: Read-only; make it writable"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "/a: Is a directory"),
+    (FileNotFoundError("run it first"), "run it first"),
+])  # fmt: skip
+def test_an_error_of_the_disk_in_words(error, said):
+    assert environment.in_words(error).startswith(said)
+
+
+def test_a_stamp_that_cannot_be_written_is_one_sentence(project, monkeypatch):
+    def refuse(path, data):
+        raise OSError(errno.ENOSPC, "No space left", str(path))
+
+    monkeypatch.setattr(environment, "write_atomically", refuse)
+    with pytest.raises(SetupError, match="course-installed: No space left; free some space"):
+        environment.install(project / ".venv")
 
 
 def test_ready_means_finished_and_unchanged(project):
