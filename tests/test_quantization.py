@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from helpers import models, pruning, quantization, training
+from helpers import models, modules, pruning, quantization, training
 from helpers.data import Split
 from helpers.quantization import Grid, fake_quantize, find_grid
 
@@ -678,3 +678,624 @@ def test_every_option_of_the_model_goes_through_the_file_names(lenet):
         )
         state = quantization.bake(model).state_dict()
         assert {name for name in state if not quantization.is_quantizer(name)} == set(lenet.state_dict())
+
+
+# ---------------------------------------------------------------- any network
+
+
+class Language(nn.Module):
+    """An embedding, a layer, and a decoder that shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.fc, self.decoder = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 20)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.fc(self.embedding(tokens)).relu()).transpose(1, 2)
+
+
+class Twice(nn.Module):
+    """Two convolutions that share a weight, and one module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.one = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.b.weight, self.two = self.a.weight, self.one
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(self.b(self.a(x).relu()).relu()).relu()).flatten(1)
+
+
+TOKENS = torch.randint(0, 20, (7, 5), generator=torch.Generator().manual_seed(3))
+SMALL = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(4))
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+@pytest.mark.parametrize("weights", [3, {"embedding": 3, "fc": 3}, {"decoder": 3, "fc": 3}])
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_tensor_that_layers_share_is_quantized_for_all_of_them(weights, learned):
+    model = made(Language)
+    quantized = quantization.quantize_model(model, weights=weights, learned=learned)
+    assert list(quantization.weight_grids(quantized)) == ["embedding.weight", "fc.weight"]
+    assert torch.equal(quantized.embedding.weight, quantized.decoder.weight)
+    table = fake_quantize(model.embedding.weight, find_grid(model.embedding.weight, 3, per_channel=True))
+    assert torch.equal(quantized.decoder.weight, table)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.embedding.weight.copy_(table)
+        expected.fc.weight.copy_(quantized.fc.weight)
+    assert torch.equal(quantized(TOKENS), expected(TOKENS))
+    for other in (quantization.bake(quantized), copy.deepcopy(quantized), quantization.with_input_grids(quantized, {})):
+        assert torch.equal(other(TOKENS), quantized(TOKENS))
+    baked = quantization.bake(quantized)
+    assert baked.decoder.weight is baked.embedding.weight and baked.state_dict().keys() == model.state_dict().keys()
+    assert list(quantization.integers(quantized)) == ["embedding.weight", "fc.weight"]
+    assert sum(p.numel() for p in baked.parameters()) == sum(p.numel() for p in model.parameters())
+    assert model.decoder.weight is model.embedding.weight
+
+
+def test_shared_tensors_stay_shared_through_masks_training_and_tables():
+    model = made(Language)
+    masked = pruning.mask(model, {"decoder.weight": model.embedding.weight.abs() > 0.5})
+    quantized = quantization.quantize_model(masked, weights=4, learned=True)
+    labels = Split(TOKENS, TOKENS[:, 0])
+    train = {"epochs": 1, "lr": 0.1, "batch_size": 4, "progress": False}
+    trained = training.fit(quantized, labels, loss=lambda net, x, y: F.cross_entropy(net(x)[..., 0], y), **train).model
+    baked = quantization.bake(trained)
+    assert torch.equal(baked(TOKENS), trained(TOKENS)) and not torch.equal(trained(TOKENS), quantized(TOKENS))
+    assert baked.decoder.weight is baked.embedding.weight
+    assert (baked.decoder.weight[model.embedding.weight.abs() <= 0.5] == 0).all()
+    shared = quantization.share_weights(model, {"decoder": torch.tensor([-1.0, 0, 2])})
+    assert shared.decoder.weight is shared.embedding.weight and set(shared.embedding.weight.unique().tolist()) <= {
+        -1,
+        0,
+        2,
+    }
+
+
+def test_tied_and_doubled_convolutions_have_one_grid_and_inputs_of_their_own():
+    model = made(Twice)
+    assert quantization.bits_by_layer(model, 4, ends=6) == {"a": 6, "one": 6}
+    assert quantization.bits_by_layer(made(Language), 4) == {"fc": 8, "decoder": 8}
+    split = Split(SMALL, torch.zeros(6).long())
+    bits = quantization.bits_by_layer(model, 4, ends=6)
+    by_name = quantization.quantize_model(model, weights=bits, activations=bits, calibration=split)
+    by_alias = quantization.quantize_model(
+        model, weights={"b": 6, "two": 6}, activations={"b": 6, "two": 6}, calibration=split
+    )
+    for quantized in (
+        by_name,
+        by_alias,
+        quantization.quantize_model(model, weights=6, activations=6, calibration=split),
+    ):
+        assert list(quantization.weight_grids(quantized)) == ["a.weight", "one.weight"]
+        assert sorted(quantization.input_grids(quantized)) == ["a", "b", "one"]
+        assert quantized.one is quantized.two and torch.equal(quantized.a.weight, quantized.b.weight)
+        assert torch.equal(quantized(SMALL), by_name(SMALL)) and torch.equal(
+            quantization.bake(quantized)(SMALL), by_name(SMALL)
+        )
+    own = quantization.quantize_model(model, weights={}, activations={"a": 8, "b": 4}, calibration=split)
+    assert {name: grid.bits for name, grid in quantization.input_grids(own).items()} == {"a": 8, "b": 4}
+    with pytest.raises(ValueError, match="weights has 4 and 5 bits for 'b'; allowed: one number for each tensor"):
+        quantization.quantize_model(model, weights={"a": 4, "b": 5})
+    with pytest.raises(ValueError, match="layer 'a' is quantized already"):
+        quantization.quantize_model(by_name, weights={"b": 4})
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.fc = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Steps(nn.Module):
+    def __init__(self, kind: type[nn.Module] = nn.LSTMCell) -> None:
+        super().__init__()
+        self.cell, self.fc = kind(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.fc(state[0] if isinstance(state, tuple) else state)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.Module] = nn.LSTM) -> None:
+        super().__init__()
+        self.reader, self.fc = kind(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.reader(x)[0].amax(1))
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 6))
+        self.scale, self.norm = nn.Parameter(torch.randn(1, 4, 1)), nn.LayerNorm((4, 6))
+        self.pair, self.fc = nn.Bilinear(6, 6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm((x + self.table) * self.scale)
+        return self.fc(self.pair(x[:, 0].contiguous(), x[:, 1].contiguous()))
+
+
+class Upwards(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.fc = nn.ConvTranspose1d(4, 6, 3, groups=2), nn.Linear(48, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.up(x).flatten(1))
+
+
+SEQUENCES = torch.randn(8, 4, 6, generator=torch.Generator().manual_seed(5))
+SEQUENCE_SPLIT = Split(SEQUENCES, torch.arange(8) % 3)
+KINDS = {
+    Attends: ["attention.in_proj_weight", "attention.out_proj.weight", "fc.weight"],
+    Steps: ["cell.weight_ih", "cell.weight_hh", "fc.weight"],
+    Pairs: ["table", "pair.weight", "fc.weight"],
+    Upwards: ["up.weight", "fc.weight"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weight_is_taken_in(kind):
+    model = made(kind)
+    quantized = quantization.quantize_model(model, weights=3)
+    assert set(quantization.weight_grids(quantized)) == set(KINDS[kind]) == set(pruning.weights_of(model))
+    before, weights, codes = pruning.weights_of(model), pruning.weights_of(quantized), quantization.integers(quantized)
+    for name, weight in weights.items():
+        grid = find_grid(before[name], 3, per_channel=True)
+        assert torch.equal(weight, fake_quantize(before[name], grid))
+        assert np.array_equal(codes[name].values(), weight.numpy())
+    baked = quantization.bake(quantized)
+    with torch.no_grad():
+        assert torch.equal(baked(SEQUENCES), quantized(SEQUENCES)) and not torch.equal(
+            baked(SEQUENCES), model(SEQUENCES)
+        )
+    assert baked.state_dict().keys() == model.state_dict().keys()
+    unchanged = set(dict(model.named_parameters())) - set(weights)
+    assert all(torch.equal(baked.get_parameter(name), model.get_parameter(name)) for name in unchanged)
+    name = KINDS[kind][0]
+    one = quantization.quantize_model(model, weights={name.removesuffix(".weight"): 4})
+    assert list(quantization.weight_grids(one)) == [name]
+
+
+def test_entries_of_one_number_share_a_step():
+    model = made(lambda: nn.Sequential(nn.Embedding(9, 1), nn.Flatten(), nn.Linear(5, 2)))
+    grids = quantization.weight_grids(quantization.quantize_model(model, weights=4))
+    assert {name: tuple(grid.scale.shape) for name, grid in grids.items()} == {"0.weight": (), "2.weight": (2,)}
+
+
+@pytest.mark.parametrize(("kind", "inner"), [(Attends, "attention"), (Steps, "cell"), (Pairs, "pair")])
+def test_products_whose_inputs_would_stay_floats_are_named(kind, inner):
+    model = made(kind)
+    said = (
+        rf"activations=8 would leave what is multiplied in '{inner}' \(.*\) in floating point; allowed: .*{{.*'fc': 8}}"
+    )
+    with pytest.raises(ValueError, match=said):
+        quantization.quantize_model(model, weights=8, activations=8, calibration=SEQUENCE_SPLIT)
+    chosen = quantization.quantize_model(model, weights=8, activations={"fc": 8}, calibration=SEQUENCE_SPLIT)
+    assert list(quantization.input_grids(chosen)) == ["fc"]
+    with torch.no_grad():
+        assert torch.allclose(chosen(SEQUENCES), model(SEQUENCES), atol=0.1)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_that_would_stay_floats_are_named(kind):
+    model = made(lambda: Recurrent(kind))
+    said = f"weights=4 would leave the weights of 'reader' .{kind.__name__}. in floating point; allowed: .*{{'fc': 4}}"
+    with pytest.raises(ValueError, match=said):
+        quantization.quantize_model(model, weights=4)
+    assert list(quantization.weight_grids(quantization.quantize_model(model, weights={"fc": 4}))) == ["fc.weight"]
+    with pytest.raises(ValueError, match="layer in weights='reader' is unknown; allowed: 'fc'"):
+        quantization.quantize_model(model, weights={"reader": 4})
+
+
+def test_what_another_module_reads_is_not_said_to_be_unused():
+    with pytest.raises(
+        ValueError, match="never called: attention.out_proj; .*another module computes with a layer's weights"
+    ):
+        quantization.quantize_model(
+            made(Attends), weights=8, activations={"attention.out_proj": 8}, calibration=SEQUENCE_SPLIT
+        )
+
+
+def test_inputs_of_transposed_convolutions_are_quantized():
+    model = made(Upwards)
+    quantized = quantization.quantize_model(model, weights=8, activations=4, calibration=SEQUENCE_SPLIT)
+    grids = quantization.input_grids(quantized)
+    assert list(grids) == ["up", "fc"]
+    x = quantized.up.weight, fake_quantize(SEQUENCES, grids["up"])
+    expected = F.conv_transpose1d(x[1], x[0], model.up.bias, groups=2).flatten(1)
+    assert torch.allclose(
+        quantized(SEQUENCES), F.linear(fake_quantize(expected, grids["fc"]), quantized.fc.weight, model.fc.bias)
+    )
+
+
+class ByKeyword(nn.Module):
+    def __init__(self, *, named: bool = True) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc, self.named = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(36, 3), named
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.named:
+            return self.fc(self.bn(self.conv(x)).relu().flatten(1))
+        return self.fc(input=self.bn(input=self.conv(input=x)).relu().flatten(1))
+
+
+def test_layers_that_are_called_by_keyword():
+    split, (named, plain) = (
+        Split(SMALL, torch.zeros(6).long()),
+        (with_statistics(ByKeyword(named=n)) for n in (True, False)),
+    )
+    plain.load_state_dict(named.state_dict())
+    for name, sample in quantization.sample_inputs(named, split, count=50).items():
+        assert torch.equal(sample, quantization.sample_inputs(plain, split, count=50)[name])
+    both = [quantization.quantize_model(m, weights=4, activations=4, calibration=split) for m in (named, plain)]
+    assert torch.equal(both[0](SMALL), both[1](SMALL)) and not torch.allclose(both[0](SMALL), plain(SMALL))
+    folded = [quantization.fold_batchnorm(m, SMALL) for m in both]
+    assert isinstance(folded[0].bn, nn.Identity) and torch.equal(folded[0](SMALL), folded[1](SMALL))
+    without = [quantization.with_input_grids(m, {}) for m in both]
+    assert torch.equal(without[0](SMALL), without[1](SMALL)) and not torch.equal(without[0](SMALL), both[0](SMALL))
+    assert not without[0].conv._forward_pre_hooks and not without[0].conv._forward_pre_hooks_with_kwargs
+
+
+class Viewed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.bn(self.conv(x)).relu().view(-1, 36))
+
+
+def test_networks_that_view_what_must_not_be_laid_out_otherwise():
+    model, split = with_statistics(Viewed()), Split(SMALL, torch.zeros(6).long())
+    quantized = quantization.quantize_model(model, weights=8, activations=8, calibration=split)
+    assert torch.allclose(quantized(SMALL), model(SMALL), atol=0.1)
+    assert set(quantization.sample_inputs(model, split)) == {"conv", "fc"}
+    assert torch.allclose(quantization.fold_batchnorm(model, SMALL)(SMALL), model(SMALL), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["prune", "hooks", "parametrizations", "spectral"])
+def test_what_torch_puts_on_weights_becomes_weights(how):
+    model = made(lambda: ByKeyword(named=False))
+    for layer in (model.conv, model.fc):
+        if how == "prune":
+            torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+        elif how == "hooks":
+            with pytest.warns(FutureWarning, match="weight_norm. is deprecated"):
+                torch.nn.utils.weight_norm(layer)
+        elif how == "parametrizations":
+            torch.nn.utils.parametrizations.weight_norm(layer)
+        else:
+            torch.nn.utils.spectral_norm(layer)
+    model.train()
+    model(SMALL).sum().backward()  # after a call in training, these layers hold what deepcopy refuses
+    with_statistics(model)
+    expected = modules.materialized(model)
+    assert torch.allclose(expected(SMALL), model(SMALL), atol=1e-6)
+    split = Split(SMALL, torch.zeros(6).long())
+    for made_of in (
+        lambda m: quantization.quantize_model(m, weights=3, activations=4, calibration=split),
+        lambda m: quantization.fold_batchnorm(m, SMALL),
+        lambda m: quantization.share_weights(m, {"fc": torch.tensor([-0.1, 0, 0.1])}),
+        quantization.bake,
+    ):
+        mine, theirs = made_of(model), made_of(expected)
+        assert mine.state_dict().keys() == theirs.state_dict().keys()
+        assert torch.equal(mine(SMALL), theirs(SMALL))
+    assert len(quantization.share_weights(model, {"fc": torch.tensor([-0.1, 0, 0.1])}).fc.weight.unique()) <= 3
+    if how == "prune":
+        assert (
+            quantization.integers(quantization.quantize_model(model, weights=3))["fc.weight"].codes == 0
+        ).mean() >= 0.5
+
+
+def test_a_weight_of_several_tensors_is_refused():
+    class Product(nn.Module):
+        def forward(self, left, right):
+            return left @ right
+
+        def right_inverse(self, weight):
+            return weight, torch.eye(weight.shape[1])
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    parametrize.register_parametrization(model[0], "weight", Product())
+    with pytest.raises(ValueError, match="'0.parametrizations.weight.original0' is one of several tensors"):
+        quantization.quantize_model(model, weights=4)
+    with pytest.raises(ValueError, match="'0.weight' has no numbers yet; allowed: a model that was called once"):
+        quantization.quantize_model(nn.Sequential(nn.LazyLinear(3)), weights=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", quantization.METHODS)
+def test_grids_of_half_precision_are_found_in_single(dtype, method):
+    x = values_of(18, 4, 50).to(dtype)
+    found, expected = (find_grid(each, 4, method=method, per_channel=True) for each in (x, x.float()))
+    assert torch.equal(found.scale, expected.scale) and found.scale.dtype == torch.float32
+    assert torch.equal(quantization.kmeans_table(x, 2), quantization.kmeans_table(x.float(), 2).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_are_refused_by_name(dtype):
+    with pytest.raises(ValueError, match=f"'0.weight' is {dtype}; allowed: single or double precision, model.float"):
+        quantization.quantize_model(nn.Sequential(nn.Linear(3, 2)).to(dtype), weights=4)
+
+
+def test_networks_of_double_precision():
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double(), values_of(19, 30, 5).double()
+    split = Split(x, torch.zeros(30).long())
+    quantized = quantization.quantize_model(model, weights=8, activations=8, calibration=split)
+    assert quantized(x).dtype == torch.float64 and torch.allclose(quantized(x), model(x), atol=0.05)
+    assert torch.equal(quantization.bake(quantized)(x), quantized(x))
+
+
+def test_a_layer_that_is_called_very_often_gives_a_bounded_sample():
+    class Often(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(40, 40)
+
+        def forward(self, x):
+            for _ in range(60):
+                x = self.fc(x).tanh()
+            return x
+
+    split = Split(values_of(20, 500, 40), torch.zeros(500).long())
+    model = made(Often)
+    (sample,) = quantization.sample_inputs(model, split, count=10_000).values()
+    assert 10_000 < len(sample) < 2 * quantization.SAMPLE + 20_000
+    assert sample.max() == split.inputs.max() and sample.min() == split.inputs.min()
+    inner = sample[sample.abs() < 1]  # of 60 calls the first one reads normal numbers, the others what tanh gives
+    assert 0.97 < len(inner) / len(sample) < 0.999
+    assert torch.equal(sample, next(iter(quantization.sample_inputs(model, split, count=10_000).values())))
+
+
+# ---------------------------------------------------------------- folding any network
+
+
+class Casting(nn.Module):
+    """Computes in single precision whatever comes in, or in half inside `autocast`."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc, self.how = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(36, 3), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "float":
+            x = x.float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.how == "autocast"):
+            x = self.bn(self.conv(x)).relu().flatten(1)
+            zeros = torch.zeros(len(x), 36) if self.how == "zeros" else 0
+            return (self.fc(x.float() + zeros)).float()
+
+
+@pytest.mark.parametrize("how", ["float", "zeros", "autocast"])
+def test_folding_networks_that_insist_on_a_precision(how):
+    model = with_statistics(Casting(how))
+    folded = quantization.fold_batchnorm(model, SMALL)
+    assert isinstance(folded.bn, nn.Identity)
+    close = {"atol": 0.1} if how == "autocast" else {"atol": 1e-4}
+    assert torch.allclose(folded(SMALL), model(SMALL), **close)
+
+    class Wrong(Casting):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.conv(x.float()).flatten(1)[:, :3].float()
+
+    with pytest.raises(ValueError, match="answers otherwise after folding"):
+        quantization.fold_batchnorm(with_statistics(Wrong(how)), SMALL)
+
+
+def test_folding_behind_an_embedding():
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.conv, self.bn = nn.Embedding(20, 4), nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(self.embedding(tokens).transpose(1, 2))).amax(2)
+
+    model = made(Words)
+    model.bn.running_mean.normal_()
+    folded = quantization.fold_batchnorm(model, TOKENS)
+    assert isinstance(folded.bn, nn.Identity) and torch.allclose(folded(TOKENS), model(TOKENS), atol=1e-5)
+
+
+def trained(norm: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for tensor in (norm.running_mean, norm.bias):
+            tensor.normal_()
+        norm.running_var.uniform_(0.1, 2)
+        norm.weight.normal_()
+    return norm
+
+
+UP = [
+    (nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6), (3, 4, 7)),
+    (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), nn.BatchNorm2d(6), (3, 4, 5, 5)),
+    (nn.ConvTranspose2d(4, 4, 2, groups=4), nn.BatchNorm2d(4, eps=0.5), (3, 4, 5, 5)),
+    (nn.ConvTranspose3d(2, 6, 2, output_padding=1, stride=2), nn.BatchNorm3d(6), (2, 2, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "norm", "shape"), UP)
+def test_folding_into_a_transposed_convolution(layer, norm, shape):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(layer, trained(norm), nn.ReLU(), nn.Flatten()).eval(), values_of(21, *shape)
+    folded = quantization.fold_batchnorm(model, x)
+    assert isinstance(folded[1], nn.Identity) and torch.allclose(folded(x), model(x), atol=1e-5)
+    if layer.groups == 1:
+        theirs = fuse_conv_bn_eval(layer, norm, transpose=True)
+        assert torch.allclose(folded[0].weight, theirs.weight, atol=1e-5)
+    again = quantization.fold_batchnorm(quantization.quantize_model(folded, weights=4), x)
+    assert list(quantization.weight_grids(again)) == ["0.weight"]
+    with pytest.raises(ValueError, match="layer '0' is transposed and quantized; allowed: to fold first"):
+        quantization.fold_batchnorm(quantization.quantize_model(model, weights=4), x)
+
+
+def test_folding_counts_epsilon():
+    """A spread far below epsilon: without it, factors would be a thousand times as large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1.0)).eval()
+    model[1].running_var.fill_(1e-6)
+    folded = quantization.fold_batchnorm(model, SMALL)
+    assert torch.allclose(folded[0].weight, model[0].weight, rtol=1e-5) and isinstance(folded[1], nn.Identity)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_folding_what_is_not_finite_is_refused(bad):
+    model = made(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model[1].running_mean[0] = bad
+    with pytest.raises(ValueError, match="model answers otherwise after folding, by up to nan"):
+        quantization.fold_batchnorm(model, SMALL)
+
+
+def test_folding_one_norm_under_two_names_and_for_two_convolutions():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), trained(nn.BatchNorm2d(3))
+            self.alias = self.norm
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.alias(self.b(self.norm(self.a(x)).relu())).flatten(1)
+
+    model = made(Shared)
+    folded = quantization.fold_batchnorm(model, SMALL)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    assert torch.allclose(folded(SMALL), model(SMALL), atol=1e-5)
+
+
+def test_folding_unties_what_becomes_different():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+            self.b.weight = self.c.weight = self.a.weight
+            self.norm = trained(nn.BatchNorm2d(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.b(self.norm(self.a(x))).relu()).flatten(1)
+
+    model = made(Tied)
+    for net in (model, quantization.quantize_model(model, weights=4)):
+        folded = quantization.fold_batchnorm(net, SMALL)
+        assert torch.allclose(folded(SMALL), net(SMALL), atol=1e-5)
+        baked = quantization.bake(folded)
+        assert baked.b.weight is baked.c.weight and baked.a.weight is not baked.b.weight
+    assert list(quantization.weight_grids(folded)) == ["a.weight", "b.weight"]
+    codes = quantization.integers(folded)
+    assert np.array_equal(codes["a.weight"].codes, codes["b.weight"].codes)
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_a_norm_over_positions_stays(length):
+    """After a linear layer on (batch, length, features), BatchNorm's channels are the positions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), trained(nn.BatchNorm1d(length)), nn.Flatten()).eval()
+    x = values_of(22, 3, length, 6)
+    folded = quantization.fold_batchnorm(model, x)
+    assert isinstance(folded[1], nn.BatchNorm1d) and torch.equal(folded(x), model(x))
+
+
+# ---------------------------------------------------------------- defaults, ties, and arguments
+
+
+def test_a_percentile_is_the_last_of_a_thousand_unless_said_otherwise():
+    x = values_of(23, 5_001)
+    ends = np.percentile(x.numpy(), [0.1, 99.9])
+    grid = find_grid(x, 8, method="percentile", symmetric=False)
+    assert np.isclose(float(grid.scale), (ends[1] - ends[0]) / 255, rtol=1e-5)
+
+
+def test_a_table_moves_until_it_stands_unless_said_otherwise():
+    x = values_of(24, 2_000)
+    table = quantization.kmeans_table(x, 3)
+    places = quantization.nearest(x, table)
+    means = torch.stack([x[places == place].mean() for place in range(8)])
+    once = quantization.kmeans_table(x, 3, iterations=1)
+    assert float((table - means).abs().max()) < 0.1 * float((table - once).abs().max())
+
+
+def test_of_equally_good_ranges_the_widest_is_taken():
+    x = torch.tensor([1e30, -1e30, 5e29])  # whose squared errors are all infinite
+    assert torch.equal(find_grid(x, 4).scale, find_grid(x, 4, method="minmax").scale)
+
+
+def test_the_pace_of_a_learned_step_counts_the_numbers_that_share_it():
+    """Esser et al. 2020, section 2.2: g = 1 / sqrt(N Q), with N the numbers of one channel, and of one example."""
+    model, x = nn.Sequential(nn.Linear(12, 5)), values_of(25, 40, 12)
+    split = Split(x, torch.zeros(40).long())
+    options = {"weights": 3, "activations": 4, "calibration": split, "learned": True}
+    rows = quantization.quantize_model(model, **options)[0]
+    whole = quantization.quantize_model(model, **options, per_channel=False)[0]
+    for layer, sharing in ((rows, 12), (whole, 60)):
+        quantizer = layer.parametrizations.weight[0]
+        assert torch.allclose(quantizer.pace, quantizer.scale**-2 / math.sqrt(sharing * 3))
+        assert torch.allclose(layer.quantize_input.pace, layer.quantize_input.scale**-2 / math.sqrt(12 * 15))
+
+
+NAN, ENTRIES = torch.tensor([0.0, math.nan]), torch.tensor([0.0, 1.0])
+ONE = torch.tensor(1.0)
+CODE = torch.tensor(0, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: quantization.affine_grid(ONE * math.nan, ONE, 4), "lowest holds NaN or infinity"),
+        (lambda: quantization.affine_grid(-ONE, ONE * math.inf, 4), "highest holds NaN or infinity"),
+        (lambda: quantization.affine_grid(ONE, -ONE, 4), "lowest=1.0 with highest=-1.0; allowed: lowest <= highest"),
+        (lambda: quantization.quantize(NAN, Grid(ONE, CODE, -8, 7)), "values holds NaN"),
+        (lambda: quantization.quantize(ENTRIES, Grid(ONE * math.nan, CODE, -8, 7)), "grid.scale=nan; allowed: finite"),
+        (lambda: quantization.quantize(ENTRIES, Grid(ONE * 0, CODE, -8, 7)), "grid.scale=0.0; allowed: finite"),
+        (lambda: quantization.FakeQuantize(Grid(ONE * math.inf, CODE, -8, 7)), "grid.scale=inf; allowed: finite"),
+        (lambda: find_grid(ENTRIES, 4.0), "bits=4.0 is no whole number; allowed: 2 to 8"),
+        (lambda: find_grid(ENTRIES, 4, method="percentile", percentile=math.nan), "percentile=nan; allowed"),
+        (lambda: find_grid(ONE, 4, per_channel=True), r"per_channel=True with values of shape \(\); allowed"),
+        (lambda: quantization.nearest(NAN, ENTRIES), "values holds NaN"),
+        (lambda: quantization.nearest(ENTRIES, ENTRIES[:0]), "table is empty"),
+        (lambda: quantization.nearest(ENTRIES, ENTRIES.flip(0)), r"table of shape \(2,\) does not rise"),
+        (lambda: quantization.kmeans_table(ENTRIES, 2, iterations=0), "iterations=0; allowed"),
+        (lambda: quantization.powers_of_two("3"), "bits='3' is no whole number"),
+        (lambda: quantization.fit_table(NAN, ENTRIES), "values holds NaN"),
+        (lambda: quantization.fit_table(ENTRIES, 2 * ENTRIES), r"levels=\[0.0, 2.0\]; allowed: numbers in \[-1, 1\]"),
+        (lambda: quantization.bits_by_layer(models.lenet5(), 1), "bits=1 is unknown"),
+        (lambda: quantization.bits_by_layer(models.lenet5(), 4, ends=9), "ends=9 is unknown"),
+        (lambda: quantization.bits_by_layer(nn.Sequential(nn.ReLU()), 4), "convolutional layers of model is empty"),
+        (lambda: quantization.quantize_model(models.lenet5(), weights=4.0), "weights=4.0 is no whole number"),
+        (lambda: quantization.quantize_model(nn.Sequential(nn.ReLU()), weights=4), "weights of model .* is empty"),
+        (lambda: quantization.share_weights(models.lenet5(), {"fc1": NAN}), "tables.'fc1'. holds NaN"),
+        (
+            lambda: quantization.with_input_grids(models.lenet5(), {"fc9": Grid(ONE, CODE, 0, 15)}),
+            "grids='fc9' is unknown",
+        ),
+        (lambda: quantization.sample_inputs(models.lenet5(), SPLIT, layers=["fc9"]), "layer='fc9' is unknown"),
+        (lambda: quantization.sample_inputs(models.lenet5(), SPLIT, count=0), "count=0; allowed"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(call, words, unchecked_shapes):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_numbers_that_are_not_finite_are_found_in_weights_and_calibration():
+    model = made(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    bad = Split(torch.full((4, 3), math.nan), torch.zeros(4).long())
+    with pytest.raises(ValueError, match="what reaches layer '0' holds NaN or infinity"):
+        quantization.quantize_model(model, weights=4, activations=4, calibration=bad)
+    model[2].weight.data[0, 0] = math.inf
+    with pytest.raises(ValueError, match="'2.weight' holds NaN|2.weight holds NaN"):
+        quantization.quantize_model(model, weights=4)
