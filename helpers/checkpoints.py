@@ -30,6 +30,7 @@ from helpers import (
     packing,
     paths,
     pruning,
+    quantization,
     text,
     training,
     vocabulary,
@@ -102,8 +103,10 @@ def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
     digits: of the largest number of a tensor, and of every variance of a BatchNorm, which divides. A tensor whose
     numbers are too large or too small for that stays as it is. `read_weights` reads all of it.
 
-    Raises ValueError for a state that is no tensor, or is not there yet.
+    Raises ValueError for a state that is no tensor, or is not there yet, and for a quantized model.
     """
+    if grids := [*quantization.weight_grids(model), *quantization.input_grids(model)]:
+        raise ValueError(f"model is quantized ({grids[0]!r}); allowed: packing.write_quantized, or quantization.bake")
     state = packing.state_of(modules.materialized(model))
     first = packing.first_of(state)
     whole = {
