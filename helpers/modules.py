@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = [
@@ -69,9 +69,17 @@ def materialized(model: nn.Module) -> nn.Module:
                 remove_weight_norm(layer, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(layer, hook.name)
+                _load_plainly(layer)
         if parametrize.is_parametrized(layer):
             _remove_torchs(layer)
     return new
+
+
+def _load_plainly(layer: nn.Module) -> None:
+    """Remove the hook that `spectral_norm` leaves: it refuses a `state_dict` without what the norm needed."""
+    for key, wrapped in list(layer._load_state_dict_pre_hooks.items()):
+        if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook):
+            del layer._load_state_dict_pre_hooks[key]
 
 
 def _remove_torchs(layer: Any) -> None:
