@@ -448,8 +448,8 @@ def removal_damage(model: nn.Module, split: Split, layer: str, *, batch_size: in
     """
     checks.positive("batch_size", batch_size)
     split = _that_count(model, split)
+    checks.choice("layer", layer, _layers(model, None, every_name=True))
     new, way = _laid_out(model, split, batch_size)
-    checks.choice("layer", layer, _layers(new, None, every_name=True))
     found = _sites(new, _layers(new, [layer]), way.layout(split.inputs[:1]))
     if not found:
         raise ValueError(f"layer={layer!r} is called 0 times in a forward pass; allowed: a layer that is called once")

@@ -116,7 +116,7 @@ def count_macs(model: nn.Module, example: Shaped[Tensor, "batch ..."]) -> int:
     kernel multiplies by them like by any other number, and so are the places that a causal mask hides. What computes
     the weights themselves (masks, weight normalization) is not counted.
 
-    Raises ValueError if `example` is no batch, or if its cost cannot be divided among its examples.
+    Raises ValueError if `example` is no batch that the model takes, or its cost cannot be divided among its examples.
     """
     return sum(_forward_costs(model, example)[0].values())
 
@@ -214,7 +214,7 @@ def _counted(model: nn.Module, batch: Tensor) -> Costs:
         module.register_forward_hook(partial(leave, name), always_call=True)
     with torch.no_grad(), parametrize.cached(), modules.plain_attention():
         weights = [(name, tensor) for name, module in _layers(new) for tensor in _effective(module).values()]
-        with FlopCounterMode(display=False, custom_mapping=_formulas(note)):
+        with modules.asked("example", batch), FlopCounterMode(display=False, custom_mapping=_formulas(note)):
             new(batch)
     return macs, outputs
 

@@ -125,7 +125,7 @@ def test_the_model_stays_as_it_is(lenet):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"example has shape \(1, 5\)"):
         measure.count_macs(model, torch.zeros(1, 5))
     assert [module.training for module in model] == [True, False, True, True, True]
     assert not any(module._forward_hooks for module in model.modules())
