@@ -309,7 +309,10 @@ def _refuse_integers(names: Sequence[str], allowed: bool) -> None:
 def _array(name: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
     """Return the tensor as a little-endian array in C order."""
     try:
-        array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().resolve_conj().resolve_neg().numpy()
+        if isinstance(tensor, np.ndarray | np.generic):
+            array = np.asarray(tensor)
+        else:
+            array = tensor.detach().cpu().resolve_conj().resolve_neg().numpy()
     except (AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
         kind = getattr(tensor, "dtype", type(tensor).__name__)
         raise ValueError(f"tensors[{name!r}] has dtype {kind}; allowed: a dense tensor of a type in NumPy") from error
