@@ -323,7 +323,11 @@ class _Guard:
             return True
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
             return False
-        text, real = os.fsdecode(path), os.path.realpath(path)
+        text = os.fsdecode(path)
+        try:
+            real = os.path.realpath(text)
+        except OSError:  # who may not look there may not read there
+            return False
         is_code = os.path.isabs(text) and Path(real).suffix in CODE and real.startswith(CODE_PLACES)
         return is_code or text in self.files or text == os.devnull
 
