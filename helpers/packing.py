@@ -885,7 +885,7 @@ def fill(model: "nn.Module", tensors: "Mapping[str, Tensor]") -> None:
     for name, tensor in tensors.items():
         known = given.setdefault(first.get(name, name), tensor)
         if known is not tensor and not (known.dtype == tensor.dtype and torch.equal(known, tensor)):
-            raise PackingError(f"{name!r} is not what {first[name]!r} is; in the model they are one tensor")
+            raise PackingError(f"the names of {first[name]!r} hold different numbers; in the model they are one tensor")
     expected = {name: tuple(state[name].shape) for name in dict.fromkeys(first.values())}
     found = {name: tuple(tensor.shape) for name, tensor in given.items()}
     if found != expected:

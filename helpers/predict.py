@@ -306,9 +306,10 @@ class _Layers:
 
 def _times(array: np.ndarray, step: np.ndarray | None) -> Floats:
     """Return the array, or the whole numbers of notebook 00 times their step."""
-    factor = np.float32(1) if step is None else np.asarray(step, np.float32)
-    if np.broadcast_shapes(array.shape, np.shape(factor)) != array.shape:
-        raise ValueError(f"a step has the shape {np.shape(factor)} for an array of {array.shape}")
+    factor = np.asarray(1 if step is None else step, np.float32)
+    sides = zip(factor.shape[::-1], array.shape[::-1], strict=False)
+    if factor.ndim > array.ndim or any(side not in (1, whole) for side, whole in sides):
+        raise ValueError(f"a step has the shape {factor.shape} for an array of {array.shape}")
     return np.asarray(array, np.float32) * factor
 
 

@@ -199,6 +199,33 @@ def test_padding_changes_nothing(build):
     assert model(torch.ones(2, 4, dtype=torch.int64)).isfinite().all()  # nothing but padding
 
 
+@pytest.mark.parametrize("flag", ["torch.compiler.is_exporting", "torch.onnx.is_in_onnx_export"])
+@pytest.mark.parametrize("build", TEXT_NETS)
+def test_an_exported_text_net_keeps_padding_and_answers_the_same(build, flag, monkeypatch):
+    """How much padding there is to cut depends on the texts: a graph that holds for all of them cannot do it."""
+    torch.manual_seed(0)
+    model = build().eval()
+    tokens = torch.randint(2, 10_000, (4, 12))
+    tokens[1, 5:] = tokens[2, 1:] = tokens[3] = 1
+    expected = model(torch.cat([tokens, torch.ones(4, 6, dtype=torch.int64)], dim=1))
+    monkeypatch.setattr(flag, lambda: True)
+    wide = torch.cat([tokens, torch.ones(4, 6, dtype=torch.int64)], dim=1)
+    assert models._without_padding(wide) is wide
+    torch.testing.assert_close(model(wide), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_padding_alone_are_cut():
+    tokens = torch.tensor([[5, 1, 3, 1, 1], [1, 1, 1, 1, 1]])
+    assert torch.equal(models._without_padding(tokens), tokens[:, :3])
+    assert torch.equal(models._without_padding(tokens[1:]), tokens[1:, :1])
+
+
+def test_text_nets_compute_in_half_precision():
+    model = models.TextNet(models.TextCNN(8, 4), 4, words=50, dimensions=8).eval()
+    tokens = torch.tensor([[5, 6, 7], [8, 1, 1]])
+    torch.testing.assert_close(model.half()(tokens).float(), model.float()(tokens), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("build", TEXT_NETS)
 def test_word_vectors_start_short_and_padding_is_zero(build):
     torch.manual_seed(0)

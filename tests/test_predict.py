@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import venv
+import zlib
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -231,6 +232,73 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
         predict.open_network(five)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"conv1.weight": torch.ones(2, 25)}, "'conv1.weight' has 2 dimensions; allowed: 4"),
+        ({"conv1.weight": torch.tensor(3.0)}, "'conv1.weight' has 0 dimensions; allowed: 4"),
+        ({"fc1.weight": torch.ones(3, 32, 1)}, "'fc1.weight' has 3 dimensions; allowed: 2"),
+        ({"conv1.bias": torch.ones(1)}, "'conv1.bias' holds 1 numbers; allowed: 2, one for each unit"),
+        ({"fc2.bias": torch.ones(10, 1)}, "'fc2.bias' has 2 dimensions; allowed: 1"),
+        ({"conv1.weight": torch.ones(2, 1, 40, 40)}, "begins as LeNet-5, but does not fit it"),
+        ({"conv1.weight": torch.ones(2, 1, 0, 5)}, "begins as LeNet-5, but does not fit it"),
+        ({"conv1.weight": torch.zeros(5_000, 1, 1, 1)}, "'conv1.weight' is for 5,000 units; allowed: at most 4,096"),
+        (
+            {"conv1.weight": torch.ones(2, 1, 5, 5, dtype=torch.complex64)},
+            "no network: 'conv1.weight' has the type compl",
+        ),
+        ({"conv1.weight.step": torch.ones(1, dtype=torch.complex64)}, "holds no network: 'conv1.weight' has the type"),
+        (
+            {"conv1.weight.step": torch.ones(7, 7, 7)},
+            r"no network: a step has the shape \(7, 7, 7\) for an array of \(2, 1",
+        ),
+        ({"fc1.bias.step": torch.ones(3, 3)}, r"a step has the shape \(3, 3\) for an array of \(3,\)"),
+        ({"fc1.bias.step": torch.ones(4)}, r"holds no network: shape mismatch"),
+        ({"conv2.input_grid": torch.ones(3)}, "'conv2.input_grid' holds 3 numbers; allowed: 4"),
+        ({"fc1.weight": torch.zeros(0, 32)}, "begins as LeNet-5, but does not fit it"),
+        ({"fc2.weight": torch.zeros(0, 3), "fc2.bias": torch.zeros(0)}, "has 0 classes with 1 channels; allowed"),
+    ],
+)
+def test_arrays_that_fit_no_layer_are_named(changes, said, tmp_path):
+    state = {**lenet(2, 2, 3).state_dict(), **changes}
+    path = packing.write_dense(state, tmp_path / "odd.pack").path
+    with pytest.raises(ValueError, match=f"odd.pack' .*{said}"):
+        predict.open_network(path)
+
+
+def test_a_norm_of_another_width_is_named(tmp_path):
+    state = models.CifarNet((2, 2, 2, 2)).state_dict()
+    for spoiled, said in (
+        (torch.ones(1), "'stem.bn.running_var' holds 1 numbers; allowed: 2"),
+        (torch.tensor(1.0), "'stem.bn.running_var' has 0 dimensions; allowed: 1"),
+    ):
+        path = packing.write_dense({**state, "stem.bn.running_var": spoiled}, tmp_path / "norm.pack").path
+        with pytest.raises(ValueError, match=said):
+            predict.open_network(path)
+
+
+def test_forged_networks_are_refused_or_answer(tmp_path):
+    """Any shapes, types and values under the names of a network: one sentence, or ten finite numbers."""
+    random = np.random.default_rng(17)
+    state = {name: tensor.numpy() for name, tensor in lenet(2, 3, 4).state_dict().items()}
+    image = digit(tmp_path / "x.png")
+    refused = 0
+    for _ in range(200):
+        arrays = dict(state)
+        for name in random.choice([*state, "conv1.input_grid", "conv1.weight.step", "fc1.step"], 2):
+            sides = tuple(int(side) for side in random.choice([0, 1, 2, 3, 10, 32, 50], random.integers(0, 5)))
+            values = random.choice([0, 1, -1, np.nan, np.inf, 1e38], sides)
+            arrays[str(name)] = np.asarray(values).astype(random.choice(["<f4", "<f8", "<c8"]))
+        path = packing.write_sparse(arrays, tmp_path / "forged.pack").path
+        try:
+            answer = predict.predict(path, image)
+            assert sum(answer.probabilities.values()) == pytest.approx(1)
+        except ValueError as error:
+            assert "forged.pack" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 150
+
+
 def test_damaged_and_missing_files_are_named(tmp_path):
     path = packing.write_dense(lenet(2, 2, 3), tmp_path / "net.pack").path
     path.write_bytes(path.read_bytes()[:-1])
@@ -282,6 +350,72 @@ def test_an_onnx_file_answers_one_image_or_many(batch, tmp_path):
     images = torch.randn(7, 1, 28, 28)
     assert (network.channels, network.pixels) == (1, 28)
     assert gap(network.logits(images.numpy()), images.flatten(1) @ torch.from_numpy(weight)) < 1e-4
+
+
+def graph(path, nodes, answers, *, inputs=1, weights=()):
+    """Write a graph of images by these nodes; `answers` are its outputs as (name, type, shape)."""
+    image = [TensorProto.FLOAT, ["batch", 1, 28, 28]]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(f"input{i}", *image) for i in range(inputs)],
+        [helper.make_tensor_value_info(*answer) for answer in answers],
+        [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in weights],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+FLAT = helper.make_node("Flatten", ["input0"], ["flat"])
+TEN = helper.make_node("MatMul", ["flat", "w"], ["ten"])
+SUMS = ("w", np.ones((784, 10), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "answers", "inputs", "said"),
+    [
+        ([helper.make_node("Constant", [], ["c"], value_float=1.0)], [("c", 1, [])], 0, r"takes \[\]; allowed: images"),
+        ([FLAT, TEN], [("ten", 1, ["batch", 10])], 2, r"takes \[.*\]; allowed: images of"),
+        (
+            [FLAT, TEN, helper.make_node("ReduceSum", ["ten"], ["s"], keepdims=0)],
+            [("s", 1, [])],
+            1,
+            r"answers \['tensor\(f",
+        ),
+        (
+            [FLAT, TEN, helper.make_node("ArgMax", ["ten"], ["a"])],
+            [("a", 7, ["batch", 1])],
+            1,
+            r"answers \['tensor\(int64",
+        ),
+        ([FLAT, TEN, helper.make_node("Unsqueeze", ["ten", "one"], ["u"])], [("u", 1, ["batch", 1, 10])], 1, "answers"),
+        (
+            [FLAT, TEN, helper.make_node("Identity", ["ten"], ["i"])],
+            [("i", 1, ["batch", "n"])],
+            1,
+            "has n classes with",
+        ),
+    ],
+)
+def test_an_onnx_file_of_other_questions_or_answers_is_refused(nodes, answers, inputs, said, tmp_path):
+    weights = [SUMS, ("one", np.array([1]))][: 1 + any("one" in n.input for n in nodes)] if inputs else []
+    path = graph(tmp_path / "odd.onnx", nodes, answers, inputs=inputs, weights=weights)
+    with pytest.raises(ValueError, match=f"odd.onnx' {said}"):
+        predict.open_network(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [((5, 784), "cannot be computed"), ((1, 1568), r"answers \(3, 10\) for 6 images")]
+)
+def test_an_onnx_file_that_cannot_be_run_or_answers_otherwise_is_named(rows, said, tmp_path):
+    nodes = [helper.make_node("Reshape", ["input0", "shape"], ["flat"]), TEN]
+    width = rows[1]
+    shape = np.array(rows if said == "cannot be computed" else [-1, width])
+    weights = [("w", np.ones((width, 10), np.float32)), ("shape", shape)]
+    path = graph(tmp_path / "odd.onnx", nodes, [("ten", 1, ["batch", 10])], weights=weights)
+    with pytest.raises(ValueError, match=f"odd.onnx'.*{said}"):
+        predict.open_network(path).logits(np.zeros((6, 1, 28, 28), np.float32))
 
 
 @pytest.mark.parametrize("options", [{"pixels": 27}, {"channels": 2}, {"classes": 3}])
@@ -354,9 +488,47 @@ def test_what_is_no_such_image_is_refused(tmp_path):
     for name in ("x.gif", "cut.png", "text.png"):
         with pytest.raises(ValueError, match=f"{name}' cannot be read .*allowed: a whole PNG or JPEG"):
             predict.read_image(tmp_path / name, channels=1, pixels=28)
+    for large, said in (((50_001, 1_000), "50001 × 1000 pixels; allowed: at most 50 million"), ((5, 9_000_000), "")):
+        chunk = whole[:16] + b"".join(side.to_bytes(4, "big") for side in large) + whole[24:29]
+        checksum = zlib.crc32(chunk[12:29]).to_bytes(4, "big")
+        (tmp_path / "large.png").write_bytes(chunk + checksum + whole[33:])
+        with pytest.raises(ValueError, match=f"large.png' (has|cannot be read) .*{said}"):
+            predict.read_image(tmp_path / "large.png", channels=1, pixels=28)
     Image.fromarray(np.zeros((28, 28), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="deep.png' has pixels of the kind 'I;16'"):
         predict.read_image(tmp_path / "deep.png", channels=1, pixels=28)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_pictures_are_read_or_named(suffix, tmp_path):
+    random = np.random.default_rng(17)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if suffix == "jpg" else {}
+    refused = 0
+    for mode in ("L", "RGB", "P", "LA") if suffix == "png" else ("L", "RGB", "CMYK"):
+        content = digit(tmp_path / f"whole.{suffix}", (40, 30), mode=mode, **options).read_bytes()
+        for _ in range(60):
+            spoiled = np.frombuffer(content, np.uint8).copy()
+            spoiled[random.integers(0, len(spoiled), 3)] = random.integers(0, 256, 3)
+            (tmp_path / "x").write_bytes(
+                spoiled.tobytes()[: random.choice([len(spoiled), random.integers(len(spoiled))])]
+            )
+            try:
+                found, _ = predict.read_image(tmp_path / "x", channels=1, pixels=28)
+                assert found.shape == (1, 28, 28) and np.isfinite(found).all()
+            except ValueError as error:
+                assert "allowed: " in str(error)
+                refused += 1
+    assert refused > 60
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 2_000)])
+def test_pictures_of_any_size_become_images(mode, size, tmp_path):
+    Image.new(mode, size).save(tmp_path / "x.png")
+    found, notes = predict.read_image(tmp_path / "x.png", channels=3, pixels=32)
+    assert found.shape == (3, 32, 32) and f"{size[0]} × {size[1]}" in notes[-1]
 
 
 # ---------------------------------------------------------------- the answer and the command

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, weight_norm
 
 from helpers import models, training, transfer
 from helpers.data import Split
@@ -88,10 +89,30 @@ def test_training_on_a_frozen_body_changes_the_head_alone_and_is_training_on_fea
     assert same(transfer.replace_head(slow, frozen.fc), frozen)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_networks_with_torchs_hooks_are_copied(net, split):
+    prune.l1_unstructured(net.fc, "weight", 0.5)
+    weight_norm(net.stem.conv)
+    net(split.inputs).sum().backward()  # leaves computed weights behind, which deepcopy refuses
+    net.eval()
+    new = transfer.replace_head(net, nn.Linear(8, 2))
+    torch.testing.assert_close(transfer.features(new, split).inputs, transfer.features(net, split).inputs)
+    assert trained(transfer.freeze(net)) == {"fc.weight_orig", "fc.bias"}
+    head = transfer.replace_head(new, net.fc).fc
+    torch.testing.assert_close(head(torch.eye(8)), net.fc(torch.eye(8)))
+
+
+def test_a_module_may_go_by_its_second_name(net):
+    net.also = net.conv2
+    assert trained(transfer.freeze(net, but=["also"])) == trained(transfer.freeze(net, but=["conv2"]))
+    assert not transfer.freeze(net, but=["also"]).conv1.conv.weight.requires_grad
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda net: transfer.replace_head(nn.Linear(3, 2), nn.Linear(3, 2)), "model=Linear has no layer 'fc'"),
+        (lambda net: transfer.replace_head(net, 10), "head=10 is a int; allowed: an nn.Module"),
         (lambda net: transfer.replace_head(net, nn.Linear(512, 2)), "head.in_features=512; allowed: 8"),
         (lambda net: transfer.freeze(net, but=["layer4"]), "but='layer4' is unknown; allowed: 'stem', "),
         (lambda net: transfer.freeze(net, but=["pool"]), "but='pool' is unknown"),
