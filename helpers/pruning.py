@@ -64,6 +64,7 @@ PRUNABLE = (*WITH_NEURONS, *EMBEDDINGS)
 WITH_WEIGHTS = (*PRUNABLE, _ConvTransposeNd, nn.RNNCellBase, nn.Bilinear)
 WITHOUT_WEIGHTS = (nn.LayerNorm, nn.RMSNorm)  # a scale for each number, of as many dimensions as these have
 
+TRIES = 20  # shapes, of which one at least should fit or fail otherwise
 BATCH = 2  # examples in a batch that stands for any
 SEVERAL = ("size", "chunk", "split", "tensor_split", "unbind")  # whose results are no batches
 
@@ -451,18 +452,20 @@ def _way_breaks(model: nn.Module, this: Any, following: Any, smaller: Any, reads
         return _first_line(error)
     following, smaller = copied(following).double(), copied(smaller).double()
     units = -1 if isinstance(this, nn.Linear) else 1
-    reason = "no output of it that was tried fits"
+    reasons: list[str] = []
     for shape in _shapes(this):
+        if len(reasons) >= TRIES and len(set(reasons)) == 1:  # it is not the shape
+            break
         given = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(keep.device)
         given = given.index_fill(units, (~reads).nonzero().flatten(), 0)
         kept = given.index_select(units, keep.nonzero().flatten())
         try:
             expected = following(way(given))
         except Exception as error:  # of any class: this shape does not fit, and often only this one
-            reason = _first_line(error)
+            reasons.append(_first_line(error))
             continue
         return _difference(smaller, way, kept, expected)
-    return reason
+    return reasons[-1]
 
 
 def _difference(layer: nn.Module, way: Callable[[Tensor], Any], given: Tensor, expected: Tensor) -> str:
