@@ -744,7 +744,7 @@ def test_shared_tensors_stay_shared_through_masks_training_and_tables():
     masked = pruning.mask(model, {"decoder.weight": model.embedding.weight.abs() > 0.5})
     quantized = quantization.quantize_model(masked, weights=4, learned=True)
     labels = Split(TOKENS, TOKENS[:, 0])
-    train = {"epochs": 1, "lr": 0.1, "batch_size": 4, "progress": False}
+    train = {"epochs": 4, "lr": 0.1, "batch_size": 4, "progress": False}
     trained = training.fit(quantized, labels, loss=lambda net, x, y: F.cross_entropy(net(x)[..., 0], y), **train).model
     baked = quantization.bake(trained)
     assert torch.equal(baked(TOKENS), trained(TOKENS)) and not torch.equal(trained(TOKENS), quantized(TOKENS))
