@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,7 +116,7 @@ def groups(model: nn.Module, example: Shaped[Tensor, "batch ..."]) -> list[Group
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Return a copy with masks (also torch's own, see `pruning.bake`) baked and without gradients.
+    """Return a copy with masks (also torch's own, see `pruning.bake`) baked; a copied parameter has no gradient.
 
     Raises ValueError for other parametrizations: what is stored under them is not what the layer computes with.
     """
@@ -123,7 +124,8 @@ def _copy(model: nn.Module) -> nn.Module:
     for name, module in new.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(f"model has a parametrization on {name!r}; allowed: masks of helpers.pruning, or none")
-    new.zero_grad(set_to_none=True)
+    if any(is_lazy(parameter) for parameter in new.parameters()):
+        raise ValueError("model has a lazy layer without weights yet; allowed: a model that was called once")
     return new
 
 
@@ -169,7 +171,7 @@ def _all_coupled(graph: Any, outputs: int) -> list[_Coupled]:
     """Return all groups; `outputs` counts the numbers that the model answers to one example."""
     names = {module: name for name, module in graph.model.named_modules()}
     layers = [module for module in names if isinstance(module, CUTTABLE) and module in graph.module2node]
-    most = max(outputs, *(size for parameter in graph.model.parameters() for size in parameter.shape))
+    most = max([outputs, *(size for parameter in graph.model.parameters() for size in parameter.shape)])
     shared = _shared(graph.model)
     seen: set[Any] = set()
     found = []

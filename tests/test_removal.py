@@ -1259,3 +1259,11 @@ def test_bad_masks_and_ratios():
     for ratio in ("2", None, True):
         with pytest.raises(ValueError, match=f"macs_ratio={ratio!r} is not a number"):
             removal.choose_filters(dense(), {"a": torch.arange(8.0)}, ROWS, macs_ratio=ratio)
+
+
+def test_models_without_weights():
+    assert removal.groups(nn.Sequential(nn.ReLU(), nn.Flatten()), ROWS) == []
+    with pytest.raises(
+        ValueError, match="model has a lazy layer without weights yet; allowed: a model that was called"
+    ):
+        removal.groups(nn.Sequential(nn.Linear(6, 4), nn.LazyLinear(2)), ROWS)
