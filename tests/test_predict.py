@@ -253,7 +253,7 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
             r"no network: a step has the shape \(7, 7, 7\) for an array of \(2, 1",
         ),
         ({"fc1.bias.step": torch.ones(3, 3)}, r"a step has the shape \(3, 3\) for an array of \(3,\)"),
-        ({"fc1.bias.step": torch.ones(4)}, r"holds no network: shape mismatch"),
+        ({"fc1.bias.step": torch.ones(4)}, r"a step has the shape \(4,\) for an array of \(3,\)"),
         ({"conv2.input_grid": torch.ones(3)}, "'conv2.input_grid' holds 3 numbers; allowed: 4"),
         ({"fc1.weight": torch.zeros(0, 32)}, "begins as LeNet-5, but does not fit it"),
         ({"fc2.weight": torch.zeros(0, 3), "fc2.bias": torch.zeros(0)}, "has 0 classes with 1 channels; allowed"),
@@ -390,12 +390,6 @@ SUMS = ("w", np.ones((784, 10), np.float32))
             r"answers \['tensor\(int64",
         ),
         ([FLAT, TEN, helper.make_node("Unsqueeze", ["ten", "one"], ["u"])], [("u", 1, ["batch", 1, 10])], 1, "answers"),
-        (
-            [FLAT, TEN, helper.make_node("Identity", ["ten"], ["i"])],
-            [("i", 1, ["batch", "n"])],
-            1,
-            "has n classes with",
-        ),
     ],
 )
 def test_an_onnx_file_of_other_questions_or_answers_is_refused(nodes, answers, inputs, said, tmp_path):
