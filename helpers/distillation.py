@@ -102,6 +102,9 @@ def mixed_loss(
 
 
 def _check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    for name, logits in (("student", student), ("teacher", teacher)):
+        if not logits.is_floating_point():
+            raise ValueError(f"{name} has type {logits.dtype}; allowed: logits, floating point numbers")
     if student.shape != teacher.shape:
         raise ValueError(f"teacher has shape {tuple(teacher.shape)}; allowed: the student's, {tuple(student.shape)}")
 
@@ -314,7 +317,8 @@ def with_features(
     """
     parts, seen = dict(model.named_modules()), dict[str, Tensor]()
     names = [checks.choice("layers", name, parts) for name in layers]
-    with modules.hooked([(parts[name], partial(_keep_output, seen, name)) for name in names]):
+    hooks = [(parts[name], partial(_keep_output, seen, name)) for name in names]
+    with modules.hooked(hooks), modules.asked("inputs", inputs):
         logits = logits_of(model(inputs))
     for name in names:
         if name not in seen:

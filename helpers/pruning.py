@@ -214,7 +214,7 @@ def keep_largest(scores: Float[Tensor, "..."], amount: float) -> Bool[Tensor, ".
 
 
 def _refuse_nan(name: str, scores: Tensor) -> None:
-    if not isinstance(scores, Tensor) or bool(scores.isnan().any()):
+    if not isinstance(scores, Tensor) or scores.is_complex() or bool(scores.isnan().any()):
         raise ValueError(f"{name} is no tensor, or holds NaN; allowed: a tensor of numbers")
 
 

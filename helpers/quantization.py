@@ -109,6 +109,11 @@ def _finite(name: str, values: Tensor) -> Tensor:
     return checks.finite(name, values.to(torch.promote_types(values.dtype, torch.float32)))
 
 
+def _require_floats(name: str, values: Tensor) -> None:
+    if not values.is_floating_point():
+        raise ValueError(f"{name} has type {values.dtype}; allowed: floating point numbers")
+
+
 def _require_steps(grid: Grid) -> None:
     if not bool((grid.scale.isfinite() & (grid.scale != 0)).all()):
         raise ValueError(f"grid.scale={grid.scale.tolist()}; allowed: finite numbers other than 0")
@@ -120,6 +125,7 @@ def code_range(bits: int, *, signed: bool = True, narrow: bool = False) -> tuple
     Raises ValueError for bits outside 2 to 8, and for narrow unsigned codes.
     """
     _number_of_bits("bits", bits)
+    checks.choice("narrow", narrow, (False, True))
     if narrow and not signed:
         raise ValueError("narrow=True with signed=False; allowed: signed codes, whose range has a lone lowest code")
     low = -(2 ** (bits - 1)) if signed else 0
@@ -172,8 +178,10 @@ def fake_quantize(values: Float[Tensor, "..."], grid: Grid) -> Float[Tensor, "..
     `torch.fake_quantize_per_tensor_affine`. If `grid.scale` wants a gradient, it gets the one of Esser et al. 2020
     ("Learned step size quantization", equation 3): the code less x / scale inside the range, the last code outside.
 
-    Values of less than single precision are computed, and returned, in single precision.
+    Values of less than single precision are computed, and returned, in single precision. Raises ValueError for values
+    that are no floating point numbers.
     """
+    _require_floats("values", values)
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     scale, zero_point = _spread(grid.scale, values.dim()), _spread(grid.zero_point, values.dim())
     position, lowest, highest = exact * (1 / scale), grid.low - zero_point, grid.high - zero_point
@@ -187,6 +195,7 @@ def fake_quantize(values: Float[Tensor, "..."], grid: Grid) -> Float[Tensor, "..
 def quantize(values: Float[Tensor, "..."], grid: Grid) -> Integer[Tensor, "..."]:
     """Return the codes of the values, as int8, or uint8 if none is below 0; ValueError for NaN, which has no code."""
     _require_steps(grid)
+    _require_floats("values", values)
     checks.finite("values", values)
     position = (values * (1 / _spread(grid.scale, values.dim()))).round()
     codes = (position + _spread(grid.zero_point, values.dim())).clamp(grid.low, grid.high)

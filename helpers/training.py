@@ -587,6 +587,9 @@ class _Training:
             raise ValueError(f"batch_size={size}; allowed: {allowed}") from error
         if size > 1 and not _answers(self.model, inputs) and _answers(self.model, inputs[:1]):
             raise ValueError(f"batch_size={size}; allowed: 1, as the model takes one example at a time") from error
+        if not _answers(self.model, inputs):
+            with modules.asked("train.inputs", inputs):
+                raise error
 
 
 def _answers(model: nn.Module, inputs: Tensor) -> bool:
@@ -770,7 +773,7 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 250) -> Float
     checks.positive("batch_size", batch_size)
     where = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     batches = (batch.to(where) for batch in inputs.split(batch_size))
-    with modules.evaluating(model):
+    with modules.evaluating(model), modules.asked("inputs", inputs):
         ask, first = _way_to_ask(model, next(batches))
         return torch.cat([first, *map(ask, batches)])
 

@@ -4,7 +4,8 @@
 
 For each module, `count` single changes are drawn from all that can be made in its syntax tree: a comparison, a number,
 a sign, a branch never or always taken, a statement or a keyword left out. Each is made in a copy of the project, where
-the module's own test file runs until the first failure. A change that no test notices is printed with its line.
+the module's own tests run until the first failure, those that call the changed function before the others. A change
+that no test notices is printed with its line.
 Linux and macOS only: each run is forked from a process that has imported PyTorch already.
 """
 
@@ -13,6 +14,7 @@ import ast
 import contextlib
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -20,12 +22,26 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = ("torch", "numpy", "pandas", "scipy.stats", "pytest", "hypothesis", "torchvision", "IPython")
+PRELOADED = (
+    "torch",
+    "torchvision",
+    "torch_pruning",
+    "onnxruntime",
+    "pandas",
+    "scipy.stats",
+    "sklearn.cluster",
+    "tqdm.auto",
+)
+CALLS = "calls.json"  # in a copy of the project: which tests call which function
 COMPARED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 COMPARED |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
 COMBINED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
@@ -36,9 +52,10 @@ UNTOUCHED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.AnnAssign
 
 
 class Mutant(NamedTuple):
-    """A changed source, and what was changed: the line's number, the line as it was and as it is."""
+    """A changed source, and what was changed: in which function, in which line, what it was and what it is."""
 
     source: str
+    scope: str
     line: int
     before: str
     after: str
@@ -47,6 +64,7 @@ class Mutant(NamedTuple):
 def mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module: its source with one change."""
     tree, found = ast.parse(source), []
+    scopes = dict(_scopes(tree, ""))
     for node, field, new in _changes(tree):
         old = getattr(node, field)
         line = getattr(old[0] if isinstance(old, list) and old else old, "lineno", getattr(node, "lineno", 0))
@@ -54,9 +72,18 @@ def mutants(source: str) -> list[Mutant]:
         before = _text(shown)
         setattr(node, field, new)
         after = _text(node if isinstance(node, ast.expr) else new)
-        found.append(Mutant(ast.unparse(tree), line or getattr(node, "lineno", 0), before, after))
+        found.append(Mutant(ast.unparse(tree), scopes[node], line or getattr(node, "lineno", 0), before, after))
         setattr(node, field, old)
     return found
+
+
+def _scopes(node: ast.AST, scope: str) -> Iterator[tuple[ast.AST, str]]:
+    """Yield every node with the qualified name of the function that it stands in, "" outside of all."""
+    yield node, scope
+    for child in ast.iter_child_nodes(node):
+        inner = f"{scope}.<locals>" if isinstance(node, ast.FunctionDef) else scope
+        named = isinstance(child, ast.FunctionDef | ast.ClassDef)
+        yield from _scopes(child, f"{inner}.{child.name}".lstrip(".") if named else scope)
 
 
 def _text(node: object) -> str:
@@ -118,10 +145,34 @@ def _constants(constant: ast.Constant) -> list[ast.Constant]:
 # ---------------------------------------------------------------- trying them
 
 
-def survives(project: Path, module: str, source: str, *, seconds: float) -> bool:
-    """Return whether the tests of `module` pass with this source, within `seconds`."""
+class Watch:
+    """A plugin of pytest that writes down which tests call which functions of a module."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.test = str(path), ""
+        self.calls: dict[str, list[str]] = {}
+
+    def _note(self, frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_filename == self.path:
+            tests = self.calls.setdefault(frame.f_code.co_qualname, [])
+            if self.test not in tests[-1:]:
+                tests.append(self.test)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Watch one test, its fixtures included."""
+        self.test = item.nodeid
+        sys.setprofile(self._note)
+        try:
+            return (yield)
+        finally:
+            sys.setprofile(None)
+
+
+def passes(project: Path, module: str, source: str, tests: Sequence[str] = (), *, seconds: float) -> bool:
+    """Return whether these tests of `module`, or all, pass with this source, within `seconds`."""
     (project / "helpers" / f"{module}.py").write_text(source, encoding="utf-8")
-    process = multiprocessing.get_context("fork").Process(target=_test, args=(project, module))
+    process = multiprocessing.get_context("fork").Process(target=_test, args=(project, module, tests))
     process.start()
     process.join(seconds)
     if process.is_alive():
@@ -131,31 +182,31 @@ def survives(project: Path, module: str, source: str, *, seconds: float) -> bool
     return process.exitcode == 0
 
 
-def _test(project: Path, module: str) -> None:
-    """Run the module's tests in the copy, in this process, which has imported nothing of the project yet."""
-    import pytest
-
+def _test(project: Path, module: str, tests: Sequence[str]) -> None:
+    """Run tests in the copy, in this process, which has imported nothing of the project yet."""
     os.setpgrp()
     os.chdir(project)
     elsewhere = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
     sys.path[:] = [str(project), *elsewhere]
     sys.dont_write_bytecode = True
+    watch = Watch(project / "helpers" / f"{module}.py")
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not notebook"]
+    options += ["-W", "ignore:Module already imported"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        options = [
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "-m",
-            "not notebook",
-            "-W",
-            "ignore:Module already imported",
-        ]
-        code = pytest.main([*options, f"tests/test_{module}.py"])
+        code = pytest.main([*options, *(tests or [f"tests/test_{module}.py"])], plugins=[] if tests else [watch])
         loaded = Path(sys.modules[f"helpers.{module}"].__file__ or "")
+    if not tests and not (project / CALLS).exists():
+        (project / CALLS).write_text(json.dumps(watch.calls), encoding="utf-8")
     os._exit(int(code) if project in loaded.parents else 99)
+
+
+def survives(project: Path, module: str, mutant: Mutant, *, seconds: float) -> bool:
+    """Return whether no test notices: first those that call the changed function, then, if need be, all."""
+    calls = json.loads((project / CALLS).read_text(encoding="utf-8"))
+    near = [test for test in calls.get(mutant.scope, []) if test]
+    if near and not passes(project, module, mutant.source, near, seconds=seconds):
+        return False
+    return passes(project, module, mutant.source, seconds=seconds)
 
 
 def project_copy(folder: Path) -> Path:
@@ -178,10 +229,11 @@ def main() -> int:
     known = [p.stem for p in sorted((ROOT / "helpers").glob("*.py")) if (ROOT / f"tests/test_{p.stem}.py").exists()]
     if unknown := sorted(set(args.module) - set(known)):
         parser.error(f"module={unknown[0]!r} is unknown; allowed: {', '.join(known)}")
-    for name in PRELOADED:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    plugins = [plugin.module for plugin in entry_points(group="pytest11")]
+    for name in (*PRELOADED, *plugins):
         with contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module(name)
-    os.environ["OMP_NUM_THREADS"] = "1"
     tried = noticed = 0
     for module in args.module or known:
         source = (ROOT / "helpers" / f"{module}.py").read_text(encoding="utf-8")
@@ -189,11 +241,11 @@ def main() -> int:
         drawn = random.Random(args.seed).sample(drawn, min(args.count, len(drawn)))
         with tempfile.TemporaryDirectory() as folder:
             project, began = project_copy(Path(folder)), time.monotonic()
-            if not survives(project, module, ast.unparse(ast.parse(source)), seconds=600):
+            if not passes(project, module, ast.unparse(ast.parse(source)), seconds=600):
                 print(f"{module}: its tests fail without any change", flush=True)
                 return 1
             limit = 30 + 5 * (time.monotonic() - began)
-            left = [m for m in drawn if survives(project, module, m.source, seconds=limit)]
+            left = [m for m in drawn if survives(project, module, m, seconds=limit)]
         print(f"{module}: {len(drawn) - len(left)} of {len(drawn)} noticed", flush=True)
         for mutant in left:
             print(f"  helpers/{module}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
