@@ -45,6 +45,27 @@ def test_it_learns_and_leaves_the_model_alone(blobs, optimizer):
     assert not fitted.model.training
 
 
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(blobs):
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False}
+    expected = training.fit(net(), blobs, **options)
+    found = training.fit(net().eval(), blobs, validation=blobs, **options)
+    assert same(found.model, expected.model) and [row["epoch"] for row in found.history] == [1, 2]
+
+
+def test_an_error_after_the_first_step_ends_the_training(blobs):
+    calls = []
+
+    def loss(model, inputs, labels):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise RuntimeError("the disk is on fire")
+        return F.cross_entropy(model(inputs), labels)
+
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        training.fit(net(), blobs, epochs=2, lr=0.05, batch_size=16, loss=loss, progress=False)
+    assert calls == [0, 1, 2]
+
+
 def test_same_seed_same_weights_and_global_state_untouched(blobs):
     options = {"epochs": 3, "lr": 0.05, "batch_size": 16, "augment": training.random_shift, "progress": False}
     torch.manual_seed(5)
@@ -147,11 +168,15 @@ def test_a_damaged_state_is_named_and_the_training_starts_afresh(blobs, tmp_path
 RAN = []
 
 
+def leave_a_mark(mark):
+    RAN.append(mark)
+
+
 class Harmless:
     """Unpickled without care, it leaves a mark."""
 
     def __reduce__(self):
-        return RAN.append, ("code in a checkpoint",)
+        return leave_a_mark, ("code in a checkpoint",)
 
 
 @pytest.mark.parametrize("part", ["other", "history", "model"])
@@ -396,6 +421,8 @@ def test_labels_of_other_integers_and_probabilities_of_the_classes_are_labels():
     expected = F.cross_entropy(logits, labels)
     assert training.cross_entropy(nn.Identity(), logits, labels.to(torch.uint8)) == expected
     torch.testing.assert_close(training.cross_entropy(nn.Identity(), logits, F.one_hot(labels).float()), expected)
+    smoothed = [training.smoothed_cross_entropy(nn.Identity(), logits, y) for y in (labels, F.one_hot(labels).float())]
+    torch.testing.assert_close(*smoothed)
     assert training.evaluate(nn.Identity(), Split(logits, labels.to(torch.uint8))).loss == pytest.approx(expected)
 
 
@@ -579,7 +606,7 @@ def test_predict_wants_a_row_for_each_input(blobs):
         training.predict(net(), [1, 2])
     with pytest.raises(ValueError, match="batch_size=0"):
         training.predict(net(), blobs.inputs, batch_size=0)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(ValueError, match=r"inputs has shape \(5, 4\) and type torch.float32.*mat1 and mat2.*allowed"):
         training.predict(nn.Linear(3, 2), torch.randn(5, 4))
 
 
@@ -758,7 +785,10 @@ def test_device_can_be_chosen(monkeypatch):
         with pytest.raises(ValueError, match=f"COURSE_DEVICE='{wrong}'; allowed"):
             training.device()
     monkeypatch.delenv("COURSE_DEVICE")
-    assert training.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for gpus, expected in ((0, "cpu"), (1, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert training.device() == torch.device(expected)
 
 
 def test_seed_everything_makes_equal_networks():
