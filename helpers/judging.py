@@ -166,21 +166,25 @@ def judge(
         rounds: of the timing.
 
     Raises:
-        ValueError: the task is unknown; `split` is the test split; there is no example; the budget asks for the speed
-            of a text classifier; `rounds` is not positive; a name in `claimed` is unknown.
+        ValueError: the task is unknown; `split` is the test split, is empty or is of another task; the budget asks for
+            the speed of a text classifier; `rounds` is not positive; a name or a number in `claimed` is none.
         FileNotFoundError: there is no such file.
     """
     known = _TASKS[checks.choice("task", task, _TASKS)]
+    if not isinstance(budget, Budget):
+        raise ValueError(f"budget={budget!r}; allowed: a Budget, such as BUDGETS[{task!r}]")
     if budget.speedup is not None and not known.shape:
         raise ValueError(f"budget.speedup={budget.speedup!r} for task={task!r}; allowed: None, texts are not timed")
     checks.positive("rounds", rounds)
-    for name in claimed or {}:
+    for name, value in (claimed or {}).items():
         checks.choice("claimed", name, CLAIMS)
+        checks.number(f"claimed[{name!r}]", value.item() if isinstance(value, np.generic) else value)
     examples = known.data().validation if split is None else checks.not_empty("split", split)
     if examples.is_test and run is None:
         raise ValueError("split is the test split; allowed: validation while you try, and with `run` at the end")
     if run is not None and not examples.is_test:
         examples = known.data().test
+    _check_examples(examples, task)
     outcomes: list[Outcome] = []
     found = Judged(task, len(examples), (), 0)
     try:
@@ -206,6 +210,17 @@ def judge(
         left = [c for c in CRITERIA if c not in seen and (c != SPEED or budget.speedup is not None)]
         outcomes += [Outcome(criterion, False, NOT_MEASURED) for criterion in left]
     return replace(found, outcomes=tuple(outcomes), disagreements=_disagreements(found, claimed or {}))
+
+
+def _check_examples(examples: "Split", task: str) -> None:
+    known, labels = _TASKS[task], np.asarray(examples.labels)
+    is_text = isinstance(examples.inputs, list)
+    shape = () if is_text else tuple(examples.inputs.shape[1:])
+    if is_text != (not known.shape) or shape != known.shape:
+        found, asked = ("texts" if is_text else f"inputs of the shape {shape}"), known.shape or "texts"
+        raise ValueError(f"split has {found} for task={task!r}; allowed: {asked}")
+    if labels.min() < 0 or labels.max() >= known.classes:
+        raise ValueError(f"split.labels are {labels.min()} to {labels.max()}; allowed: 0 to {known.classes - 1}")
 
 
 def _measured(found: Judged, answers: Answers, examples: "Split", run: "Run | None") -> Judged:

@@ -6,6 +6,7 @@ container. Standard library only, so that it also runs where torch is not instal
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from helpers.paths import DATA, write_atomically
 __all__ = ["Outcome", "recall", "record_transcript", "run_snippet", "stop", "transcript"]
 
 TRANSCRIPTS = DATA / "transcripts"
+PRINTED = 1 << 20  # bytes that are read back of what a snippet printed, and of its report
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 # Runs in the new process. It needs two arguments, the snippet's file and the file of the report.
@@ -43,7 +45,7 @@ error = message = ""
 try:
     exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})
 except BaseException as raised:
-    error, message = type(raised).__name__, str(raised)
+    error, message = type(raised).__name__, str(raised)[:10_000]
 sys.stdout.flush()
 with open(report, "w", encoding="utf-8") as file:
     json.dump([error, message], file)
@@ -90,7 +92,7 @@ def run_snippet(code: str, *, timeout: float = 60) -> Outcome:
     """
     if not isinstance(code, str) or not code.strip():
         raise ValueError(f"code={code!r}; allowed: a text with at least one statement")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         raise ValueError(f"timeout={timeout!r}; allowed: a number of seconds above 0")
     with tempfile.TemporaryDirectory(prefix="snippet-", ignore_cleanup_errors=True) as name:
         outcome = _run_in(Path(name).resolve(), code, timeout)
@@ -124,8 +126,16 @@ def _run_in(folder: Path, code: str, timeout: float) -> Outcome:
         finally:
             stop(process)
         seconds = time.monotonic() - began
-    text = printed.read_text(encoding="utf-8", errors="replace")
+    text = _beginning(printed)
     return Outcome(_without(text, folder), error, _without(message, folder), seconds)
+
+
+def _beginning(path: Path) -> str:
+    """Return the text of a file, of one that is longer than `PRINTED` the beginning and how much is left out."""
+    with path.open("rb") as file:
+        text = file.read(PRINTED).decode("utf-8", errors="replace").replace("\r\n", "\n")
+    left = path.stat().st_size - PRINTED
+    return text if left <= 0 else f"{text}\n… ({left:,} bytes more)\n"
 
 
 def _environment(work: Path) -> dict[str, str]:
@@ -135,7 +145,7 @@ def _environment(work: Path) -> dict[str, str]:
 
 def _reported(report: Path, code: int) -> tuple[str, str]:
     try:
-        error, message = json.loads(report.read_text(encoding="utf-8"))
+        error, message = json.loads(_beginning(report))
     except (OSError, ValueError):  # it died before it could write
         return "Crash", f"the process ended with code {code}"
     return error, message

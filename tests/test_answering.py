@@ -458,8 +458,9 @@ def cheats(secret):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("walls", ["", *sandbox.WALLS])
-def test_behind_walls_both_kinds_of_cheat_fail_although_python_looks_away(hollow, secret, walls, tmp_path):
+def test_behind_walls_both_kinds_of_cheat_fail_although_python_looks_away(hollow, secret, walls, tmp_path, monkeypatch):
     """The whole conversation in there, with forked processes: the walls alone have to hold. In "" each cheat works."""
+    monkeypatch.undo()  # no fork in this process
     if walls and not stands(walls):
         pytest.skip(f"no {walls} on this machine")
     judged = (paths.ROOT / "tests/judged.py").read_text()

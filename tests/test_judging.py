@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from judged import EXAMPLES, Linear, answering_network, fork_instead
+from judged import EXAMPLES, LABELS, Linear, answering_network, fork_instead
 from torch import nn
 
 from helpers import answering, judging, packing, results, sandbox, submission, training
@@ -350,12 +350,16 @@ def test_a_table_of_known_images_does_not_survive_a_change_that_no_eye_sees(pack
     "answer, words",
     [
         ("images.flatten(1)[:, :7] * self.scale", "(300, 7)"),
-        ("images.flatten(1)[:1, :10] * self.scale", "shape"),
         ("images.flatten(1)[:, :10] / (0 * self.scale)", "NaN or infinity"),
     ],
 )
 def test_wrong_shapes_and_nan_are_refused(tmp_path, answer, words):
     refused(judge(hollow(tmp_path), source(answer=answer)), judging.ANSWERS, words)
+
+
+def test_another_number_of_answers_than_of_inputs_is_refused(tmp_path):
+    twice = "images.flatten(1)[:, :10].repeat(2, 1) * self.scale"
+    refused(judge(hollow(tmp_path), source(answer=twice)), judging.PROCESS, "ValueError")
 
 
 def test_a_module_that_never_answers_ends(tmp_path, monkeypatch):
@@ -383,11 +387,52 @@ def test_a_process_that_dies_is_said_so(tmp_path):
         (lambda: judging.judge("x", "imdb", Budget(1, 0.9, 2.0)), "speedup=2.0 for task='imdb'"),
         (lambda: judging.judge("x", "mnist", EASY, rounds=0), "rounds=0"),
         (lambda: judging.judge("x", "mnist", EASY, claimed={"size": 3}), "claimed='size'"),
+        (lambda: judging.judge("x", "mnist", EASY, claimed={"bytes": "few"}), "claimed.'bytes'.='few'"),
+        (lambda: judging.judge("x", "mnist", EASY, claimed={"accuracy": float("nan")}), "claimed.'accuracy'.=nan"),
+        (lambda: judging.judge("x", "mnist", 16_000), "budget=16000; allowed: a Budget"),
+        (lambda: judging.judge("x", "mnist", EASY, split=Split([], [])), "split is empty"),
+        (lambda: judging.judge("x", "imdb", EASY, split=EXAMPLES), "split has inputs of the shape .1, 28, 28."),
+        (lambda: judging.judge("x", "cifar10", EASY, split=EXAMPLES), "allowed: .3, 32, 32."),
+        (lambda: judging.judge("x", "mnist", EASY, split=Split(["a"], [0])), "split has texts for task='mnist'"),
+        (lambda: judging.judge("x", "mnist", EASY, split=Split(EXAMPLES.inputs, LABELS + 1)), "labels are 1 to 10"),
+        (lambda: judging.judge("x", "mnist", EASY, split=Split(EXAMPLES.inputs, LABELS - 1)), "labels are -1 to 8"),
+        (lambda: Budget(1, 0.9, float("nan")), "speedup=nan"),
     ],
 )
 def test_bad_arguments_are_named(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_texts_are_judged_by_the_words_of_their_file(tmp_path):
+    """A bag of two words, each of which decides; what a text says between them does not matter."""
+    words = ["<unk>", "<pad>", "bad", "good"]
+    weight = np.array([[0, 0], [0, 0], [1, -1], [-1, 1]], "<f4")
+    path = packing._write({"words.weight": weight}, tmp_path / "w.pack", words, code=packing._encode_dense).path
+    source = """
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(4, 2)
+
+    def forward(self, numbers):
+        return self.words(numbers).sum(1)
+
+build = Words
+"""
+    texts = [("a good film" if i % 2 else "bad, it is a bad one") for i in range(60)]
+    split = Split(texts, [i % 2 for i in range(60)])
+    judged = judging.judge(path, "imdb", Budget(2_000, 0.9), build=source, split=split)
+    assert judged.passed and judged.accuracy == 1, judged.table().to_string()
+
+
+def test_the_verdict_says_what_kept_the_submission_apart(graph, monkeypatch):
+    judged = judge(graph)
+    assert judged.walls == "" and "no walls" in judged.table().loc[judging.PROCESS, "measured"]
+    assert "(unshare)" in judging._apart("unshare") and "no path" in judging._apart("unshare")
+    path = graph.with_name("no.onnx")
+    path.write_bytes(b"x")
+    assert judge(path).walls is None
 
 
 def test_there_is_a_budget_for_each_task():

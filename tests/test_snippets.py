@@ -50,6 +50,22 @@ def test_what_goes_to_stderr_is_left_out():
     assert str(outcome) == "(nothing printed, no error)"
 
 
+def test_of_a_long_output_the_beginning_comes_back_and_how_much_is_missing():
+    """300 MB stay in a file, which is deleted: they never come into this process."""
+    before = psutil.Process().memory_info().rss
+    outcome = run_snippet("for _ in range(300): print('x' * 999_999)\nraise ValueError('y' * 10_000_000)")
+    assert psutil.Process().memory_info().rss - before < 50e6
+    assert len(outcome.printed) < 1.1 * snippets.PRINTED and outcome.printed.startswith("x" * 999_999 + "\nx")
+    assert outcome.printed.endswith(f"({300_000_000 - snippets.PRINTED:,} bytes more)\n")
+    assert (outcome.error, outcome.message) == ("ValueError", "y" * 10_000)
+    exactly = run_snippet(f"print('x' * {snippets.PRINTED - 1})").printed
+    assert len(exactly) == snippets.PRINTED and exactly.endswith("x\n")
+
+
+def test_a_report_that_is_none_is_a_crash():
+    assert run_snippet("import os\nopen('../report.json', 'w').write('[1, 2, 3]')\nos._exit(0)").error == "Crash"
+
+
 def test_a_timeout_is_said_and_what_was_printed_is_kept():
     began = time.monotonic()
     outcome = run_snippet("import time\nprint('started', flush=True)\ntime.sleep(60)", timeout=2)
@@ -131,7 +147,7 @@ def test_what_is_no_code_is_refused(code):
         run_snippet(code)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "5", None, True, float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, "5", None, True, float("nan"), float("inf")])
 def test_a_timeout_that_is_none_is_refused(timeout):
     with pytest.raises(ValueError, match="timeout=.*; allowed: a number of seconds above 0"):
         run_snippet("1", timeout=timeout)
