@@ -635,13 +635,22 @@ pd.DataFrame(
 # You hand in a file, and if it is a packed one, the source of the module that it fills. `judging.judge` does the rest, and
 # believes nothing:
 #
-# - It starts a **fresh process**, in a folder that holds your file and nothing else. There the file is decoded and the
-#   images are answered, in an order that nobody knew before. Whatever else Python opens is refused, and so are connections.
+# - Your file answers in a **process that cannot reach**: where Linux allows it, in namespaces of its own, in which there are
+#   no data, no labels, no network and nothing to delete. Images are sent in, logits come out; time, memory and size are
+#   limited. The labels, the counting and the clock stay with the judge.
 # - **Bytes** are those of the file, and those of the source: constants in the source are weights, too.
-# - **Accuracy** is counted from the answers. The judge also asks one by one, asks images that were changed by less than an eye
-#   sees, and shuffles the file's weights. Whoever is still right after that did not get it from the file.
+# - **Accuracy** is counted from the answers. The judge asks in batches of 64 and one by one, in an order that nobody knew
+#   before, and images that were changed by less than an eye sees; and it shuffles the file's weights. Whoever is still right
+#   after that did not get it from the file.
 # - **Speed** is timed beside the course's dense network, both in ONNX Runtime, in turn, with the dense one twice. It counts
-#   only if the whole 99 % interval reaches what is asked. The graph that is timed must give the module's answers.
+#   only if the whole 99 % interval reaches what is asked. The graph that is timed is made before any image is seen, and must
+#   give the module's answers, in batches and one by one.
+#
+# What does it guarantee? With walls (the table says whether there are), that accuracy and speed come from what was weighed and
+# from nothing else on this machine but Python and its packages: no trick in Python changes that. It does not guarantee that
+# the walls themselves, the system's kernel and ONNX Runtime, have no hole, nor that you did not choose your network by the
+# judged images. Without walls (macOS, Windows, some Linux) Python alone watches Python: that stops mistakes and the usual
+# tricks, and no more.
 #
 # An honest submission: a thinner LeNet-5, trained from scratch, its weights in four bits.
 
@@ -712,9 +721,9 @@ run.claim("cheat-caught", "Cheats that the judge let pass", int(caught.passed), 
 caught.table()
 
 # %% [markdown]
-# The first row that is not met says why. No judge is a prison: code that wants to break out of a process of the same user can.
-# A judge of strangers' code needs a container. This one stops what happens in a classroom, and above all what happens by
-# mistake: the checkpoint that was left in the module, the constant that nobody counted.
+# The first row that is not met says why. With walls the file was not even there; the sentence comes from a second fence, in
+# Python, which notes what was tried. Above all the judge stops what happens by mistake: the checkpoint that was left in the
+# module, the constant that nobody counted.
 #
 # ## 12. Exercises
 #
