@@ -300,12 +300,16 @@ def _seconds_of_a_step(*, rounds: int = 6) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         net = modules.to_channels_last(cifar_base())
         images, labels = torch.randn(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64)
-    for name in [*PRECISIONS] * rounds:
-        started = time.perf_counter()
-        with _computing_in(PRECISIONS[name], net):
-            loss = cross_entropy(net, images, labels)
-        loss.backward()
-        seconds[name] = min(seconds[name], time.perf_counter() - started)
+    deadline = time.perf_counter() + 5
+    for turn in range(rounds):
+        for name, precision in PRECISIONS.items():
+            started = time.perf_counter()
+            with _computing_in(precision, net):
+                loss = cross_entropy(net, images, labels)
+            loss.backward()
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+        if turn > 1 and time.perf_counter() > deadline:  # a busy machine
+            break
     return seconds
 
 
