@@ -1283,3 +1283,36 @@ def test_few_bits_take_little_memory(folder):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 21 * count, "and four for the model's own copy"
+
+
+# ---------------------------------------------------------------- at the limits
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_words_that_would_not_come_back_are_never_written(small, write, monkeypatch):
+    before = small.read_bytes()
+    monkeypatch.setattr(packing, "_decode_words", lambda content: ["<unk>", "other"])
+    with pytest.raises(packing.PackingError, match="the words would not come back; nothing was written"):
+        write({"x": np.zeros(2)}, small, words=["<unk>", "word"])
+    assert small.read_bytes() == before
+
+
+def test_verify_notices_the_smallest_difference(lenet, folder):
+    packed = packing.write_dense(lenet, folder / "ulp.pack")
+    with torch.no_grad():
+        lenet.fc2.bias.copy_(torch.nextafter(lenet.fc2.bias, torch.tensor(9.0)))
+    assert torch.allclose(packing.load_into(lenet, packed.path)(IMAGES), lenet(IMAGES))
+    with pytest.raises(packing.PackingError, match="the logits differ from the model's, by up to"):
+        packing.verify(packed.path, lenet, IMAGES)
+
+
+@pytest.mark.parametrize("levels", [255, 256, 257])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_table_has_256_values_at_most(folder, levels, zeros):
+    values = np.arange(0 if zeros else 1, levels + (not zeros), dtype=np.float32) * np.float32(0.37)
+    array = np.tile(values, 20)
+    packed = packing.write_quantized({"x": array}, folder / "table.pack")
+    (found,), _ = header_of(packed.path)
+    assert found["coding"] == ("codebook" if levels <= 256 else "dense")
+    assert found.get("entries", levels) in (levels, levels - 1)
+    assert_identical(packing.read(packed.path), {"x": array})
