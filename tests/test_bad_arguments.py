@@ -10,7 +10,7 @@ for call, name, wrong in bad_arguments.cases():
     CASES[call.function.__module__].append((call, name, wrong))
 
 
-@pytest.mark.parametrize("call", bad_arguments.calls(), ids=lambda call: call.function.__qualname__)
+@pytest.mark.parametrize("call", list(bad_arguments.calls()), ids=lambda call: call.function.__qualname__)
 def test_the_calls_are_valid(call):
     call.function(**call.arguments)
 
