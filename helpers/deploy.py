@@ -380,7 +380,8 @@ def quantize_static(
         per_channel: give each output channel of a weight its own scale.
 
     Raises:
-        ValueError: an argument is none of those, or `calibration` is the test split, empty, or not finite.
+        ValueError: an argument is none of those, `calibration` is the test split, empty, or not finite, or
+            `per_channel` for a grouped transposed convolution.
         DeployError: weights that are multiplied, or looked up, would be stored in floating point, because their
             operator has no integer form (ONNX Runtime has none for recurrent layers). What is added to activations or
             scales them, as the slopes of PReLU or a mean and a spread, may stay.
@@ -401,6 +402,8 @@ def quantize_static(
         prepared, made, found = (Path(folder) / name for name in ("prepared.onnx", "quantized.onnx", "ranges.json"))
         _prepare(Path(graph), prepared)
         _require_inputs(prepared, calibration.inputs)
+        if per_channel:
+            _refuse_transposed_groups(prepared)
         options = {"CalibTensorRangeSymmetric": False}  # "percentile" would centre the ranges, half of them for nothing
         if method == "percentile":
             _library().save_tensors_data(_percentiles(prepared, calibration.inputs, Path(folder)), found)
@@ -434,6 +437,22 @@ def _prepare(graph: Path, path: Path) -> None:
 
     session(graph)  # says in one sentence what is wrong with a file
     quant_pre_process(str(graph), str(path), skip_symbolic_shape=True)
+
+
+def _refuse_transposed_groups(graph: Path) -> None:
+    """Raise ValueError for a grouped transposed convolution with a bias: ONNX Runtime finds scales for one group only.
+
+    Its quantizer divides the bias, of all groups, by the weight's scales (1.31.1: an error about shapes).
+    """
+    import onnx
+
+    for node in onnx.load(graph).graph.node:
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2:
+            raise ValueError(
+                f"per_channel=True with the transposed convolution of {node.input[1]!r}, which has {groups} groups; "
+                "allowed: per_channel=False"
+            )
 
 
 def _require_inputs(graph: Path, inputs: "Tensor") -> None:

@@ -26,7 +26,6 @@ from helpers import (
     checkpoints,
     coding,
     data,
-    deploy,
     distillation,
     importance,
     measure,
@@ -160,7 +159,6 @@ def calls() -> Iterator[Call]:
     maps = {"student": torch.rand(2, 16), "teacher": torch.rand(2, 16)}
     yield Call(distillation.attention_loss, maps)
     yield Call(distillation.with_features, model | {"inputs": IMAGES, "layers": ["4"]})
-    yield Call(deploy.session, {"path": FOLDER / "bad_arguments.net", "threads": 1}, ("path",))
     yield Call(transfer.freeze, model | {"but": ["6"]})
     yield Call(
         transfer.features,
@@ -183,7 +181,6 @@ def calls() -> Iterator[Call]:
     yield Call(run.claim, {"id": "x2", "text": "y", "value": 0.5, "at_least": 0.1})
     yield Call(board.image_interval, {"accuracy": 0.9, "images": 100})
     yield Call(board.seed_interval, {"accuracies": [0.9, 0.8, 0.85]})
-    yield Call(board.front, {"accuracies": [0.9, 0.8]})
     yield Call(data.only_classes, {"dataset": data.Dataset(SPLIT, SPLIT, SPLIT), "classes": [0, 1]}, ("dataset",))
     yield Call(models.resnet18, {"classes": 4})
     yield Call(models.pretrained_resnet18, {"source": "course"})

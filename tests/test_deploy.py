@@ -683,3 +683,16 @@ def test_operator_times(exported, quantized, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="runs=0"):
         deploy.operator_times(exported, IMAGES.numpy(), runs=0)
+
+
+def test_a_grouped_transposed_convolution_has_one_scale_or_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=2)).eval()
+    images = torch.randn(6, 3, 8, 8)
+    graph = deploy.export_onnx(model, images, tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match="transposed convolution of '2.weight', which has 2 groups; .*per_channel=Fal"):
+        deploy.quantize_static(graph, split(images), tmp_path / "int8.onnx")
+    path = deploy.quantize_static(graph, split(images), tmp_path / "int8.onnx", per_channel=False)
+    found = torch.from_numpy(deploy.run(deploy.session(path), images.numpy()))
+    expected = model(images).detach()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()

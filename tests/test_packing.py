@@ -445,11 +445,11 @@ def test_codes_out_of_their_range_are_refused(folder, spoil):
     ],
 )
 @pytest.mark.parametrize("write", [packing.write_quantized, coding.write_coded])
-def test_integers_that_do_not_fit_together_are_refused(folder, write, spoil, said):
+def test_integers_that_do_not_fit_together_are_refused(tmp_path, write, spoil, said):
     coded = packing.Integers(np.array([[-8, 7], [0, 1]]), np.float32(0.5), np.array(0), -8, 4)._replace(**spoil)
     with pytest.raises(ValueError, match=f"'x' has .*{said}"):
-        write({"x": coded}, folder / "integers.pack")
-    assert not (folder / "integers.pack").exists()
+        write({"x": coded}, tmp_path / "integers.pack")
+    assert not (tmp_path / "integers.pack").exists()
 
 
 @pytest.fixture(params=[{"weights": 2, "per_channel": False}, {"weights": 4, "activations": 4, "learned": True}])
