@@ -194,7 +194,7 @@ def _test(project: Path, module: str, tests: Sequence[str]) -> None:
     options += ["-W", "ignore:Module already imported"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         code = pytest.main([*options, *(tests or [f"tests/test_{module}.py"])], plugins=[] if tests else [watch])
-        loaded = Path(sys.modules[f"helpers.{module}"].__file__ or "")
+        loaded = Path(getattr(sys.modules.get(f"helpers.{module}"), "__file__", None) or "")
     if not tests and not (project / CALLS).exists():
         (project / CALLS).write_text(json.dumps(watch.calls), encoding="utf-8")
     os._exit(int(code) if project in loaded.parents else 99)
