@@ -351,10 +351,10 @@ def check_removal(model: nn.Module, example: Tensor, folder: Path) -> str:
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """Return all trained tensors of two and more dimensions in layers, normalization left out: each once."""
+    """Return all trained tensors of two and more dimensions longer than 1, normalization left out: each once."""
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and not isinstance(model.get_submodule(name.rpartition(".")[0]), _BatchNorm):
+        if parameter.squeeze().dim() > 1 and not isinstance(model.get_submodule(name.rpartition(".")[0]), _BatchNorm):
             found[name] = parameter.detach()
     return found
 
