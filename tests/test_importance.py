@@ -1111,3 +1111,9 @@ def test_a_lazy_model_is_refused(points):
 def test_bad_input_is_named(tiny, points, use, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         use(tiny, points)
+
+
+def test_the_first_error_of_a_model_that_takes_no_way_is_told():
+    split = Split(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="split has shape.*mat1 and mat2 shapes"):
+        importance.taylor_scores(nn.Sequential(nn.Linear(5, 2)), split)

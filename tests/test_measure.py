@@ -1019,3 +1019,22 @@ def test_tables_and_records():
     assert records[1]["interval"] == list(verdicts["b"].interval)
     with pytest.raises(ValueError, match="batch=0"):
         measure.latency_records(verdicts, runtime="eager", batch=0)
+
+
+class Pairs(nn.Module):
+    """Takes no example alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if len(x) < 2:
+            raise RuntimeError("one is not enough")
+        return self.fc(x)
+
+
+def test_two_examples_are_counted_where_one_alone_is_refused():
+    assert measure.count_macs(Pairs(), torch.zeros(2, 4)) == 12
+    with pytest.raises(ValueError, match="example has shape.*one is not enough"):
+        measure.count_macs(Pairs(), torch.zeros(1, 4))
