@@ -308,6 +308,9 @@ def network(name: str) -> Network:
     """Return a network with random weights, and BatchNorm statistics as of a trained one, in evaluation mode."""
     torch.manual_seed(0)
     model, example = NETWORKS[name]()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.05)  # as ViT's last layer, which is all zeros before any training
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.running_mean.normal_(std=0.1)
