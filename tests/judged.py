@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 import warnings
 
@@ -57,20 +58,24 @@ class Forked:
                 os._exit(0)
         os.close(read), os.close(write)
         self.stdin, self.stdout, self.code = os.fdopen(self_write, "wb"), os.fdopen(self_read, "rb"), None
+        self.lock = threading.Lock()  # the timer's thread waits as well, and a process ends for one of them only
 
     def wait(self, timeout=60):
         ends = time.monotonic() + timeout
         while self.code is None and time.monotonic() < ends:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            with self.lock:
+                if self.code is None:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                    self.code = os.waitstatus_to_exitcode(status) if pid else None
             time.sleep(0.001)
         if self.code is None:
             raise subprocess.TimeoutExpired("forked", timeout)
         return self.code
 
     def kill(self):
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
+        with self.lock:
+            if self.code is None:
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def fork_instead(monkeypatch, work=None):

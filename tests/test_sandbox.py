@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from judged import fork_instead
+from judged import Forked, fork_instead
 
 from helpers import paths, sandbox, snippets, sources
 from helpers.sandbox import Broken, Sandbox, read_exactly, read_header, write_frame
@@ -534,3 +535,28 @@ def test_the_size_of_this_process_is_known():
 def test_a_system_without_limits_goes_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     sandbox.limit()
+
+
+# ---------------------------------------------------------------- the stand-in of these tests
+
+
+def test_two_threads_may_wait_for_a_forked_process(tmp_path, monkeypatch):
+    """As for one of `subprocess`: the timer stops a process that another thread waits for."""
+    real = os.waitpid
+
+    def slowly(*arguments):
+        found = real(*arguments)
+        time.sleep(0.05)  # long enough for the other thread to ask
+        return found
+
+    monkeypatch.setattr(os, "waitpid", slowly)
+    process = Forked(lambda requests, replies: time.sleep(60), tmp_path)
+    codes = []
+    threads = [threading.Thread(target=lambda: codes.append(process.wait())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    process.kill()
+    for thread in threads:
+        thread.join()
+    process.stdin.close(), process.stdout.close()
+    assert codes == [-9, -9]
