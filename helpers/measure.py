@@ -2,7 +2,7 @@
 
 A latency is never reported alone. `time_interleaved` runs all variants side by side and enters the first one
 twice; `compare` calls a difference real only if it is larger than what separates those two timings of one and
-the same thing.
+the same thing, and than what noise leaves open that may last for several rounds.
 """
 
 import gc
@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from helpers import checks, modules
+from helpers import checks, modules, statistics
 
 __all__ = [
     "Verdict",
@@ -44,8 +44,13 @@ CONTROL = " (A/A)"
 MINIMUM_ROUNDS = 20
 SAMPLE_SECONDS = 1e-3
 SHORTEST_SECONDS = 1e-7  # what the clock itself costs
-RESAMPLES = 1000
-TAIL = 0.005  # on each side: a 99 % interval
+CONFIDENCE = 0.99
+ERRORS_PER_TABLE = 0.05
+EVEN_ODDS = 0.5
+LASTING = 1.645  # standard errors of an autocorrelation: independent noise shows as much in one of twenty traces
+LASTED = "the noise lasted"
+TOO_FEW = "too few rounds"
+OUTCOMES = {1: "faster", -1: "slower", 0: "no measurable difference"}
 
 aten = torch.ops.aten
 RECURRENT = (aten.mkldnn_rnn_layer, aten._cudnn_rnn, aten.miopen_rnn)
@@ -297,8 +302,12 @@ class Verdict(NamedTuple):
     """How one variant's time compares with the baseline's.
 
     `ratio` is median(baseline) / median(this), drift divided out (see `compare`): above 1 is faster. `interval` is
-    its 99 % bootstrap interval, `null_interval` what two timings of the baseline itself leave possible, and
-    `verdict` one of "faster", "slower" and "no measurable difference".
+    its 99 % interval, `null_interval` what two timings of the baseline itself leave possible, and `verdict` one of
+    "faster", "slower" and "no measurable difference".
+
+    `effective_rounds` says how many rounds of independent noise would tell as much. `note` is "the noise lasted" if
+    neighbouring rounds resemble each other more than independent ones would, "too few rounds" if they do not but there
+    are too few to rule it out (then the interval is wide, to be safe), and empty otherwise.
     """
 
     name: str
@@ -307,6 +316,8 @@ class Verdict(NamedTuple):
     interval: tuple[float, float]
     null_interval: tuple[float, float]
     verdict: str
+    effective_rounds: float = math.nan
+    note: str = ""
 
 
 def time_interleaved(
@@ -316,6 +327,7 @@ def time_interleaved(
     warmup: int = 5,
     threads: int | None = 1,
     inner: int | None = None,
+    control: Callable[[], object] | None = None,
 ) -> dict[str, np.ndarray]:
     """Time all variants side by side; return seconds per call, one entry per round, by name.
 
@@ -323,6 +335,9 @@ def time_interleaved(
     of them and none always runs second. The first variant is entered twice; its second entry, `"<first>
     (A/A)"`, is the control that `compare` needs. A sample is the mean of `inner` calls, by default as many as
     fill a millisecond.
+
+    `control` is what the second entry calls: something with the same answers, such as a deep copy of the network.
+    It then shows as well what the place in memory changes. Without it, the first variant's own function is called.
 
     `threads` sets PyTorch's threads meanwhile (None leaves them); other runtimes have their own setting.
     """
@@ -337,10 +352,14 @@ def time_interleaved(
     first = next(iter(variants))
     if first + CONTROL in variants:
         raise ValueError(f"variants has {first + CONTROL!r}; allowed: any other name, that is the control's")
-    functions = {**variants, first + CONTROL: variants[first]}
+    if control is not None and not callable(control):
+        raise ValueError(f"control={control!r}; allowed: a function without arguments")
+    functions = {**variants, first + CONTROL: variants[first] if control is None else control}
     order = np.random.default_rng(0)
     with _quiet_process(threads):
         calls = {name: _warm_up(function, warmup, inner) for name, function in variants.items()}
+        if control is not None:
+            _warm_up(control, warmup, inner)
         calls[first + CONTROL] = calls[first]
         seconds = {name: np.empty(rounds) for name in functions}
         for index in range(rounds):
@@ -388,40 +407,67 @@ def compare(timings: Mapping[str, np.ndarray]) -> dict[str, Verdict]:
     1. Drift. What slows a whole round (a busy machine, a lower clock) is divided out: the ratio is the median
        of the rounds' own ratios, and a variant's median time is the baseline's divided by it. So multiplying
        a round by any factor changes no ratio and no verdict, and an outlier spoils one round only.
-    2. Interval. Rounds are drawn with replacement 1000 times; the 99 % interval holds the middle of the 1000
-       ratios. Blocks of √rounds neighbours are drawn instead of single rounds, because neighbours resemble
-       each other (circular block bootstrap, Politis and Romano 1992, "A circular block-resampling procedure
-       for stationary data").
-    3. Control. The null interval reaches as far from 1, in both directions, as the interval of the baseline
-       against itself. The verdict is "faster" or "slower" only if a variant's interval lies wholly outside.
+    2. Interval. It needs no assumption about the noise's distribution, and is the wider the more neighbouring
+       rounds resemble each other: noise of one variant that lasts makes rounds worth less
+       (`statistics.median_interval`).
+    3. Control. The null interval reaches as far from 1, in both directions, as the farther end of the interval
+       that holds the baseline against itself with even odds: it stands for what is systematic between two
+       timings of the same thing. (Its 99 % interval would count the noise again, which the variant's has in it.)
+       The verdict is "faster" or "slower" only if a variant's interval lies wholly outside.
+    4. Many variants. With more than five, verdicts are given by wider intervals than the 99 % one shown, so that
+       at most one table in twenty has a false one among them (Bonferroni's inequality, Dunn 1961, "Multiple
+       comparisons among means").
+
+    `tests/test_coverage.py` measures how often verdicts are false, and how often a true difference is found: with
+    independent noise of 5 %, one of 10 % is found by 60 rounds, and by 20 rounds not even every other time.
 
     Raises ValueError for a missing control, for traces of different lengths, with fewer than 20 rounds or
     with times that are not positive.
     """
     names, logs = _log_seconds(timings)
-    control = names.index(names[0] + CONTROL)
     relative = logs[0] - logs
-    ratios = np.exp(np.median(relative, axis=1))
-    low, high = np.quantile(_bootstrap_medians(relative), [TAIL, 1 - TAIL], axis=1)
-    noise = max(abs(low[control]), abs(high[control]))
+    found = _decided(relative, names.index(names[0] + CONTROL))
+    ratios = np.exp(found.shown.median)
     baseline_ms = 1e3 * math.exp(np.median(logs[0]))
-    verdicts = {}
-    for index, name in enumerate(names):
-        verdicts[name] = Verdict(
+    return {
+        name: Verdict(
             name=name,
             median_ms=float(baseline_ms / ratios[index]),
             ratio=float(ratios[index]),
-            interval=(math.exp(low[index]), math.exp(high[index])),
-            null_interval=(math.exp(-noise), math.exp(noise)),
-            verdict=_outcome(low[index], high[index], noise),
+            interval=(math.exp(found.shown.low[index]), math.exp(found.shown.high[index])),
+            null_interval=(math.exp(-found.noise), math.exp(found.noise)),
+            verdict=OUTCOMES[int(found.side[index])],
+            effective_rounds=float(found.shown.effective[index]),
+            note=_note(found.shown, index, logs.shape[1]),
         )
-    return verdicts
+        for index, name in enumerate(names)
+    }
 
 
-def _outcome(low: float, high: float, noise: float) -> str:
-    if low > noise:
-        return "faster"
-    return "slower" if high < -noise else "no measurable difference"
+class _Decided(NamedTuple):
+    """What `compare` decides: the 99 % intervals, the null interval's end, and 1, -1 or 0 for each variant."""
+
+    shown: statistics.MedianInterval
+    noise: np.ndarray
+    side: np.ndarray
+
+
+def _decided(relative: np.ndarray, control: int) -> _Decided:
+    """Decide for the logs of the rounds' own ratios, (..., variants, rounds); the first variant is the baseline."""
+    shown = deciding = statistics.median_interval(relative, confidence=CONFIDENCE)
+    comparisons = max(1, relative.shape[-2] - 2)  # neither the baseline nor the control
+    if comparisons * (1 - CONFIDENCE) > ERRORS_PER_TABLE:
+        deciding = statistics.median_interval(relative, confidence=1 - ERRORS_PER_TABLE / comparisons)
+    even = statistics.median_interval(relative[..., control, :], confidence=EVEN_ODDS)
+    noise = np.maximum(np.abs(even.low), np.abs(even.high))
+    end = noise[..., None]
+    return _Decided(shown, noise, (deciding.low > end).astype(int) - (deciding.high < -end))
+
+
+def _note(found: statistics.MedianInterval, index: int, rounds: int) -> str:
+    if found.autocorrelation[index] > LASTING / math.sqrt(rounds):
+        return LASTED
+    return TOO_FEW if found.effective[index] < statistics.needed(CONFIDENCE) else ""
 
 
 def _log_seconds(timings: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
@@ -449,39 +495,8 @@ def _trace(name: str, seconds: Any) -> np.ndarray:
     return trace
 
 
-def _bootstrap_medians(values: np.ndarray) -> np.ndarray:
-    """Return the medians of the resampled rows: (variants, rounds) → (variants, RESAMPLES).
-
-    Sorting each resample would take ten times as long: sort the values once, then walk along them until half
-    of the resample's draws are reached. Adding up is the slow part, so the counts are added as 64-bit words,
-    several at once; they cannot spill over into each other, because none exceeds the number of rounds.
-    """
-    rounds = values.shape[1]
-    draws = _block_draws(rounds)
-    medians = np.empty((len(values), draws.shape[1]))
-    for row, result in zip(values, medians, strict=True):
-        order = np.argsort(row)
-        ordered = row[order]
-        drawn = np.cumsum(draws[order].view(np.uint64), axis=0).view(draws.dtype)
-        lower = (drawn <= (rounds - 1) // 2).view(np.uint8).sum(axis=0, dtype=draws.dtype)
-        upper = (drawn <= rounds // 2).view(np.uint8).sum(axis=0, dtype=draws.dtype)
-        result[:] = (ordered[lower] + ordered[upper]) / 2
-    return medians
-
-
-@lru_cache(maxsize=8)
-def _block_draws(rounds: int) -> np.ndarray:
-    """Return how often each round is drawn into each resample: (rounds, RESAMPLES)."""
-    length = math.isqrt(rounds)
-    blocks = math.ceil(rounds / length)
-    starts = np.random.default_rng(0).integers(rounds, size=(RESAMPLES, blocks, 1))
-    indices = ((starts + np.arange(length)) % rounds).reshape(RESAMPLES, -1)[:, :rounds]
-    counts = [np.bincount(drawn, minlength=rounds) for drawn in indices]
-    return np.stack(counts, axis=1).astype(np.min_scalar_type(rounds))
-
-
 def verdict_table(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
-    """Return the verdicts as a table for the reader, rounded; the first row is the baseline."""
+    """Return the verdicts as a table for the reader, rounded, with their notes; the first row is the baseline."""
     checks.not_empty("verdicts", verdicts)
     rows = [
         {
@@ -490,7 +505,7 @@ def verdict_table(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
             "ratio": f"{verdict.ratio:.2f}",
             "99 % interval": _interval_text(verdict.interval),
             "A/A interval": _interval_text(verdict.null_interval),
-            "verdict": verdict.verdict,
+            "verdict": f"{verdict.verdict} ({verdict.note})" if verdict.note else verdict.verdict,
         }
         for name, verdict in verdicts.items()
     ]
@@ -517,6 +532,7 @@ def latency_records(verdicts: Mapping[str, Verdict], *, runtime: str, batch: int
             "interval": list(verdict.interval),
             "null_interval": list(verdict.null_interval),
             "verdict": verdict.verdict,
+            "note": verdict.note,
         }
         for name, verdict in verdicts.items()
         if not name.endswith(CONTROL)

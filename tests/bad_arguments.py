@@ -35,6 +35,7 @@ from helpers import (
     quantization,
     removal,
     results,
+    statistics,
     text,
     training,
     transfer,
@@ -179,6 +180,10 @@ def calls() -> Iterator[Call]:
     run = results.start("02_prune_weights", profile="smoke", seed=0, save=False)
     yield Call(run.claim, {"id": "x", "text": "y", "value": 0.5, "at_most": 1.0})
     yield Call(run.claim, {"id": "x2", "text": "y", "value": 0.5, "at_least": 0.1})
+    yield Call(statistics.holm, {"p_values": [0.01, 0.2]})
+    yield Call(statistics.needed, {"confidence": 0.99})
+    yield Call(statistics.median_interval, {"differences": [0.1 * n for n in range(20)], "confidence": 0.99})
+    yield Call(statistics.cluster_interval, {"values": [0.9, 0.8, 0.7], "clusters": [1, 1, 2], "confidence": 0.95})
     yield Call(board.image_interval, {"accuracy": 0.9, "images": 100})
     yield Call(board.seed_interval, {"accuracies": [0.9, 0.8, 0.85]})
     yield Call(data.only_classes, {"dataset": data.Dataset(SPLIT, SPLIT, SPLIT), "classes": [0, 1]}, ("dataset",))

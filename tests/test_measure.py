@@ -738,6 +738,19 @@ def test_inner_and_warmup_are_taken_as_given(clock):
     assert len(clock.called) == 3 + 2 * 4 * 5
 
 
+def test_the_control_can_be_a_copy(clock):
+    variants = {"a": clock.work("a", 0.25), "b": clock.work("b", 0.5)}
+    timings = measure.time_interleaved(variants, rounds=7, warmup=2, control=clock.work("copy", 0.75))
+    assert list(timings) == ["a", "b", "a (A/A)"]
+    assert np.array_equal(timings["a (A/A)"], [0.75] * 7)
+    assert [clock.called.count(name) for name in ("a", "b", "copy")] == [2 + 7] * 3
+
+
+def test_the_copy_is_called_as_often_in_a_sample_as_the_first_variant(clock):
+    measure.time_interleaved({"a": clock.work("a", 1e-5)}, rounds=3, warmup=1, control=clock.work("copy", 0.1))
+    assert clock.called.count("copy") == clock.called.count("a") == 1 + 3 * 100
+
+
 def test_threads_and_garbage_collection_are_restored():
     before = torch.get_num_threads()
     inside = []
@@ -782,6 +795,7 @@ def test_threads_are_left_as_they_are_if_asked_for():
         ({"a": int}, {"threads": 0}, "threads=0"),
         ({"a": int}, {"inner": 0}, "inner=0"),
         ({"a": int}, {"inner": 1.5}, "inner=1.5"),
+        ({"a": int}, {"control": 3}, "control=3; allowed: a function"),
         ({"a": int, "b": 3}, {}, "variants\\['b'\\]=3; allowed: a function"),
     ],
 )
@@ -916,7 +930,9 @@ def test_what_a_verdict_holds_fits_together(seed, kinds, faster):
         assert one.interval[0] <= one.ratio <= one.interval[1]
         assert one.null_interval[0] == pytest.approx(1 / one.null_interval[1])
     assert base.interval == (1, 1)
-    assert base.null_interval[0] <= control.interval[0] <= control.interval[1] <= base.null_interval[1]
+    assert base.null_interval[0] <= control.ratio <= base.null_interval[1]
+    assert control.note in ("", "the noise lasted", "too few rounds")
+    assert 0 < control.effective_rounds <= ROUNDS
     assert base.verdict == control.verdict == "no measurable difference"
     clears = other.interval[0] > other.null_interval[1] or other.interval[1] < other.null_interval[0]
     assert clears == (other.verdict != "no measurable difference")
@@ -937,23 +953,41 @@ def test_a_noisy_control_withholds_the_verdict():
     assert verdict(timings | {"a (A/A)": timings["a (A/A)"] * 1.25}) == "no measurable difference"
 
 
-@pytest.mark.parametrize("rounds", [20, 21, 60, 300])
-def test_bootstrap_medians_by_brute_force(rounds):
+def lasting(rounds: int) -> dict[str, np.ndarray]:
+    """Return traces of which one is slow in its first half."""
+    timings = trace(np.random.default_rng(0), KINDS[0], rounds=rounds)
+    return timings | {"b": timings["b"] * np.where(np.arange(rounds) < rounds // 2, 1.3, 1.0)}
+
+
+def test_noise_that_lasts_is_noticed_and_widens_the_interval():
+    timings = lasting(40)
+    found = measure.compare(timings)["b"]
+    order = np.random.default_rng(0).permutation(40)
+    shuffled = measure.compare({name: seconds[order] for name, seconds in timings.items()})["b"]
+    assert (found.note, shuffled.note) == ("the noise lasted", "")
+    assert found.effective_rounds < 8 < shuffled.effective_rounds
+    assert math.log(found.interval[1] / found.interval[0]) > 2 * math.log(shuffled.interval[1] / shuffled.interval[0])
+    verdicts = measure.compare(timings)
+    assert measure.verdict_table(verdicts).loc[1, "verdict"] == "no measurable difference (the noise lasted)"
+    assert measure.latency_records(verdicts, runtime="eager", batch=1)[1]["note"] == "the noise lasted"
+
+
+def test_too_few_rounds_are_said_to_be_too_few():
+    """Neighbours correlate by chance: too little to say that the noise lasted, too much to rule it out."""
+    notes = {measure.compare(trace(np.random.default_rng(s), KINDS[0], rounds=20))["b"].note for s in range(40)}
+    assert {"", "too few rounds"} <= notes
+
+
+def test_more_than_five_variants_need_wider_intervals_for_a_verdict():
+    """The level of 5 % is the whole table's: a variant may clear the null interval by its 99 % interval alone."""
     random = np.random.default_rng(0)
-    values = np.vstack([random.normal(size=rounds), random.integers(3, size=rounds)])  # without ties, with
-    draws = measure._block_draws(rounds)
-    assert np.all(draws.sum(axis=0, dtype=int) == rounds)
-    by_hand = [[np.median(np.repeat(row, counts)) for counts in draws.T] for row in values]
-    assert measure._bootstrap_medians(values) == pytest.approx(np.array(by_hand))
-
-
-def test_draws_are_blocks_of_neighbours():
-    """In a resample of single rounds, a drawn round's neighbours are drawn no more often than any other."""
-    draws = measure._block_draws(60).astype(float)
-    together = (draws * np.roll(draws, 1, axis=0)).mean()
-    apart = (draws * np.roll(draws, 30, axis=0)).mean()
-    assert together > 1.5 * apart
-    assert draws.mean(axis=1) == pytest.approx(np.ones(60), abs=0.15)
+    logs = 0.05 * random.normal(size=(500, 22, 60))
+    logs[:, 1] -= 0.05
+    few, many = (measure._decided(logs[:, :1] - logs[:, [0, *range(1, n), 21]], n) for n in (6, 21))
+    assert np.array_equal(few.shown.low[:, 1], many.shown.low[:, 1])
+    assert (many.side[:, 1] == 1).sum() < 0.8 * (few.side[:, 1] == 1).sum()
+    alone = few.shown.low[:, 1] > few.noise
+    assert np.array_equal(few.side[:, 1] == 1, alone)
 
 
 def short(timings):
@@ -1002,7 +1036,7 @@ def text(interval):
 
 
 def test_tables_and_records():
-    verdicts = measure.compare(trace(np.random.default_rng(0), KINDS[0], faster=2))
+    verdicts = measure.compare(trace(np.random.default_rng(1), KINDS[0], faster=2))
     table = measure.verdict_table(verdicts)
     assert list(table["variant"]) == ["a", "b", "a (A/A)"]
     assert list(table["verdict"]) == ["baseline", "faster", "control"]
