@@ -200,7 +200,7 @@ def _keep_early(recipe: Recipe, path: Path) -> training.OnStep | None:
         if at.step * recipe.options["epochs"] == at.total * recipe.early_epoch:
             write_weights(model, path)
 
-    return keep
+    return training.watching(keep)
 
 
 def train(name: str, *, seed: int = 0) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers import checks, modules, training
+from helpers import checks, fingerprint, modules, training
 from helpers.data import Split
 
 __all__ = ["count", "fit", "is_first"]
@@ -85,7 +85,7 @@ def fit(
             model,
             train,
             loss=_shared(loss, accelerator),
-            on_step=together,
+            on_step=fingerprint.StandIn(together, on_step),
             checkpoint=_own_state(checkpoint, Path(folder)) if checkpoint is not None else None,
             progress=progress and is_first(),
             **options,
@@ -124,8 +124,7 @@ def _shared(loss: training.Loss, accelerator: Any) -> training.Loss:
         return value + (accelerator.reduce(value.detach(), "mean") - value.detach())
 
     # Part of the state's fingerprint: one process rounds otherwise, and must not go on with a state of several.
-    share.__name__ = f"{getattr(loss, '__name__', '')} on {count()} devices"
-    return share
+    return fingerprint.StandIn(share, (loss, count()))
 
 
 def _of_first(model: nn.Module, accelerator: Any) -> nn.Module:

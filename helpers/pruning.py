@@ -802,6 +802,6 @@ def prune_gradually(
         lr=lr,
         optimizer="adam",
         on_step=_gradual(amount, begin, end, every),
-        key=f"gradual {amount} {begin} {end} {every} {key}",
+        key=key,
         **options,
     )

@@ -1,6 +1,5 @@
 """Training and evaluation: one loop for the whole course."""
 
-import hashlib
 import io
 import json
 import math
@@ -11,7 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
-from helpers import checks, modules, paths
+from helpers import checks, fingerprint, modules, paths
 from helpers.data import Split
 from helpers.environment import machine
 from helpers.modules import channels_last
@@ -55,9 +54,12 @@ __all__ = [
     "resumed_seconds",
     "seed_everything",
     "smoothed_cross_entropy",
+    "watching",
 ]
 
 IGNORED = -100  # the label of what does not count, as in `F.cross_entropy`
+
+RULES = 2  # to be raised when `fit` trains otherwise than before: older states are not resumed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -78,6 +80,15 @@ class StepInfo(NamedTuple):
 
 
 OnStep = Callable[[nn.Module, StepInfo], None]
+
+
+def watching(on_step: OnStep) -> OnStep:
+    """Return `on_step` as one that only watches: `fit` resumes a training whatever watches it, or watched it before.
+
+    Of any other `on_step`, which may change the network, code and settings count.
+    """
+    check_functions(on_step=on_step)
+    return fingerprint.StandIn(on_step, None)
 
 
 @dataclass(frozen=True)
@@ -335,22 +346,6 @@ def _learning_rate(progress: float, *, peak: float, warmup: float) -> float:
 # ---------------------------------------------------------------- the state of a training, on disk
 
 
-def _fingerprint(model: nn.Module, settings: dict[str, Any]) -> str:
-    """Digest of the initial weights and the settings: a saved state is resumed only by the very same training."""
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(_bytes_of(value))
-    return digest.hexdigest()
-
-
-def _bytes_of(value: Any) -> bytes:
-    """Return the bytes of a tensor of any dtype, or of whatever else `get_extra_state` returned."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return _saved(value)
-
-
 def _saved(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -471,11 +466,23 @@ class _Plan:
     seed: int
     checkpoint: Path | None
     progress: bool
-    fingerprint: str
+    fingerprint: str = ""
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train} | ({"validation": self.validation} if self.validation is not None else {})
 
     @property
     def per_epoch(self) -> int:
         return len(self.train) // self.batch_size
+
+
+def _fingerprint(plan: _Plan, model: nn.Module, key: str) -> str:
+    """Return what tells this training from any other: a saved state is resumed only by the very same one."""
+    data = {name: (split.inputs, split.labels) for name, split in plan.splits.items()}
+    names = ("loss", "augment", "batching", "on_step", "lr_factors", "epochs", "lr", "optimizer", "batch_size")
+    settings = {name: getattr(plan, name) for name in (*names, "warmup", "precision", "seed")}
+    return fingerprint.of({"rules": RULES, "model": fingerprint.Network(model)} | data | settings, key=key)
 
 
 class _LayoutRefused(Exception):
@@ -660,16 +667,20 @@ def fit(
         batching: function of (train, batch_size, generator) that returns one epoch's batches as tensors of indices,
             `len(train) // batch_size` of them; by default a random order, cut into slices.
         loss: function of (model, inputs, labels) that returns a scalar.
-        on_step: called after each optimizer step with the model in training and where the training stands.
+        on_step: called after each optimizer step with the model in training and where the training stands. It counts
+            among what a training is resumed by, unless it is `watching`.
         validation: if given, evaluated after every epoch. It never influences the training.
         seed: of batches, augmentation and dropout.
-        checkpoint: file that is written after each epoch, and resumed from if the same training wrote it.
-        key: names what else decides the result (settings inside `loss` or `on_step`), for resuming.
+        checkpoint: file that is written after each epoch, and resumed from if the same training wrote it: same network,
+            data and settings, and functions that compute the same with the same values (see `fingerprint`).
+        key: names what else decides the result, for resuming: what the functions read from files, or hold that cannot
+            be told from others.
         progress: show a progress bar.
 
     Raises:
         ValueError: an argument is out of range, `train` has fewer examples than one batch, or `batching` returns
-            another number of batches than the learning rate was planned for.
+            another number of batches than the learning rate was planned for. With `checkpoint`: a function or the
+            network holds what cannot be told from others, and there is no `key`.
     """
     checks.positive("epochs", epochs)
     checks.positive("batch_size", batch_size)
@@ -691,21 +702,12 @@ def fit(
     _check_factors(lr_factors or {}, model)
     _check_trainable(model)
 
-    settings = {
-        "epochs": epochs,
-        "lr": lr,
-        "optimizer": optimizer,
-        "batch_size": batch_size,
-        "warmup": warmup,
-    }
-    settings |= {"seed": seed, "key": key, "examples": len(train), "loss": getattr(loss, "__name__", "")}
-    settings |= {"augment": getattr(augment, "__name__", ""), "batching": getattr(batching, "__name__", "")}
-    settings |= {"precision": precision}
-    settings |= {"lr_factors": sorted(lr_factors.items())} if lr_factors else {}
     plan = _Plan(
         train, epochs, lr, optimizer, batch_size, warmup, lr_factors, precision, augment, batching, loss, on_step,
-        validation, seed, checkpoint, progress, _fingerprint(model, settings),
+        validation, seed, checkpoint, progress,
     )  # fmt: skip
+    if checkpoint is not None:
+        plan = replace(plan, fingerprint=_fingerprint(plan, model, key))
     with suppress(_LayoutRefused):
         return _Training(plan, model, images_last=True).run()
     return _Training(plan, model, images_last=False).run()

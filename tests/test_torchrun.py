@@ -16,7 +16,7 @@ TRAINED = """
 import os, sys
 from pathlib import Path
 import torch
-from helpers import devices
+from helpers import devices, training
 from test_torchrun import OPTIONS, Forked, examples, network, odd
 
 folder = Path(sys.argv[1])
@@ -46,7 +46,8 @@ def train(name, **options):
 
 state = folder / "state.pt"
 try:
-    devices.fit(mine(), examples(), validation=examples(), checkpoint=state, progress=False, on_step=die, **OPTIONS)
+    always = {"validation": examples(), "progress": False, "checkpoint": state}
+    devices.fit(mine(), examples(), on_step=training.watching(die), **always, **OPTIONS)
 except Killed:
     pass
 train("resumed")

@@ -2,8 +2,11 @@
 
 import json
 import math
+import sys
+import threading
 from collections import namedtuple
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
-from helpers import training
+from helpers import distillation, pruning, training
 from helpers.data import Split
 
 
@@ -94,19 +97,25 @@ def test_an_interrupted_training_ends_with_the_same_weights(blobs, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        training.fit(model, blobs, checkpoint=file, on_step=die, **options)
+        training.fit(model, blobs, checkpoint=file, on_step=training.watching(die), **options)
     resumed_at, seconds = [], training.resumed_seconds()
-    resumed = training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: resumed_at.append(at.step), **options)
+    watch = training.watching(lambda _, at: resumed_at.append(at.step))
+    resumed = training.fit(model, blobs, checkpoint=file, on_step=watch, **options)
     assert resumed_at[0] == 9, "the two finished epochs were trained again"
     assert same(resumed.model, whole.model)
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
     assert training.resumed_seconds() - seconds == pytest.approx(sum(row["seconds"] for row in resumed.history[:2]))
 
 
+def halve(model, at):
+    model[1].bias.data /= 2
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"lr": 0.04},
+        {"on_step": halve},
         {"seed": 9},
         {"key": "other"},
         {"epochs": 3},
@@ -158,11 +167,154 @@ def test_a_damaged_state_is_named_and_the_training_starts_afresh(blobs, tmp_path
     whole = training.fit(model, blobs, checkpoint=file, **options).model
     file.write_bytes(damaged(file.read_bytes())[how])
     steps = []
-    found = training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: steps.append(at.step), **options)
+    watch = training.watching(lambda _, at: steps.append(at.step))
+    found = training.fit(model, blobs, checkpoint=file, on_step=watch, **options)
     assert same(found.model, whole) and len(steps) == 8
     assert f"{file} is damaged; the training starts afresh" in capsys.readouterr().err
-    training.fit(model, blobs, checkpoint=file, on_step=lambda _, at: steps.append(at.step), **options)
+    training.fit(model, blobs, checkpoint=file, on_step=watch, **options)
     assert len(steps) == 8 and not capsys.readouterr().err, "the damaged file was not replaced"
+
+
+class Steps:
+    """Counts the steps that trainings take, as an observer that `fit` need not know."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def __call__(self, model, at):
+        self.taken += 1
+
+
+def steps_of(model, split, file, **options):
+    """Train two epochs, and return how many of their steps were not found done in `file`."""
+    steps = Steps()
+    options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "on_step": training.watching(steps)} | options
+    training.fit(model, split, checkpoint=file, progress=False, **options)
+    return steps.taken
+
+
+def softened(temperature):
+    def loss(model, inputs, labels):
+        return F.cross_entropy(model(inputs) / temperature, labels)
+
+    return loss
+
+
+def scaled(model, inputs, labels, factor=1.0):
+    return factor * F.cross_entropy(model(inputs), labels)
+
+
+def scaled_otherwise(model, inputs, labels, factor=2.0):
+    return factor * F.cross_entropy(model(inputs), labels)
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, model, inputs, labels):
+        return scaled(model, inputs, labels, factor=self.factor)
+
+
+def teacher(weight=0.0):
+    layers = net()
+    layers[4].weight.data[0, 0] += weight
+    return layers
+
+
+CHANGES = {
+    "closure": lambda new: {"loss": softened(2.0 + new)},
+    "partial": lambda new: {"loss": partial(scaled, factor=1.0 + new)},
+    "default": lambda new: {"loss": scaled_otherwise if new else scaled},
+    "attribute": lambda new: {"loss": Scaled(1.0 + new)},
+    "bound method": lambda new: {"loss": Scaled(1.0 + new).__call__},
+    "teacher": lambda new: {"loss": distillation.taught_by(teacher(weight=0.01 * new))},
+    "temperature of a teacher": lambda new: {"loss": distillation.taught_by(teacher(), temperature=4.0 + new)},
+    "augmentation": lambda new: {"augment": partial(training.random_shift, pixels=1 + new)},
+    "callback": lambda new: {"on_step": pruning._gradual(0.5 + 0.1 * new, 0.1, 0.5, 2), "optimizer": "adam"},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_a_function_computes_with_decides_whether_a_training_is_resumed(blobs, tmp_path, what):
+    file, model, seen = tmp_path / "state.pt", net(), []
+    if what == "callback":
+        model = pruning.mask(model, {name: weight != 9 for name, weight in pruning.weights_of(model).items()})
+    for new in (0, 0, 1, 1):
+        before = training.resumed_seconds()
+        options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "progress": False} | CHANGES[what](new)
+        training.fit(model, blobs, checkpoint=file, **options)
+        seen.append(training.resumed_seconds() > before)
+    assert seen == [False, True, False, True]
+
+
+def test_one_pixel_or_one_label_makes_another_training(blobs, tmp_path):
+    file = tmp_path / "state.pt"
+    assert [steps_of(net(), blobs, file) for _ in range(2)] == [8, 0]
+    inputs, labels = blobs.inputs.clone(), blobs.labels.clone()
+    inputs[-1, 0, 3, 3] += 1e-3
+    labels[-1] = 1 - labels[-1]
+    for changed in (Split(inputs, blobs.labels), Split(blobs.inputs, labels)):
+        assert [steps_of(net(), changed, file) for _ in range(2)] == [8, 0]
+    assert [steps_of(net(), blobs, file, validation=changed) for changed in (blobs, Split(inputs, labels))] == [8, 8]
+
+
+FACTOR = 1.0
+
+
+def helper(logits):
+    return FACTOR * logits
+
+
+def calls_a_helper(model, inputs, labels):
+    return F.cross_entropy(helper(model(inputs)), labels)
+
+
+def test_what_a_loss_calls_and_reads_makes_another_training(blobs, tmp_path, monkeypatch):
+    file, here = tmp_path / "state.pt", sys.modules[__name__]
+    train = partial(steps_of, net(), blobs, file, loss=calls_a_helper)
+    assert [train(), train()] == [8, 0]
+    monkeypatch.setattr(here, "FACTOR", 2.0)
+    assert [train(), train()] == [8, 0]
+    monkeypatch.setattr(here, "helper", lambda logits: logits - FACTOR)
+    assert [train(), train()] == [8, 0]
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, labels: logits.square().mean())
+    assert [train(), train()] == [8, 0]
+
+
+def test_a_network_counts_by_what_it_computes_and_not_by_its_mode(blobs, tmp_path):
+    file, model = tmp_path / "state.pt", net()
+    assert [steps_of(model, blobs, file), steps_of(model.eval(), blobs, file)] == [8, 0]
+    model[3] = nn.Tanh()
+    assert steps_of(model, blobs, file) == 8
+    model[1].bias.requires_grad_(False)
+    assert steps_of(model, blobs, file) == 8
+
+
+def test_what_cannot_be_told_from_others_has_to_be_named(blobs, tmp_path):
+    file, lock = tmp_path / "state.pt", threading.Lock()
+
+    def loss(model, inputs, labels):
+        with lock:
+            return F.cross_entropy(model(inputs), labels)
+
+    with pytest.raises(ValueError, match=r"loss holds a _thread.lock \(lock > 0\).*; allowed: numbers.*key="):
+        steps_of(net(), blobs, file, loss=loss)
+    assert not file.exists()
+    named = [steps_of(net(), blobs, file, loss=loss, key=key) for key in ("one", "one", "two", "two")]
+    assert named == [8, 0, 8, 0]
+    assert steps_of(net(), blobs, None, loss=loss) == 8, "what is not resumed needs no name"
+
+
+def test_a_changed_function_beside_a_named_one_is_noticed(blobs, tmp_path):
+    locks = {"one": threading.Lock()}
+
+    def loss_of(factor):
+        return lambda model, inputs, labels: locks and factor * F.cross_entropy(model(inputs), labels)
+
+    file = tmp_path / "state.pt"
+    taken = [steps_of(net(), blobs, file, loss=loss_of(factor), key="locked") for factor in (1.0, 1.0, 2.0)]
+    assert taken == [8, 0, 8]
 
 
 RAN = []
@@ -233,7 +385,7 @@ def test_extra_state_is_trained_saved_and_resumed(blobs, tmp_path):
     torch.manual_seed(0)
     model = Remembers()
     with pytest.raises(Killed):
-        training.fit(model, blobs, on_step=die, **options)
+        training.fit(model, blobs, on_step=training.watching(die), **options)
     assert training.fit(model, blobs, **options).model.calls == 12 and model.calls == 0
     model.calls = 5
     assert training.fit(model, blobs, **options).model.calls == 17, "another start, and its state was resumed"
@@ -340,7 +492,7 @@ def test_a_training_with_factors_can_be_resumed(blobs, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        training.fit(net(), blobs, checkpoint=file, on_step=die, **options)
+        training.fit(net(), blobs, checkpoint=file, on_step=training.watching(die), **options)
     assert same(training.fit(net(), blobs, checkpoint=file, **options).model, whole)
 
 
@@ -488,7 +640,7 @@ def test_a_network_that_takes_no_channels_last_can_be_resumed(blobs, tmp_path):
 
     file, seconds = tmp_path / "state.pt", training.resumed_seconds()
     with pytest.raises(Killed):
-        training.fit(viewed("view"), blobs, checkpoint=file, on_step=die, **options)
+        training.fit(viewed("view"), blobs, checkpoint=file, on_step=training.watching(die), **options)
     resumed = training.fit(viewed("view"), blobs, checkpoint=file, **options)
     assert same(resumed.model, whole)
     assert training.resumed_seconds() - seconds == pytest.approx(resumed.history[0]["seconds"])

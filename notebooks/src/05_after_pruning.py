@@ -389,7 +389,9 @@ def keep_first_epoch(model, at):
 # %%
 if PROFILE == "full":
     training.seed_everything(SEED)
-    dense = retrain("dense", models.cifar_small(), S.lr, epochs=S.dense_epochs, on_step=keep_first_epoch)
+    dense = retrain(
+        "dense", models.cifar_small(), S.lr, epochs=S.dense_epochs, on_step=training.watching(keep_first_epoch)
+    )
     early = checkpoints.read_weights(models.cifar_small(), run.scratch("early.safetensors"))
 else:
     dense, early = checkpoints.load("cifar_small"), checkpoints.load("cifar_small", early=True)
