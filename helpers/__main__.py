@@ -11,7 +11,7 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a failure, 2 for a bad argument, 130 for Ctrl-C."""
     try:
-        from helpers import commands
+        from helpers.course import commands
 
         return commands.main(argv)
     except KeyboardInterrupt:

@@ -21,28 +21,24 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import helpers
 from helpers import (
-    board,
     checkpoints,
-    coding,
     data,
     distillation,
-    importance,
+    evidence,
+    files,
     measure,
-    models,
-    packing,
+    nets,
     pruning,
     quantization,
-    removal,
-    results,
     statistics,
-    text,
     training,
-    transfer,
-    vocabulary,
 )
+from helpers.core import vocabulary
+from helpers.data.text import fields
 
-HELPERS = Path(measure.__file__).parent
+HELPERS = Path(helpers.__file__).parent
 FOLDER = Path(tempfile.gettempdir())
 NUMBERS = (math.nan, math.inf, -math.inf, -1, 0, 1.5, True, None, "3", [])
 ENDLESS = ("epochs", "samples", "iterations", "rounds", "warmup", "inner", "views")  # many are allowed, and take long
@@ -87,7 +83,7 @@ def calls() -> Iterator[Call]:
     yield Call(pruning.neuron_masks, model | {"layer": "4", "next_layer": "6", "amount": 0.5, "norm": 1})
     yield Call(pruning.mask, model | {"masks": MASKS})
     yield Call(pruning.remove_neurons, model | {"layer": "4", "next_layer": "6"})
-    bag = models.TextBag(20, dimensions=6, hidden=4)
+    bag = nets.TextBag(20, dimensions=6, hidden=4)
     yield Call(pruning.remove_words, {"model": bag, "keep": torch.arange(20) < 12, "counts": torch.arange(20)})
     yield Call(pruning.factor_embedding, {"model": bag, "reader": "fc1", "rank": 3})
     yield Call(pruning.geometric_sparsity, {"progress": 0.5, "final": 0.9})
@@ -95,26 +91,26 @@ def calls() -> Iterator[Call]:
     gradual = {"train": SPLIT, "amount": 0.5, "epochs": 1, "lr": 0.01, "begin": 0.1, "end": 0.5, "every": 1}
     yield Call(pruning.prune_gradually, model | gradual | {"batch_size": 4, "progress": False})
     keep = {"4": torch.arange(16) < 8}
-    yield Call(removal.groups, model | example)
-    yield Call(removal.remove_filters, model | {"keep": keep} | example)
-    yield Call(removal.zero_filters, model | {"keep": keep} | example)
+    yield Call(pruning.groups, model | example)
+    yield Call(pruning.remove_filters, model | {"keep": keep} | example)
+    yield Call(pruning.zero_filters, model | {"keep": keep} | example)
     scores = {"4": torch.rand(16), "0": torch.rand(8)}
     chosen = {"scores": scores, "macs_ratio": 1.2, "scope": "global", "round_to": 2, "at_least": 0.1}
-    yield Call(removal.choose_filters, model | chosen | example)
-    yield Call(removal.group_scores, {"scores": scores, "groups": removal.groups(NET, IMAGES)}, ("groups",))
-    block = nn.Sequential(models.Residual(4))
-    yield Call(removal.remove_block, {"model": block, "name": "0"}, ("model",))
-    yield Call(removal.refresh_batchnorm, model | {"inputs": IMAGES, "batch_size": 4})
-    yield Call(importance.filter_norms, model | {"norm": 1, "names": ["4"]})
-    yield Call(importance.random_filter_scores, model | {"seed": 0, "names": ["4"]})
-    yield Call(importance.taylor_scores, model | split | {"names": ["4"], "batch_size": 4})
-    yield Call(importance.gradients, model | split | {"names": ["4"], "batch_size": 4})
-    yield Call(importance.hessian_diagonal, model | split | {"samples": 2, "seed": 0, "names": ["6"]})
+    yield Call(pruning.choose_filters, model | chosen | example)
+    yield Call(pruning.group_scores, {"scores": scores, "groups": pruning.groups(NET, IMAGES)}, ("groups",))
+    block = nn.Sequential(nets.Residual(4))
+    yield Call(pruning.remove_block, {"model": block, "name": "0"}, ("model",))
+    yield Call(pruning.refresh_batchnorm, model | {"inputs": IMAGES, "batch_size": 4})
+    yield Call(pruning.filter_norms, model | {"norm": 1, "names": ["4"]})
+    yield Call(pruning.random_filter_scores, model | {"seed": 0, "names": ["4"]})
+    yield Call(pruning.taylor_scores, model | split | {"names": ["4"], "batch_size": 4})
+    yield Call(pruning.gradients, model | split | {"names": ["4"], "batch_size": 4})
+    yield Call(pruning.hessian_diagonal, model | split | {"samples": 2, "seed": 0, "names": ["6"]})
     eigen = {"count": 1, "iterations": 3, "tol": 1e-2, "seed": 0, "names": ["6"]}
-    yield Call(importance.largest_eigenvalues, model | split | eigen)
-    yield Call(importance.removal_damage, model | split | {"layer": "4", "batch_size": 4})
+    yield Call(pruning.largest_eigenvalues, model | split | eigen)
+    yield Call(pruning.removal_damage, model | split | {"layer": "4", "batch_size": 4})
     ranked = {"scores": {"4": torch.rand(12)}, "damage": {"4": torch.rand(12)}, "resamples": 20, "seed": 0}
-    yield Call(importance.rank_correlation, ranked)
+    yield Call(statistics.rank_correlation, ranked)
     yield Call(quantization.code_range, {"bits": 4, "signed": True, "narrow": False})
     yield Call(quantization.affine_grid, {"lowest": torch.tensor(-1.0), "highest": torch.tensor(2.0), "bits": 4})
     yield Call(quantization.find_grid, {"values": IMAGES, "bits": 4, "method": "percentile", "percentile": 99.0})
@@ -135,12 +131,12 @@ def calls() -> Iterator[Call]:
     yield Call(quantization.fold_batchnorm, model | example)
     path = {"path": FOLDER / "bad_arguments.pack"}
     arrays = {"tensors": {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(3)}}
-    for function in (packing.write_dense, packing.write_sparse, packing.write_quantized):
+    for function in (files.write_dense, files.write_sparse, files.write_quantized):
         yield Call(function, arrays | path | {"words": ["<unk>", "<pad>", "good"]}, ("path",))
-    yield Call(coding.write_coded, arrays | path, ("path",))
-    packing.write_sparse(NET, FOLDER / "bad_arguments.net")
-    yield Call(packing.load_into, model | {"path": FOLDER / "bad_arguments.net"}, ("path",))
-    yield Call(packing.verify, model | {"path": FOLDER / "bad_arguments.net", "inputs": IMAGES}, ("path",))
+    yield Call(files.write_coded, arrays | path, ("path",))
+    files.write_sparse(NET, FOLDER / "bad_arguments.net")
+    yield Call(files.load_into, model | {"path": FOLDER / "bad_arguments.net"}, ("path",))
+    yield Call(files.verify, model | {"path": FOLDER / "bad_arguments.net", "inputs": IMAGES}, ("path",))
     yield Call(checkpoints.load, {"name": "lenet5"})
     fitted = {"train": SPLIT, "epochs": 1, "lr": 0.01, "optimizer": "sgd", "batch_size": 4, "warmup": 0.1}
     more = {"precision": "float32", "validation": SPLIT, "seed": 0, "progress": False, "lr_factors": {"4": 0.5}}
@@ -160,35 +156,37 @@ def calls() -> Iterator[Call]:
     maps = {"student": torch.rand(2, 16), "teacher": torch.rand(2, 16)}
     yield Call(distillation.attention_loss, maps)
     yield Call(distillation.with_features, model | {"inputs": IMAGES, "layers": ["4"]})
-    yield Call(transfer.freeze, model | {"but": ["6"]})
+    yield Call(training.freeze, model | {"but": ["6"]})
     yield Call(
-        transfer.features,
+        training.features,
         {
-            "model": models.resnet18(classes=2).eval(),
+            "model": nets.resnet18(classes=2).eval(),
             "split": data.Split(torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)),
             "batch_size": 2,
         },
     )
-    yield Call(text.fields, {"max_tokens": 10, "bigrams": False}, ("bigrams",))
+    yield Call(fields, {"max_tokens": 10, "bigrams": False}, ("bigrams",))
     yield Call(vocabulary.encode, {"texts": [["good"]], "words": ["<unk>", "<pad>", "good"]})
     yield Call(vocabulary.lines, {"words": ["<unk>", "<pad>", "good"]})
-    yield Call(results.mean_std, {"values": [0.9, 0.8, 0.85]})
-    yield Call(results.paired_interval, {"a": [0.9, 0.8, 0.85], "b": [0.8, 0.8, 0.8], "confidence": 0.95})
-    yield Call(results.expected_seconds, {"notebook": "02_prune_weights", "profile": "quick"})
-    yield Call(results.load, {"notebook": "02_prune_weights", "profile": "quick", "seed": 0})
-    yield Call(results.start, {"notebook": "02_prune_weights", "profile": "smoke", "seed": 0, "save": False}, ("save",))
-    run = results.start("02_prune_weights", profile="smoke", seed=0, save=False)
+    yield Call(statistics.mean_std, {"values": [0.9, 0.8, 0.85]})
+    yield Call(statistics.paired_interval, {"a": [0.9, 0.8, 0.85], "b": [0.8, 0.8, 0.8], "confidence": 0.95})
+    yield Call(evidence.expected_seconds, {"notebook": "02_prune_weights", "profile": "quick"})
+    yield Call(evidence.load, {"notebook": "02_prune_weights", "profile": "quick", "seed": 0})
+    yield Call(
+        evidence.start, {"notebook": "02_prune_weights", "profile": "smoke", "seed": 0, "save": False}, ("save",)
+    )
+    run = evidence.start("02_prune_weights", profile="smoke", seed=0, save=False)
     yield Call(run.claim, {"id": "x", "text": "y", "value": 0.5, "at_most": 1.0})
     yield Call(run.claim, {"id": "x2", "text": "y", "value": 0.5, "at_least": 0.1})
     yield Call(statistics.holm, {"p_values": [0.01, 0.2]})
     yield Call(statistics.needed, {"confidence": 0.99})
     yield Call(statistics.median_interval, {"differences": [0.1 * n for n in range(20)], "confidence": 0.99})
     yield Call(statistics.cluster_interval, {"values": [0.9, 0.8, 0.7], "clusters": [1, 1, 2], "confidence": 0.95})
-    yield Call(board.image_interval, {"accuracy": 0.9, "images": 100})
-    yield Call(board.seed_interval, {"accuracies": [0.9, 0.8, 0.85]})
+    yield Call(statistics.image_interval, {"accuracy": 0.9, "images": 100})
+    yield Call(statistics.seed_interval, {"accuracies": [0.9, 0.8, 0.85]})
     yield Call(data.only_classes, {"dataset": data.Dataset(SPLIT, SPLIT, SPLIT), "classes": [0, 1]}, ("dataset",))
-    yield Call(models.resnet18, {"classes": 4})
-    yield Call(models.pretrained_resnet18, {"source": "course"})
+    yield Call(nets.resnet18, {"classes": 4})
+    yield Call(checkpoints.pretrained_resnet18, {"source": "course"})
 
 
 def replacements(value: Any) -> Iterator[Any]:

@@ -31,7 +31,7 @@ def _has_shape(hint: Any) -> bool:
 
 
 # Before helpers is imported, so that all of its functions are checked.
-install_import_hook("helpers", "conftest.check_shapes")
+install_import_hook("helpers", "tests.conftest.check_shapes")
 
 
 def pytest_configure() -> None:

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers import data, deploy, packing, sources, training, vocabulary
+from helpers import data, fetching, files, runtime, training
+from helpers.core import vocabulary
 from helpers.data import Split
+from helpers.files import payload
+from helpers.files.arrays import INPUT_GRID
 
 BATCH = 50  # what a batch makes fits into the processor's cache, and 250 take up to half as long again
 MAX_TOKENS = 1_000  # `text.MAX_TOKENS`, of a module that takes seconds to import
@@ -34,10 +37,10 @@ NETWORKS = {
 
 def build(task: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """Return an untrained network of the task whose arrays have these shapes; ValueError if none has these layers."""
-    from helpers import models  # brings torchvision, which an ONNX file can do without
+    from helpers import nets  # brings torchvision, which an ONNX file can do without
 
     for network in NETWORKS[task]:
-        model = getattr(models, network)()
+        model = getattr(nets, network)()
         layers = {name: layer for name, layer in model.named_modules() if "weight" in layer._parameters}
         needed = {name for name, layer in layers.items() if not isinstance(layer, nn.BatchNorm2d)}
         found = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
@@ -68,12 +71,12 @@ def resized(layer: nn.Module, name: str, shapes: Mapping[str, tuple[int, ...]]) 
 
 def load(task: str, path: Path) -> nn.Module:
     """Return the network in a file of `packing`; it computes in float32."""
-    arrays = packing.read(path)
+    arrays = files.read(path)
     steps = {name.removesuffix(STEP): arrays.pop(name) for name in [*arrays] if name.endswith(STEP)}
-    grids = f".{packing.INPUT_GRID}"
+    grids = f".{INPUT_GRID}"
     model = build(task, {name: array.shape for name, array in arrays.items() if not name.endswith(grids)})
     if not steps:
-        return packing.load_into(model, path)
+        return files.load_into(model, path)
     numbers = {name: np.asarray(array * steps.get(name, 1), np.float32) for name, array in arrays.items()}
     model.load_state_dict({name: torch.from_numpy(array) for name, array in numbers.items()})
     return model
@@ -84,11 +87,11 @@ class InRuntime(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.session = deploy.session(path)
+        self.session = runtime.session(path)
         self.nothing = nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(deploy.run(self.session, images.contiguous().numpy()))
+        return torch.from_numpy(runtime.run(self.session, images.contiguous().numpy()))
 
 
 # ---------------------------------------------------------------- the test set
@@ -97,11 +100,11 @@ class InRuntime(nn.Module):
 def images(task: str) -> Split:
     """Return the test images of a task alone, as `data` has them; only the order of cats and dogs is another."""
     if task == "mnist":
-        folder, names, mean, std = sources.fetch("mnist"), "t10k-{}-ubyte", (data.MNIST_MEAN,), (data.MNIST_STD,)
+        folder, names, mean, std = fetching.fetch("mnist"), "t10k-{}-ubyte", (data.MNIST_MEAN,), (data.MNIST_STD,)
     else:
-        folder, names, mean, std = sources.fetch("cifar10"), "test-{}-ubyte", data.CIFAR10_MEAN, data.CIFAR10_STD
-    pixels = torch.from_numpy(sources.read_idx(folder / names.format(f"images-idx{3 if task == 'mnist' else 4}")))
-    labels = torch.from_numpy(sources.read_idx(folder / names.format("labels-idx1")).astype(np.int64))
+        folder, names, mean, std = fetching.fetch("cifar10"), "test-{}-ubyte", data.CIFAR10_MEAN, data.CIFAR10_STD
+    pixels = torch.from_numpy(fetching.read_idx(folder / names.format(f"images-idx{3 if task == 'mnist' else 4}")))
+    labels = torch.from_numpy(fetching.read_idx(folder / names.format("labels-idx1")).astype(np.int64))
     if task == "cat-or-dog":
         cat, dog = (data.CIFAR10_CLASSES.index(name) for name in ("cat", "dog"))
         pixels, labels = pixels[(labels == cat) | (labels == dog)], labels[(labels == cat) | (labels == dog)]
@@ -120,9 +123,9 @@ def numbered(reviews: Split, words: list[str]) -> Split:
 
 def count_right(path: Path, task: str) -> tuple[int, int]:
     """Return how many test examples the model in the file gets right, and of how many."""
-    packed = path.read_bytes().startswith(packing.MAGIC)
+    packed = path.read_bytes().startswith(payload.MAGIC)
     model = load(task, path) if packed else InRuntime(path)
-    test = numbered(data.imdb().test, packing.read_words(path)) if task == "imdb" else images(task)
+    test = numbered(data.imdb().test, files.read_words(path)) if task == "imdb" else images(task)
     result = training.evaluate(model, test, batch_size=BATCH)
     return result.correct, result.count
 

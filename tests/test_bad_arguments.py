@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 
-import bad_arguments
 import pytest
+
+from tests import bad_arguments
 
 CASES = defaultdict(list)
 for call, name, wrong in bad_arguments.cases():

@@ -18,15 +18,16 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import helpers
-from helpers import environment, notebooks, readme, sources
-from helpers.paths import ROOT
+from helpers.core import paths
+from helpers.course import chapters, readme, setup
+from helpers.fetching import catalogue
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
 OPTIONAL = [Requirement(r) for group in PROJECT["optional-dependencies"].values() for r in group]
-PINS = environment.read_lock()
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
-README = (ROOT / "README.md").read_text()
+PINS = setup.read_lock()
+CONDA = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+README = (paths.ROOT / "README.md").read_text()
 COMMANDS = {"course", "test", "lab", "notebooks", "student", "check", "mutants", "clean"}
 
 
@@ -66,7 +67,7 @@ def test_the_lock_is_complete():
 
 
 def test_the_lock_is_sorted_and_has_no_local_or_editable_lines():
-    lines = [line for line in environment.LOCK.read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in setup.LOCK.read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines)
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert names == sorted(set(names))
@@ -82,8 +83,8 @@ def test_conda_uses_the_same_constraints_and_a_python_that_is_allowed():
 
 
 def test_the_oldest_python_is_the_same_everywhere():
-    oldest = ".".join(map(str, environment.OLDEST))
-    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    oldest = ".".join(map(str, setup.OLDEST))
+    tools = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]
     assert PROJECT["requires-python"] == f">={oldest}"
     assert tools["ruff"]["target-version"] == "py" + oldest.replace(".", "")
     assert tools["mypy"]["python_version"] == oldest
@@ -102,7 +103,7 @@ def imported(path) -> set[str]:
 
 def test_whatever_is_imported_is_a_declared_dependency():
     providers = packages_distributions()
-    files = [*(ROOT / "helpers").glob("*.py"), *(ROOT / "tests").glob("*.py"), *notebooks.sources()]
+    files = [*(paths.ROOT / "helpers").glob("*.py"), *(paths.ROOT / "tests").glob("*.py"), *chapters.sources()]
     ours = {path.stem for path in files}  # a script of the tests may import its neighbour
     modules = {name for path in files for name in imported(path)} - {"cycler"} - ours  # cycler is a part of matplotlib
     declared = {*DIRECT, *(canonicalize_name(r.name) for r in OPTIONAL)}
@@ -114,7 +115,7 @@ def test_whatever_is_imported_is_a_declared_dependency():
 
 
 def test_make_only_passes_its_targets_on():
-    text = (ROOT / "Makefile").read_text()
+    text = (paths.ROOT / "Makefile").read_text()
     targets = re.search(r"^(course .*):$", text, re.M)
     assert targets and set(targets[1].split()) == COMMANDS
     assert "$(PYTHON) -m helpers $@ $(ARGS)" in text
@@ -124,29 +125,29 @@ def documented() -> set[str]:
     """Return each command that stands as code in the documentation: after `make` or `-m helpers`."""
     found: set[str] = set()
     for path in ("README.md", "CONTRIBUTING.md"):
-        code = re.findall(r"```.*?```|`[^`\n]+`", (ROOT / path).read_text(), re.S)
+        code = re.findall(r"```.*?```|`[^`\n]+`", (paths.ROOT / path).read_text(), re.S)
         found |= {name for part in code for name in re.findall(r"(?:\bmake|-m helpers) (\w+)", part)}
     return found
 
 
 def test_every_command_that_is_documented_exists_and_the_two_are():
-    commands = set(re.findall(r'add\("(\w+)"', (ROOT / "helpers/commands.py").read_text()))
+    commands = set(re.findall(r'add\("(\w+)"', (paths.ROOT / "helpers/commands.py").read_text()))
     assert {"course", "test"} < documented() <= commands
 
 
 def test_ci_runs_the_readmes_test_command():
     assert "make test" in README
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
-    assert (ROOT / ".ci/run").stat().st_mode & 0o111
-    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    assert (paths.ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
+    assert (paths.ROOT / ".ci/run").stat().st_mode & 0o111
+    job = yaml.safe_load((paths.ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
     assert "make test" in [step.get("run") for step in job["steps"]]
     for python in job["strategy"]["matrix"]["python"]:
         minor = tuple(map(int, python.split(".")))
-        assert environment.OLDEST <= minor <= environment.NEWEST_TESTED
+        assert setup.OLDEST <= minor <= setup.NEWEST_TESTED
 
 
 def test_what_runs_write_is_ignored_by_git():
-    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    ignored = (paths.ROOT / ".gitignore").read_text().splitlines()
     assert {"build/", "data/raw/", ".venv/"} <= set(ignored)
 
 
@@ -164,12 +165,12 @@ def git(folder, *arguments: str) -> str:
 def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(setting, tmp_path):
     patterns = ["data/checkpoints/*.txt", "data/checkpoints/*.json", "data/results/quick/*.json", "notebooks/src/*.py"]
     patterns += ["helpers/*.py", "*.md", "*.lock", "*.toml", ".ci/run", "Makefile", "notebooks/14*.ipynb"]
-    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    files += sorted(ROOT.glob("data/models/*"), key=lambda path: path.stat().st_size)[:3]
-    files += sorted(ROOT.glob("data/checkpoints/*.safetensors"), key=lambda path: path.stat().st_size)[:1]
+    files = [path for pattern in patterns for path in paths.ROOT.glob(pattern)]
+    files += sorted(paths.ROOT.glob("data/models/*"), key=lambda path: path.stat().st_size)[:3]
+    files += sorted(paths.ROOT.glob("data/checkpoints/*.safetensors"), key=lambda path: path.stat().st_size)[:1]
     original = tmp_path / "original"
-    for path in [*files, ROOT / ".gitattributes"]:
-        target = original / path.relative_to(ROOT)
+    for path in [*files, paths.ROOT / ".gitattributes"]:
+        target = original / path.relative_to(paths.ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     (original / "data/models/text.pack").write_bytes(b"looks like\na text\r\n")
@@ -184,9 +185,9 @@ def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(setting, tm
         assert (tmp_path / "clone" / path.relative_to(original)).read_bytes() == path.read_bytes(), path
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs git and a clone")
+@pytest.mark.skipif(not (paths.ROOT / ".git").exists() or shutil.which("git") is None, reason="needs git and a clone")
 def test_every_tracked_text_has_line_feeds_alone_and_other_files_are_marked():
-    for line in git(ROOT, "ls-files", "--eol").splitlines():
+    for line in git(paths.ROOT, "ls-files", "--eol").splitlines():
         kinds, _, name = line.partition("\t")
         stored, _, attribute = kinds.split(maxsplit=2)
         assert stored == "i/lf" or (stored == "i/-text" and attribute.strip() == "attr/-text") or stored == "i/none", (
@@ -218,28 +219,28 @@ def test_generated_parts_replace_only_themselves():
 
 
 def test_every_notebook_is_in_the_curriculum_and_linked_if_it_is_built():
-    assert {source.stem for source in notebooks.sources()} <= set(readme.CURRICULUM)
+    assert {source.stem for source in chapters.sources()} <= set(readme.CURRICULUM)
     for name in readme.CURRICULUM:
-        assert (f"(notebooks/{name}.ipynb)" in README) == (ROOT / f"notebooks/{name}.ipynb").exists()
+        assert (f"(notebooks/{name}.ipynb)" in README) == (paths.ROOT / f"notebooks/{name}.ipynb").exists()
 
 
 def test_local_links_lead_somewhere():
     for path in ("README.md", "CONTRIBUTING.md"):
-        for link in re.findall(r"\]\(([^)]+)\)", (ROOT / path).read_text()):
-            assert link.startswith("https://") or (ROOT / link).exists(), link
+        for link in re.findall(r"\]\(([^)]+)\)", (paths.ROOT / path).read_text()):
+            assert link.startswith("https://") or (paths.ROOT / link).exists(), link
 
 
 def test_the_readme_names_every_dataset_with_its_source():
-    for dataset in sources._DATASETS.values():
+    for dataset in catalogue.DATASETS.values():
         for package in filter(None, [dataset.npm, dataset.python_package]):
             name, number = re.split("@|==", package)
             assert f"`{name}` {number}" in README
 
 
 def test_licences_and_citation():
-    assert "Apache License" in (ROOT / "LICENSE").read_text()
-    assert "CC BY 4.0" in (ROOT / "LICENSE-prose").read_text()
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert "Apache License" in (paths.ROOT / "LICENSE").read_text()
+    assert "CC BY 4.0" in (paths.ROOT / "LICENSE-prose").read_text()
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
     assert citation["version"] == helpers.__version__
     assert set(citation["license"]) == set(PROJECT["license"].split(" AND "))
 
@@ -248,7 +249,7 @@ def test_kernels_of_two_test_processes_never_share_a_port():
     pick = "import conftest, sys; from jupyter_client.provisioning.local_provisioner import LocalPortCache as cache; \
 conftest.pytest_configure(); print(*(cache.instance().find_available_port('127.0.0.1') for _ in range(10)))"
     running = [
-        subprocess.Popen([sys.executable, "-c", pick], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
+        subprocess.Popen([sys.executable, "-c", pick], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
     ]
     one, two = ([int(port) for port in process.communicate()[0].split()] for process in running)
     assert len({*one, *two}) == 20 and all(20_000 <= port < 32_000 for port in [*one, *two])

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_file import MAX_TOKENS, build, images, load, numbered
 from torch import nn
 
-from helpers import coding, data, models, packing, paths, quantization, text
-from helpers.data import Split
+from helpers import data, files, nets, quantization
+from helpers.core import paths
+from helpers.data import Split, text
+from tests.evaluate_file import MAX_TOKENS, build, images, load, numbered
 
 RESULTS = [json.loads(path.read_text()) for path in sorted((paths.RESULTS / "full").glob("*.json"))]
 PUBLISHED = [
@@ -106,11 +107,11 @@ def test_a_fresh_process_gets_the_recorded_accuracy(result, model, tmp_path):
 
 
 @pytest.fixture
-def lean() -> models.CifarNet:
+def lean() -> nets.CifarNet:
     """A CifarNet with filters removed, also inside a residual block, and statistics as after a training."""
     torch.manual_seed(0)
-    net = models.CifarNet((5, 6, 7, 9))
-    net.res1.block1, net.res1.block2 = models.ConvBlock(6, 4), models.ConvBlock(4, 6)
+    net = nets.CifarNet((5, 6, 7, 9))
+    net.res1.block1, net.res1.block2 = nets.ConvBlock(6, 4), nets.ConvBlock(4, 6)
     return trained(net)
 
 
@@ -125,7 +126,7 @@ def trained(net: nn.Module) -> nn.Module:
 
 def thin_lenet5() -> nn.Module:
     torch.manual_seed(0)
-    net = models.lenet5()
+    net = nets.lenet5()
     net.conv1, net.conv2 = nn.Conv2d(1, 3, 5), nn.Conv2d(3, 4, 5)
     net.fc1, net.fc2 = nn.Linear(4 * 16, 5), nn.Linear(5, 10)
     return net.eval()
@@ -142,16 +143,16 @@ def photos(count: int = 4) -> torch.Tensor:
 
 def test_a_thin_lenet5_comes_back_from_a_range_coded_file(tmp_path):
     net, digits = thin_lenet5(), photos()[:, :1, :28, :28]
-    file = coding.write_coded(net, tmp_path / "thin.pack")
+    file = files.write_coded(net, tmp_path / "thin.pack")
     assert torch.equal(answers(load("mnist", file.path), digits), answers(net, digits))
 
 
 def test_a_lean_cifar_net_comes_back(tmp_path, lean):
-    file = packing.write_sparse(lean, tmp_path / "lean.pack")
+    file = files.write_sparse(lean, tmp_path / "lean.pack")
     assert torch.equal(answers(load("cifar10", file.path), photos()), answers(lean, photos()))
 
 
-@pytest.mark.parametrize("write", [packing.write_quantized, coding.write_coded])
+@pytest.mark.parametrize("write", [files.write_quantized, files.write_coded])
 @pytest.mark.parametrize("activations", [None, 4])
 def test_a_folded_quantized_cifar_net_comes_back(tmp_path, lean, write, activations):
     seen = Split(photos(32), torch.zeros(32, dtype=torch.int64))
@@ -168,15 +169,15 @@ def test_networks_in_half_precision_come_back_in_float32(tmp_path, lean, network
     net = lean if network == "lean" else trained(narrow_resnet18())
     net.fc = nn.Linear(net.fc.in_features, 2)
     halves = {name: t.half() if t.is_floating_point() else t for name, t in net.state_dict().items()}
-    file = packing.write_dense(halves, tmp_path / "half.pack")
+    file = files.write_dense(halves, tmp_path / "half.pack")
     again = load("cat-or-dog", file.path)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     assert torch.equal(answers(again, photos()), answers(net.half().float(), photos()))
 
 
-def narrow_resnet18() -> models.ResNet18:
+def narrow_resnet18() -> nets.ResNet18:
     """Return a ResNet-18 with 8 channels in the first stage, 3 of them inside its first block."""
-    net = models.resnet18(classes=2)
+    net = nets.resnet18(classes=2)
     net.conv1, net.bn1 = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8)
     for block, inside in zip(net.layer1, (3, 8), strict=True):
         block.conv1, block.bn1 = nn.Conv2d(8, inside, 3, padding=1, bias=False), nn.BatchNorm2d(inside)
@@ -197,16 +198,16 @@ def test_whole_numbers_and_their_steps_are_multiplied(tmp_path):
             step = parameter.detach().abs().max() / 127
             arrays |= {name: (parameter.detach() / step).round().to(torch.int8), f"{name}.step": step}
             parameter.data = arrays[name] * step
-    file = packing.write_dense(arrays, tmp_path / "steps.pack")
+    file = files.write_dense(arrays, tmp_path / "steps.pack")
     assert torch.equal(answers(load("mnist", file.path), digits), answers(net, digits))
 
 
 def test_a_text_classifier_has_the_files_words(tmp_path):
-    net = models.TextBag(6, dimensions=3, hidden=4).eval()
+    net = nets.TextBag(6, dimensions=3, hidden=4).eval()
     words = ["<unk>", "<pad>", "good", "not", "film", "not good"]
-    file = packing.write_sparse(net, tmp_path / "bag.pack", words=words)
+    file = files.write_sparse(net, tmp_path / "bag.pack", words=words)
     reviews = Split(["Not good", "good FILM, good"], [0, 1])
-    pairs = numbered(reviews, packing.read_words(file.path))
+    pairs = numbered(reviews, files.read_words(file.path))
     assert pairs.inputs.tolist() == [[3, 2, 5, 1, 1, 1, 1], [2, 4, 0, 2, 0, 0, 0]]  # "good", "film", ",", "good", pairs
     assert numbered(reviews, words[:5]).inputs.tolist() == [[3, 2, 1, 1], [2, 4, 0, 2]]
     assert torch.equal(answers(load("imdb", file.path), pairs.inputs), answers(net, pairs.inputs))
@@ -217,13 +218,13 @@ def test_reviews_are_cut_where_the_notebooks_cut_them():
 
 
 def test_a_file_of_another_network_is_refused():
-    shapes = {name: tuple(tensor.shape) for name, tensor in models.lenet5().state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in nets.lenet5().state_dict().items()}
     with pytest.raises(ValueError, match="no network for 'cifar10' has the layers of the file: conv1.weight, "):
         build("cifar10", shapes)
 
 
 def test_a_file_with_a_layer_less_is_refused():
-    shapes = {name: tuple(tensor.shape) for name, tensor in models.cifar_small().state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in nets.cifar_small().state_dict().items()}
     del shapes["res2.block1.conv.weight"]
     with pytest.raises(ValueError, match="no network for 'cifar10'"):
         build("cifar10", shapes)

@@ -1,7 +1,8 @@
 """What each technique does with networks of other kinds: right, or refused by name (`zoo.py` has all of them)."""
 
 import pytest
-import zoo
+
+from tests import zoo
 
 SHORT = [name for name in zoo.TECHNIQUES if name not in ("export", "int8")]
 CASES = [(network, technique) for network in zoo.SMALL for technique in SHORT]

@@ -32,10 +32,11 @@ from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import deploy, measure, models, packing, quantization, removal
+import helpers
+from helpers import files, measure, nets, pruning, quantization, runtime
 from helpers.data import Split
 
-HELPERS = Path(measure.__file__).parent
+HELPERS = Path(helpers.__file__).parent
 SECONDS = 300  # for one technique on one network
 Network = tuple[nn.Module, Tensor]  # in evaluation mode, with a batch of four examples
 
@@ -109,7 +110,7 @@ class TiedLanguage(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(30, 16)
-        self.reader = models.LSTM(16, 16)
+        self.reader = nets.LSTM(16, 16)
         self.decoder = nn.Linear(16, 30)
         self.decoder.weight = self.embedding.weight
 
@@ -241,12 +242,12 @@ def swin() -> Network:
 
 
 SMALL: dict[str, Callable[[], Network]] = {
-    "lenet5": lambda: (models.lenet5(), images(28, 1)),
-    "cifar_half": lambda: (models.cifar_half(), images(32)),
-    "imdb_bag": lambda: (models.TextBag(30, dimensions=12, hidden=8), tokens(30)),
-    "imdb_cnn": lambda: (models.TextNet(models.TextCNN(12, 16), 16, 30, dimensions=12), tokens(30)),
-    "imdb_rnn": lambda: (models.TextNet(models.RNN(12, 16), 16, 30, dimensions=12), tokens(30)),
-    "imdb_lstm": lambda: (models.TextNet(models.LSTM(12, 16), 16, 30, dimensions=12), tokens(30)),
+    "lenet5": lambda: (nets.lenet5(), images(28, 1)),
+    "cifar_half": lambda: (nets.cifar_half(), images(32)),
+    "imdb_bag": lambda: (nets.TextBag(30, dimensions=12, hidden=8), tokens(30)),
+    "imdb_cnn": lambda: (nets.TextNet(nets.TextCNN(12, 16), 16, 30, dimensions=12), tokens(30)),
+    "imdb_rnn": lambda: (nets.TextNet(nets.RNN(12, 16), 16, 30, dimensions=12), tokens(30)),
+    "imdb_lstm": lambda: (nets.TextNet(nets.LSTM(12, 16), 16, 30, dimensions=12), tokens(30)),
     "viewed": lambda: (Viewed(), images(32)),
     "unet": lambda: (UNet(), images(16)),
     "autoencoder": lambda: (Autoencoder(), images(16)),
@@ -276,7 +277,7 @@ SMALL: dict[str, Callable[[], Network]] = {
 }
 
 LARGE: dict[str, Callable[[], Network]] = {
-    "resnet18_course": lambda: (models.resnet18(), images(32)),
+    "resnet18_course": lambda: (nets.resnet18(), images(32)),
     "alexnet": torchvisions("alexnet"),
     "convnext_tiny": torchvisions("convnext_tiny"),
     "densenet121": torchvisions("densenet121"),
@@ -334,13 +335,13 @@ def close(found: Tensor, expected: Tensor, part: float) -> bool:
 
 def check_removal(model: nn.Module, example: Tensor, folder: Path) -> str:
     keep = {}
-    for group in removal.groups(model, example):
+    for group in pruning.groups(model, example):
         whole = torch.ones(group.channels // group.parts, dtype=torch.bool)
         whole[: max(1, len(whole) // 4)] = len(whole) == 1
         keep[group.name] = whole.repeat(group.parts)
     if not keep:
         return "no groups"
-    new, zeroed = removal.remove_filters(model, keep, example), removal.zero_filters(model, keep, example)
+    new, zeroed = pruning.remove_filters(model, keep, example), pruning.zero_filters(model, keep, example)
     assert close(answer(new, example), answer(zeroed, example), 1e-4), "removed differs from zeroed"
     assert not torch.equal(answer(zeroed, example), answer(model, example)), "nothing was removed"
     original = dict(model.named_parameters())
@@ -382,8 +383,8 @@ def check_quantization(model: nn.Module, example: Tensor, folder: Path) -> str:
 def check_packed(model: nn.Module, example: Tensor, folder: Path) -> str:
     before = answer(model, example)
     path = folder / "sparse.pack"
-    packing.write_sparse(model, path)
-    arrays = packing.read(path)
+    files.write_sparse(model, path)
+    arrays = files.read(path)
     state = model.state_dict()
     assert all(np.array_equal(array, state[name].numpy()) for name, array in arrays.items()), "other numbers"
     assert {state[name].data_ptr() for name in arrays} == {t.data_ptr() for t in state.values()}, "a tensor is missing"
@@ -392,19 +393,19 @@ def check_packed(model: nn.Module, example: Tensor, folder: Path) -> str:
     size = path.stat().st_size
     assert size <= once + 40 * len(state) + 2_000, f"{size} bytes for {once} bytes of numbers"
     torch.manual_seed(1)
-    again = packing.load_into(model, path)
+    again = files.load_into(model, path)
     assert torch.equal(answer(again, example), before), "other answers"
     quantized = quantization.quantize_model(model, weights=4)
     small = folder / "small.pack"
-    packing.write_quantized(quantized, small)
-    assert torch.equal(answer(packing.load_into(model, small), example), answer(quantized, example)), "4 bits: others"
+    files.write_quantized(quantized, small)
+    assert torch.equal(answer(files.load_into(model, small), example), answer(quantized, example)), "4 bits: others"
     return f"{once / small.stat().st_size:.1f} x"
 
 
 def check_export(model: nn.Module, example: Tensor, folder: Path) -> str:
     import onnxruntime
 
-    path = deploy.export_onnx(model, example, folder / "net.onnx")
+    path = runtime.export_onnx(model, example, folder / "net.onnx")
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     for part in (example[:1], example[:3], torch.cat([example, example])):
@@ -417,9 +418,9 @@ def check_int8(model: nn.Module, example: Tensor, folder: Path) -> str:
     import onnx
     import onnxruntime
 
-    graph = deploy.export_onnx(quantization.fold_batchnorm(model, example), example, folder / "folded.onnx")
+    graph = runtime.export_onnx(quantization.fold_batchnorm(model, example), example, folder / "folded.onnx")
     labels = torch.zeros(len(example), dtype=torch.int64)
-    path = deploy.quantize_static(graph, Split(example, labels), folder / "int8.onnx")
+    path = runtime.quantize_static(graph, Split(example, labels), folder / "int8.onnx")
     kinds = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
     proto = onnx.load(path).graph
     floats = {t.name for t in proto.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1}
@@ -462,7 +463,7 @@ class Counting(TorchFunctionMode):
         return output
 
 
-RECURRENT = (nn.RNNBase, nn.RNNCellBase, models.RNN, models.LSTM)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase, nets.RNN, nets.LSTM)
 
 
 def multiplications(model: nn.Module, example: Tensor) -> int:

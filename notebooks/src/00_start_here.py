@@ -38,11 +38,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from helpers import checkpoints, data, exercises, measure, packing, plots, pruning, results, training
-from helpers.results import say
+from helpers import checkpoints, data, evidence, exercises, measure, pruning, show, training
+from helpers.core import system
+from helpers.evidence import say
+from helpers.files import read, verify, write_dense, write_sparse
 
-run = results.start("00_start_here", profile=PROFILE, seed=SEED)
-say(results.timetable("00_start_here"))
+run = evidence.start("00_start_here", profile=PROFILE, seed=SEED)
+say(evidence.timetable("00_start_here"))
 
 # %% [markdown]
 # Every notebook opens like this, and then with its settings. A **profile** is a size of experiment. *smoke* is a rehearsal:
@@ -50,13 +52,13 @@ say(results.timetable("00_start_here"))
 # the published ones. Change the word in the first cell, and you have changed the experiment.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(digits=500, test=500, retrain=512, rounds=20),
     quick=dict(digits=2_500, test=10_000, retrain=10_000, rounds=60),
     full=dict(digits=5_000, test=10_000, retrain=55_000, rounds=100),
 )
-plots.style()
+show.style()
 training.seed_everything(SEED)
 say(f"This run: profile **{PROFILE}**, {S.digits:,} digits for every question but the last.")
 
@@ -85,7 +87,7 @@ def show_digits(which, captions, *, title, alt):
     for ax in axes:
         ax.axis("off")
     fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-    plots.show(fig, alt=alt)
+    show.figure(fig, alt=alt)
 
 
 captions = [str(int(answer)) for answer in answers[:10]]
@@ -105,7 +107,7 @@ show_digits(range(10), captions, title="Ten digits, and what the network reads",
 ONE = digits.inputs[:1]
 work = run.scratch("files")
 work.mkdir(exist_ok=True)
-dense_file = packing.write_dense(dense, work / "dense.pack")
+dense_file = write_dense(dense, work / "dense.pack")
 macs = measure.count_macs(dense, ONE)
 say(
     f"LeNet-5: **{measure.count_parameters(dense):,} parameters**, **{macs:,} MACs** for one digit, "
@@ -181,7 +183,7 @@ exercises.check("00.1", changed_per_thousand, measured=measured)
 # %%
 removed = [0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95]
 lost = [1000 * changed(delete(largest(1 - share))) / len(digits) for share in removed]
-fig = plots.line_with_band(
+fig = show.line_with_band(
     [100 * share for share in removed],
     {"one cut, no training": lost},
     title="Free for a long way, and then not at all",
@@ -189,8 +191,8 @@ fig = plots.line_with_band(
     ylabel="answers changed (of 1,000)",
 )
 table = pd.DataFrame({"answers changed, of 1,000": lost}, index=pd.Index(removed, name="removed"))
-alt = f"A line that stays near zero and then shoots up. {plots.in_words(table)}"
-plots.show(fig, alt=alt, table=table)
+alt = f"A line that stays near zero and then shoots up. {show.in_words(table)}"
+show.figure(fig, alt=alt, table=table)
 run.record("one_cut", table.reset_index())
 
 # %%
@@ -288,11 +290,11 @@ exercises.check("00.2", round_weight)
 # stores only what is left and where it stood. Both files are read back, and must give exactly the same logits.
 
 # %%
-pruned_file = packing.write_sparse(pruned, work / "pruned.pack")
-packing.verify(pruned_file.path, pruned, digits.inputs)
+pruned_file = write_sparse(pruned, work / "pruned.pack")
+verify(pruned_file.path, pruned, digits.inputs)
 
-short_file = packing.write_dense(short, work / "short.pack")
-again, back = deepcopy(dense), {n: torch.from_numpy(a) for n, a in packing.read(short_file.path).items()}
+short_file = write_dense(short, work / "short.pack")
+again, back = deepcopy(dense), {n: torch.from_numpy(a) for n, a in read(short_file.path).items()}
 for name, parameter in again.named_parameters():
     parameter.data = back[name] * back[f"{name}.step"] if name in weights else back[name]
 assert torch.equal(training.predict(again, digits.inputs), training.predict(rounded, digits.inputs))
@@ -338,9 +340,9 @@ run.record("scales", scales.drop(columns="milliseconds").reset_index(names="netw
 
 # %%
 percent = (100 * scales / scales.loc["dense"]).drop("dense").T
-fig = plots.bars(percent, title="Which scales moved?", xlabel="% of the dense net", label="{:.0f} %")
-alt = f"Bars in percent of the dense network. {plots.in_words(percent)}"
-plots.show(fig, alt=alt, table=scales.T)
+fig = show.bars(percent, title="Which scales moved?", xlabel="% of the dense net", label="{:.0f} %")
+alt = f"Bars in percent of the dense network. {show.in_words(percent)}"
+show.figure(fig, alt=alt, table=scales.T)
 
 # %%
 verdict = {name: verdicts[name].verdict for name in models}
@@ -496,11 +498,11 @@ alt = "Bars: share of the parameters and of the MACs, in percent, by kind of lay
 for ax, (name, table) in zip(axes, kinds.items(), strict=True):
     share = (100 * table / table.sum()).set_axis(["of the parameters", "of the MACs"], axis=1)
     share = share[share.max(axis=1) >= 1]
-    plots.bars(share, title=name.capitalize(), xlabel="", label="{:.0f} %", ax=ax)
-    alt += f" In {name}, {plots.in_words(share)}"
+    show.bars(share, title=name.capitalize(), xlabel="", label="{:.0f} %", ax=ax)
+    alt += f" In {name}, {show.in_words(share)}"
 axes[-1].set_xlabel("share of the network (%), from 1 % on")
 table = pd.concat(kinds, names=["network", "kind of layer"])
-plots.show(fig, alt=alt, table=table)
+show.figure(fig, alt=alt, table=table)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -529,18 +531,17 @@ for name, t in kinds.items():
 # The milliseconds of a notebook are those of the machine that ran it. What they depend on, here:
 
 # %%
-from helpers import environment
 
-machine = environment.machine()
-pd.DataFrame({"this machine": {key: str(value) for key, value in machine.items()}})
+this_machine = system.machine()
+pd.DataFrame({"this machine": {key: str(value) for key, value in this_machine.items()}})
 
 # %%
 eight_bits = {
     True: "multiplies 8-bit integers natively (VNNI, or dot products on Arm): they may well be faster here.",
     False: "has no instruction of its own for 8-bit integers: they may save bytes, and no time.",
 }
-say(f"This CPU {eight_bits[machine['vnni']]} Notebook 10 measures it.")
-say("There is a GPU; training uses it." if machine["gpu"] else "There is no GPU, and none is needed.")
+say(f"This CPU {eight_bits[this_machine['vnni']]} Notebook 10 measures it.")
+say("There is a GPU; training uses it." if this_machine["gpu"] else "There is no GPU, and none is needed.")
 
 # %% [markdown]
 # ## 8. How this course knows what it says
@@ -558,11 +559,11 @@ say("There is a GPU; training uses it." if machine["gpu"] else "There is no GPU,
 # Here is a claim that is too good to be true, in a run that is not saved:
 
 # %%
-rehearsal = results.start("00_start_here", profile="quick", seed=SEED, save=False)
+rehearsal = evidence.start("00_start_here", profile="quick", seed=SEED, save=False)
 rehearsal.claim("too-good", "Answers that change when nine tenths of the weights go", changed(cut), at_most=0)
 try:
     rehearsal.finish()
-except results.ClaimError as error:
+except evidence.ClaimError as error:
     say(f"Here a notebook would stop, and say: *{error}*.")
 
 # %% [markdown]

@@ -40,11 +40,11 @@ from matplotlib import ticker
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import data, deploy, exercises, measure, models, packing, plots, results, training
-from helpers.results import say
+from helpers import data, evidence, exercises, files, measure, nets, runtime, show, training
+from helpers.evidence import say
 
-run = results.start("01_measure_first", profile=PROFILE, seed=SEED)
-say(results.timetable("01_measure_first"))
+run = evidence.start("01_measure_first", profile=PROFILE, seed=SEED)
+say(evidence.timetable("01_measure_first"))
 
 # %% [markdown]
 # The settings: how many digits to train on and how often, whether they are shifted at random, how many digits to validate
@@ -52,7 +52,7 @@ say(results.timetable("01_measure_first"))
 # compared with itself.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, epochs=1, shift=False, validation=500, test=500,
                calls=100, rounds=21, controls=3, control_rounds=21),
@@ -61,7 +61,7 @@ S = results.settings(
     full=dict(train=55_000, epochs=10, shift=True, validation=5_000, test=10_000,
               calls=400, rounds=101, controls=40, control_rounds=61),
 )  # fmt: skip
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist = data.mnist()
 digits = mnist.validation.take(S.validation)
@@ -74,7 +74,7 @@ digits = mnist.validation.take(S.validation)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(models.lenet5())
+print(nets.lenet5())
 
 # %% [markdown]
 # Train it. The validation digits are not among those that it trains on, and the test digits wait for the end. (In the full
@@ -82,7 +82,7 @@ print(models.lenet5())
 
 # %%
 fitted = training.fit(
-    models.lenet5(),
+    nets.lenet5(),
     mnist.train.take(S.train),
     epochs=S.epochs,
     lr=2e-3,
@@ -232,8 +232,8 @@ run.record("layers", by_helper.drop(columns="output").reset_index())
 shares = 100 * by_helper[["share_parameters", "share_macs"]]
 shares.columns = ["% of the parameters", "% of the MACs"]
 title = "fc1 holds the parameters, conv2 does the work"
-fig = plots.bars(shares, title=title, xlabel="share of the whole network (%)", label="{:.1f} %")
-plots.show(fig, alt=f"Bars for four layers. {plots.in_words(shares)}", table=shares)
+fig = show.bars(shares, title=title, xlabel="share of the whole network (%)", label="{:.1f} %")
+show.figure(fig, alt=f"Bars for four layers. {show.in_words(shares)}", table=shares)
 run.claim("fc1-parameters", "fc1's share of the parameters", by_helper.loc["fc1", "share_parameters"], at_least=0.9)
 run.claim("conv2-macs", "conv2's share of the MACs", by_helper.loc["conv2", "share_macs"], at_least=0.65)
 
@@ -274,7 +274,7 @@ exercises.check("01.1", convolution_macs)
 # **Predict**: how many bytes is that, beside the parameters?
 
 # %%
-packed = packing.write_dense(net, run.scratch("lenet5.pack"))
+packed = files.write_dense(net, run.scratch("lenet5.pack"))
 extra = packed.bytes - 4 * total
 say(f"The file has {packed.bytes:,} bytes: four for each of the {total:,} parameters, and {extra} for everything else.")
 run.claim("file-size", "Bytes of the file beyond four for each parameter", extra, at_most=500)
@@ -284,7 +284,7 @@ run.claim("file-size", "Bytes of the file beyond four for each parameter", extra
 # logits, bit for bit:
 
 # %%
-again = packing.load_into(models.lenet5(), packed.path)
+again = files.load_into(nets.lenet5(), packed.path)
 logits, from_file = (training.predict(model, digits.inputs) for model in (net, again))
 worst = (logits - from_file).abs().max()
 run.claim("file-logits", "Largest difference between the file's logits and the network's", worst, at_most=0)
@@ -320,9 +320,9 @@ def bytes_with_half_of_fc1():
 
 
 # %%
-halved = models.lenet5()
+halved = nets.lenet5()
 halved.fc1, halved.fc2 = nn.Linear(800, 250), nn.Linear(250, 10)
-measured = packing.write_dense(halved, run.scratch("halved.pack")).bytes
+measured = files.write_dense(halved, run.scratch("halved.pack")).bytes
 exercises.check("01.2", bytes_with_half_of_fc1, measured=measured)
 
 # %% [markdown]
@@ -364,14 +364,14 @@ typical = np.median(calls)
 summary = {"first call": calls[0], "median": typical, "slowest later call": calls[1:].max(), "fastest": calls.min()}
 summary = pd.DataFrame({"milliseconds": summary})
 fig, ax = plt.subplots()
-ax.plot(range(2, len(calls) + 1), calls[1:], ".", color=plots.COLOURS[0], label="later calls")
-ax.plot([1], calls[:1], "D", color=plots.COLOURS[5], markersize=9, label="first call")
+ax.plot(range(2, len(calls) + 1), calls[1:], ".", color=show.COLOURS[0], label="later calls")
+ax.plot([1], calls[:1], "D", color=show.COLOURS[5], markersize=9, label="first call")
 ax.axhline(typical, color="black", linestyle="--", label="median")
 ax.set(title="The same work never takes the same time", xlabel="call", ylabel="milliseconds", yscale="log")
 log_ticks(ax)
 fig.legend(loc="outside lower center", ncols=3)
-alt = f"{len(calls)} calls in a row, the first one marked. {plots.in_words(summary, '{:.3g}')}"
-plots.show(fig, alt=alt, table=summary)
+alt = f"{len(calls)} calls in a row, the first one marked. {show.in_words(summary, '{:.3g}')}"
+show.figure(fig, alt=alt, table=summary)
 run.record("calls_ms", summary["milliseconds"].to_dict(), timing=True)
 
 # %%
@@ -411,7 +411,7 @@ ratios = {name: np.median(a) / np.median(b) for name, (a, b) in designs.items()}
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
 for ax, (name, samples) in zip(axes, designs.items(), strict=True):
-    for label, place, sample, marker, colour in zip("AB", places[name], samples, "os", plots.COLOURS, strict=False):
+    for label, place, sample, marker, colour in zip("AB", places[name], samples, "os", show.COLOURS, strict=False):
         ax.plot(place, sample, marker, color=colour, markersize=3, label=label)
         ax.axhline(np.median(sample), color=colour, linestyle="-" if label == "A" else "--")
     ax.set_title(name, fontsize=12, fontweight="normal")
@@ -420,8 +420,8 @@ axes[0].set_ylabel("milliseconds")
 axes[0].legend(loc="upper left", markerscale=2)
 fig.suptitle("Taking turns cancels the drift", x=0.01, ha="left", fontsize=14, fontweight="bold")
 table = pd.DataFrame({name: [np.median(a), np.median(b)] for name, (a, b) in designs.items()}, index=["A", "B"])
-alt = f"Two panels with rising milliseconds and a line at each median. {plots.in_words(table, '{:.2f} ms')}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Two panels with rising milliseconds and a line at each median. {show.in_words(table, '{:.2f} ms')}"
+show.figure(fig, alt=alt, table=table)
 
 # %%
 error = {name: abs(ratio - 1) for name, ratio in ratios.items()}
@@ -524,9 +524,9 @@ run.record("a_against_a_ratios", comparisons, timing=True)
 off = np.exp(np.log(comparisons[["one reading", "interleaved"]]).abs().max()) - 1
 fig, ax = plt.subplots(figsize=(8, 4.2))
 number = np.arange(1, S.controls + 1)
-ax.plot(number, comparisons["one reading"], "s", color=plots.COLOURS[5], label="one stopwatch reading each")
+ax.plot(number, comparisons["one reading"], "s", color=show.COLOURS[5], label="one stopwatch reading each")
 ax.vlines(number, comparisons["A/A from"], comparisons["A/A to"], color="#999999", lw=4, label="A/A interval")
-ax.plot(number, comparisons["interleaved"], "o", color=plots.COLOURS[0], ms=5, label="interleaved, median ratio")
+ax.plot(number, comparisons["interleaved"], "o", color=show.COLOURS[0], ms=5, label="interleaved, median ratio")
 ax.set(title="A stopwatch finds differences where there are none", xlabel="comparison", ylabel="time of A / time of B")
 ax.set(yscale="log")
 log_ticks(ax)
@@ -536,7 +536,7 @@ alt = (
     f"{S.controls} comparisons of a network with itself. Single readings are off by up to {off['one reading']:.0%}, "
     f"interleaved medians by up to {off['interleaved']:.0%}. Grey bars show each comparison's own A/A interval."
 )
-plots.show(fig, alt=alt, table=comparisons)
+show.figure(fig, alt=alt, table=comparisons)
 
 # %%
 first_loses = sum(ratio > 1 for ratio in single)
@@ -600,8 +600,8 @@ for batch, samples in layers.items():
     where[f"% of the time, batch {batch}"] = 100 * samples.median() / samples.median().sum()
 run.record("time_by_layer", where.reset_index(names="layer"), timing=True)
 title = "Time does not follow the MACs"
-fig = plots.bars(where, title=title, xlabel="share of the whole network (%)", label="{:.0f} %")
-plots.show(fig, alt=f"Bars for four layers and the rest. {plots.in_words(where)}", table=where)
+fig = show.bars(where, title=title, xlabel="share of the whole network (%)", label="{:.0f} %")
+show.figure(fig, alt=f"Bars for four layers and the rest. {show.in_words(where)}", table=where)
 
 # %%
 one, many = (where[f"% of the time, batch {batch}"] for batch in (1, 64))
@@ -626,9 +626,9 @@ say(
 # compares the logits before it lets the file appear; compare them once more, on all validation digits:
 
 # %%
-path = deploy.export_onnx(net, TWO, run.scratch("lenet5.onnx"))
-session = deploy.session(path, threads=1)
-onnx_logits = torch.from_numpy(deploy.run(session, digits.inputs.numpy()))
+path = runtime.export_onnx(net, TWO, run.scratch("lenet5.onnx"))
+session = runtime.session(path, threads=1)
+onnx_logits = torch.from_numpy(runtime.run(session, digits.inputs.numpy()))
 difference = (onnx_logits - logits).abs().max() / logits.abs().max()
 changed = int((onnx_logits.argmax(1) != logits.argmax(1)).sum())
 run.claim("onnx-logits", "ONNX Runtime's logits, largest difference over largest logit", difference, at_most=1e-4)
@@ -646,7 +646,7 @@ for batch in (1, 64):
     array = inputs.numpy()
     variants = {
         "eager PyTorch": lambda inputs=inputs: net(inputs),
-        "ONNX Runtime": lambda array=array: deploy.run(session, array),
+        "ONNX Runtime": lambda array=array: runtime.run(session, array),
     }
     with torch.inference_mode():
         runtimes[batch] = measure.compare(measure.time_interleaved(variants, rounds=S.rounds, threads=1))
@@ -688,8 +688,8 @@ if PROFILE == "full":
 records = [
     record
     for batch, verdicts in runtimes.items()
-    for name, runtime in {"eager PyTorch": "eager", "ONNX Runtime": "onnxruntime"}.items()
-    for record in measure.latency_records({name: verdicts[name]}, runtime=runtime, batch=batch)
+    for name, engine in {"eager PyTorch": "eager", "ONNX Runtime": "onnxruntime"}.items()
+    for record in measure.latency_records({name: verdicts[name]}, runtime=engine, batch=batch)
 ]
 run.model(
     "lenet5-measured",

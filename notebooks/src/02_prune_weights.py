@@ -36,31 +36,20 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from helpers import (
-    checkpoints,
-    data,
-    distillation,
-    exercises,
-    measure,
-    models,
-    packing,
-    plots,
-    pruning,
-    results,
-    training,
-)
-from helpers.results import say
+from helpers import checkpoints, data, distillation, evidence, exercises, measure, nets, pruning, show, training
+from helpers.evidence import say
+from helpers.files import verify, write_dense, write_sparse
 
 # %%
-run = results.start("02_prune_weights", profile=PROFILE, seed=SEED)
-say(results.timetable("02_prune_weights"))
+run = evidence.start("02_prune_weights", profile=PROFILE, seed=SEED)
+say(evidence.timetable("02_prune_weights"))
 
 # %% [markdown]
 # The settings of the three profiles. `far` is the sparsity at which schedules are compared in section 6; `ratio` is how
 # many times fewer weights the last network keeps, and `epochs` how long that takes.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, validation=300, repeats=2, retrain=512, rounds=2, far=0.98,
                ratio=16, epochs=2, timings=20),
@@ -71,7 +60,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist = data.mnist()
 train, validation = mnist.train.take(S.train), mnist.validation.take(S.validation)
@@ -99,8 +88,8 @@ weights = dense.fc1.weight.detach().flatten()
 shares = [0.1, 0.5, 0.9, 0.99]
 nearer = [weights.abs().kthvalue(int(share * len(weights))).values.item() for share in shares]
 fig, ax = plt.subplots()
-ax.hist(weights.numpy(), bins=200, range=(-0.15, 0.15), color=plots.COLOURS[0])
-ax.axvspan(-nearer[1], nearer[1], color=plots.COLOURS[1], alpha=0.4, label="the half nearest to zero")
+ax.hist(weights.numpy(), bins=200, range=(-0.15, 0.15), color=show.COLOURS[0])
+ax.axvspan(-nearer[1], nearer[1], color=show.COLOURS[1], alpha=0.4, label="the half nearest to zero")
 ax.set(
     title=f"Half of fc1's weights are closer to zero than {nearer[1]:.3f}",
     xlabel="weight",
@@ -108,8 +97,8 @@ ax.set(
 )
 ax.legend()
 table = pd.DataFrame({"closer to zero than": nearer}, index=pd.Index(shares, name="share of the weights"))
-alt = f"Histogram of the weights of fc1, the half nearest to zero shaded. {plots.in_words(table, '{:.3f}')}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Histogram of the weights of fc1, the half nearest to zero shaded. {show.in_words(table, '{:.3f}')}"
+show.figure(fig, alt=alt, table=table)
 
 # %% [markdown]
 # **Predict.** You set the smaller half of the weights of *every* layer to zero and train nothing. How many of a thousand
@@ -209,7 +198,7 @@ curves = {
 
 # %%
 percent = [100 * s for s in SPARSITIES]
-fig = plots.line_with_band(
+fig = show.line_with_band(
     percent,
     {name: [[100 * a for a in row] for row in rows] for name, rows in curves.items()},
     title="Magnitude knows what random does not",
@@ -218,8 +207,8 @@ fig = plots.line_with_band(
 )
 means = {name: [sum(a) / len(a) for a in zip(*rows, strict=True)] for name, rows in curves.items()}
 table = pd.DataFrame(means, index=pd.Index(SPARSITIES, name="sparsity"))
-alt = f"Accuracy (%) against sparsity. {plots.in_words(100 * table)}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Accuracy (%) against sparsity. {show.in_words(100 * table)}"
+show.figure(fig, alt=alt, table=table)
 run.record("one_shot_curves", table.reset_index())
 
 # %%
@@ -257,7 +246,7 @@ pd.DataFrame(
 sensitivity = {
     name: [accuracy(zero_out(dense, pruning.layer_masks(dense, {name: s}))) for s in SPARSITIES] for name in LAYERS
 }
-fig = plots.line_with_band(
+fig = show.line_with_band(
     percent,
     {name: [100 * a for a in row] for name, row in sensitivity.items()},
     title="The layers differ in what they can lose",
@@ -265,8 +254,8 @@ fig = plots.line_with_band(
     ylabel="validation accuracy (%)",
 )
 table = pd.DataFrame(sensitivity, index=pd.Index(SPARSITIES, name="sparsity"))
-alt = f"Accuracy (%) against the sparsity of one layer. {plots.in_words(100 * table)}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Accuracy (%) against the sparsity of one layer. {show.in_words(100 * table)}"
+show.figure(fig, alt=alt, table=table)
 run.record("sensitivity", table.reset_index())
 order = table.mean().sort_values()
 say(f"Most sensitive first: {', '.join(f'**{n}** ({table.loc[0.9, n]:.1%} with 90 % removed)' for n in order.index)}.")
@@ -314,7 +303,7 @@ run.claim(
 
 # %%
 by_neuron = [accuracy(zero_out(dense, pruning.neuron_masks(dense, "fc1", "fc2", s))) for s in SPARSITIES]
-fig = plots.line_with_band(
+fig = show.line_with_band(
     percent,
     {"single weights": [100 * a for a in sensitivity["fc1"]], "whole neurons": [100 * a for a in by_neuron]},
     title="Whole neurons are harder to spare than single weights",
@@ -322,8 +311,8 @@ fig = plots.line_with_band(
     ylabel="validation accuracy (%)",
 )
 table = pd.DataFrame({"weights": sensitivity["fc1"], "neurons": by_neuron}, index=pd.Index(SPARSITIES, name="sparsity"))
-alt = f"Accuracy (%) against the share of fc1 removed. {plots.in_words(100 * table)}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Accuracy (%) against the share of fc1 removed. {show.in_words(100 * table)}"
+show.figure(fig, alt=alt, table=table)
 run.record("weights_or_neurons", table.reset_index())
 cost = table["weights"] - table["neurons"]
 say(
@@ -396,7 +385,7 @@ moments = [i / 20 for i in range(21)]
 left = [430_500 * (1 - final) ** t for t in moments]
 for t, number in zip(moments, left, strict=True):
     assert abs(430_500 * (1 - pruning.geometric_sparsity(t, final=final)) - number) < 1e-6
-fig = plots.line_with_band(
+fig = show.line_with_band(
     moments,
     {"weights": left},
     title="Each step drops the same fraction of what is left",
@@ -404,7 +393,7 @@ fig = plots.line_with_band(
     ylabel="weights left",
 )
 table = pd.DataFrame({"weights left": left}, index=pd.Index(moments, name="t"))
-plots.show(fig, alt=f"Weights left against progress. {plots.in_words(table.iloc[::5])}", table=table)
+show.figure(fig, alt=f"Weights left against progress. {show.in_words(table.iloc[::5])}", table=table)
 
 # %% [markdown]
 # Three more things help when very few weights are left, and the cell below uses them all.
@@ -431,7 +420,7 @@ def taught(model, images, labels, temperature=4.0, share=0.9):
 
 
 # %%
-few, untrained = train.take(64), models.lenet5()
+few, untrained = train.take(64), nets.lenet5()
 mine, helper = (loss(untrained, few.inputs, few.labels) for loss in (taught, distillation.taught_by(dense)))
 assert torch.isclose(mine, helper, rtol=1e-5)
 
@@ -442,7 +431,7 @@ assert torch.isclose(mine, helper, rtol=1e-5)
 # %%
 training.seed_everything(SEED)
 fitted = pruning.prune_gradually(
-    models.lenet5() if PROFILE == "full" else dense,
+    nets.lenet5() if PROFILE == "full" else dense,
     train,
     amount=final,
     epochs=S.epochs,
@@ -476,7 +465,7 @@ say(
     f"**{ratio:.0f} times fewer weights**, {100 * test.accuracy:.2f} % of the test digits right, against "
     f"{100 * base_test.accuracy:.2f} % before: {base_test.correct - test.correct} of {test.count:,} digits lost."
 )
-literature = results.literature("mnist", model="LeNet-5").dropna(subset="weights_ratio")
+literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="weights_ratio")
 table = literature.assign(error=100 * (1 - literature["accuracy"]))[
     ["year", "method", "weights_ratio", "error", "seen"]
 ]
@@ -565,8 +554,8 @@ files = {}
 for name, model in networks.items():
     stem = run.scratch(name.replace(", ", "-").replace(" ", "-"))
     files[name] = {
-        "dense file": packing.write_dense(model, stem.with_suffix(".dense.pack")),
-        "sparse file": packing.write_sparse(model, stem.with_suffix(".sparse.pack")),
+        "dense file": write_dense(model, stem.with_suffix(".dense.pack")),
+        "sparse file": write_sparse(model, stem.with_suffix(".sparse.pack")),
     }
 sizes = pd.DataFrame({name: {kind: packed.bytes for kind, packed in kinds.items()} for name, kinds in files.items()}).T
 run.record("file_bytes", sizes.reset_index(names="network"))
@@ -582,7 +571,7 @@ sizes.map("{:,} bytes".format)
 
 # %%
 packed = files["sparse"]["sparse file"]
-packing.verify(packed.path, sparse, mnist.validation.inputs[:256])
+verify(packed.path, sparse, mnist.validation.inputs[:256])
 file_ratio = files["dense"]["dense file"].bytes / packed.bytes
 run.claim("smaller-file", "Times smaller than the dense file, read back and verified", file_ratio, at_least=8)
 say(
@@ -664,7 +653,7 @@ def predicted_bytes():
 
 
 fc1_sparse = zero_out(dense, pruning.layer_masks(dense, {"fc1": 0.99}))
-measured = packing.write_sparse(fc1_sparse, run.scratch("exercise.pack")).bytes
+measured = write_sparse(fc1_sparse, run.scratch("exercise.pack")).bytes
 exercises.check("02.2", predicted_bytes, measured=measured)
 
 # %% [markdown]

@@ -38,20 +38,20 @@ import torch_pruning
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from helpers import checkpoints, data, exercises, importance, measure, models, plots, pruning, results, training
+from helpers import checkpoints, data, evidence, exercises, measure, nets, pruning, show, statistics, training
 from helpers.data import Split
-from helpers.results import say
+from helpers.evidence import say
 
 # %%
-run = results.start("03_which_weights_matter", profile=PROFILE, seed=SEED)
-say(results.timetable("03_which_weights_matter"))
+run = evidence.start("03_which_weights_matter", profile=PROFILE, seed=SEED)
+say(evidence.timetable("03_which_weights_matter"))
 
 # %% [markdown]
 # The settings of the three profiles. `train` images make the scores, `curved` of them those that need the Hessian, in
 # `samples` random draws; the damage is measured on `judged` other images, the accuracy on `counted` others again.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", train=64, curved=8, samples=2, judged=4, counted=32, test=64,
                digits=200, single=50, tiny_epochs=1, draws=50, eigenvalues=2, iterations=2, shares=[0.1, 0.4]),
@@ -64,7 +64,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 chance = torch.Generator().manual_seed(SEED)
 
@@ -132,7 +132,7 @@ def loss_at(flat):
 small_step = 1e-5 * torch.eye(len(weights), dtype=torch.float64)
 differences = torch.tensor([loss_at(weights + step) - loss_at(weights - step) for step in small_step]).double() / 2e-5
 error = float((gradient.detach() - differences).norm() / differences.norm())
-helper = torch.cat([part.flatten() for part in importance.gradients(tiny, points).values()])
+helper = torch.cat([part.flatten() for part in pruning.gradients(tiny, points).values()])
 assert torch.allclose(helper, gradient.detach())
 run.claim("gradient-exact", "Gradient against finite differences, relative error", error, at_most=0.01)
 
@@ -185,7 +185,7 @@ estimate, standard_error = draws.mean(0), draws.std(0) / S.draws**0.5
 away = (estimate - exact.diagonal()) / standard_error
 trace_error = (draws.sum(1).mean() - exact.trace()) / (draws.sum(1).std() / S.draws**0.5)
 
-helper = importance.hessian_diagonal(tiny, points, samples=S.draws, seed=SEED)
+helper = pruning.hessian_diagonal(tiny, points, samples=S.draws, seed=SEED)
 value, spread = (torch.cat([part.flatten() for part in parts.values()]) for parts in helper)
 helper_away = (value - exact.diagonal()) / spread
 
@@ -221,7 +221,7 @@ for _ in range(3):
     value, vector = power_iteration(product, len(weights), vectors, steps)
     top, vectors = [*top, value], [*vectors, vector]
 eigenvalues = torch.linalg.eigvalsh(exact).flip(0)
-helper = importance.largest_eigenvalues(tiny, points, count=3, iterations=steps, tol=1e-9, seed=SEED)
+helper = pruning.largest_eigenvalues(tiny, points, count=3, iterations=steps, tol=1e-9, seed=SEED)
 error = max(abs(a / float(b) - 1) for found in (top, helper) for a, b in zip(found, eigenvalues[:3], strict=True))
 run.claim("eigenvalues-exact", "Three largest eigenvalues against the exact ones, relative error", error, at_most=0.01)
 
@@ -231,7 +231,7 @@ run.claim("eigenvalues-exact", "Three largest eigenvalues against the exact ones
 # %%
 flat_share = float((eigenvalues.abs() < eigenvalues[0] / 100).double().mean())
 fig, ax = plt.subplots()
-ax.semilogy(range(1, 227), eigenvalues.abs().clamp(min=1e-12), marker=".", linestyle="", color=plots.COLOURS[0])
+ax.semilogy(range(1, 227), eigenvalues.abs().clamp(min=1e-12), marker=".", linestyle="", color=show.COLOURS[0])
 ax.set(
     title=f"{flat_share:.0%} of the directions are nearly flat",
     xlabel="eigenvalue, largest first",
@@ -240,7 +240,7 @@ ax.set(
 )
 shown = [0, 1, 2, 5, 10, 20, 50, 100]
 table = pd.DataFrame({"eigenvalue": eigenvalues[shown].tolist()}, index=pd.Index([i + 1 for i in shown], name="rank"))
-plots.show(fig, alt=f"The eigenvalues of the tiny network's Hessian. {plots.in_words(table, '{:.2g}')}", table=table)
+show.figure(fig, alt=f"The eigenvalues of the tiny network's Hessian. {show.in_words(table, '{:.2g}')}", table=table)
 say(
     f"The steepest direction has curvature {eigenvalues[0]:.2f}; {(eigenvalues < 0).sum()} of 226 bend *downwards*, the "
     f"strongest by {float(eigenvalues[-1]):.4f}: the training has not reached the bottom of any valley."
@@ -266,8 +266,8 @@ guesses = {
 # %%
 def agreement(scores, damage, **options):
     """Return one rank correlation for each score, and the table to show: correlation, interval, shared rank."""
-    found = {name: importance.rank_correlation(score, damage, **options) for name, score in scores.items()}
-    ranks = importance.shared_ranks(found)
+    found = {name: statistics.rank_correlation(score, damage, **options) for name, score in scores.items()}
+    ranks = statistics.shared_ranks(found)
     rows = {
         n: {"correlation": c.value, "low": c.interval[0], "high": c.interval[1], "rank": ranks[n]}
         for n, c in found.items()
@@ -281,15 +281,15 @@ tiny_found, tiny_table = agreement({n: {"tiny": s} for n, s in guesses.items()},
 fig, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 for ax, name in zip(axes, ["first order |gw|", "both terms, signed"], strict=True):
     guess = first if name.startswith("first") else first + second
-    ax.plot(guess, single, ".", color=plots.COLOURS[0])
-    ax.axline((0, 0), slope=1, color=plots.COLOURS[1], linestyle="--")
-    found = importance.rank_correlation({"tiny": guess}, {"tiny": single}).value
+    ax.plot(guess, single, ".", color=show.COLOURS[0])
+    ax.axline((0, 0), slope=1, color=show.COLOURS[1], linestyle="--")
+    found = statistics.rank_correlation({"tiny": guess}, {"tiny": single}).value
     part = "First term" if guess is first else "Both terms"
     ax.set(xlabel="predicted damage (nats)", title=f"{part}: correlation {found:.2f}")
 axes[0].set_ylabel("true damage (nats)")
 best = tiny_table.index[0]
-alt = f"True against predicted damage, one point for each weight, with the line where they agree. {plots.in_words(tiny_table[['correlation']], '{:.2f}')}"
-plots.show(fig, alt=alt, table=tiny_table)
+alt = f"True against predicted damage, one point for each weight, with the line where they agree. {show.in_words(tiny_table[['correlation']], '{:.2f}')}"
+show.figure(fig, alt=alt, table=tiny_table)
 run.record("tiny_agreement", tiny_table.reset_index(names="score"))
 say(
     f"On the tiny network **{best}** orders the weights best, with a rank correlation of {tiny_table.loc[best, 'correlation']:.2f}."
@@ -343,10 +343,8 @@ assert abs(change - damage[0]) < 1e-6 + 1e-3 * abs(change)
 
 
 # %%
-g = importance.gradients(lenet, learned, names=["fc1"])["fc1.weight"]
-h = importance.hessian_diagonal(
-    lenet, learned.take(min(400, S.digits)), samples=2 * S.samples, seed=SEED, names=["fc1"]
-)
+g = pruning.gradients(lenet, learned, names=["fc1"])["fc1.weight"]
+h = pruning.hessian_diagonal(lenet, learned.take(min(400, S.digits)), samples=2 * S.samples, seed=SEED, names=["fc1"])
 h = h.value["fc1.weight"]
 guesses = {
     "random": pruning.random_scores(lenet, seed=SEED)["fc1.weight"],
@@ -400,11 +398,11 @@ say(
 # %%
 half = len(learned) // 2
 halves = [Split(learned.inputs[part], learned.labels[part]) for part in (slice(half), slice(half, None))]
-parts = [importance.gradients(lenet, part, names=["fc1"])["fc1.weight"].flatten()[chosen].abs() for part in halves]
-itself = importance.rank_correlation({"fc1": parts[0]}, {"fc1": parts[1]}).value
+parts = [pruning.gradients(lenet, part, names=["fc1"])["fc1.weight"].flatten()[chosen].abs() for part in halves]
+itself = statistics.rank_correlation({"fc1": parts[0]}, {"fc1": parts[1]}).value
 training.seed_everything(SEED)
 singles = Split(learned.inputs.float(), learned.labels)
-fresh = importance.gradients(models.lenet5(), singles, names=["fc1"])["fc1.weight"]
+fresh = pruning.gradients(nets.lenet5(), singles, names=["fc1"])["fc1.weight"]
 better = float((damage < 0).double().mean())
 run.record("better_without", better)
 say(
@@ -432,7 +430,7 @@ def fold(model):
     """Return a copy of a CIFAR net with each batch normalization folded into its convolution."""
     new = deepcopy(model).eval()
     for block in new.modules():
-        if isinstance(block, models.ConvBlock):
+        if isinstance(block, nets.ConvBlock):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), torch.nn.Identity()
     return new
 
@@ -471,11 +469,11 @@ def judge(model, split, name, filters):
 
 # %%
 few = judged.take(min(100, S.judged))
-mine, helper = judge(folded, few, "conv3.conv", 4), importance.removal_damage(dense, few, "conv3.conv")[:4]
+mine, helper = judge(folded, few, "conv3.conv", 4), pruning.removal_damage(dense, few, "conv3.conv")[:4]
 run.claim("judge-equal", "Loop against helper, largest difference (nats)", (mine - helper).abs().max(), at_most=1e-4)
 
 # %% [markdown]
-# `importance.removal_damage` gives the same, faster: what comes before the layer is the same for all of its filters, so it
+# `pruning.removal_damage` gives the same, faster: what comes before the layer is the same for all of its filters, so it
 # is computed once. Two halves of the judge's images are judged apart: a judge who contradicts himself cannot be agreed
 # with.
 #
@@ -484,7 +482,7 @@ run.claim("judge-equal", "Loop against helper, largest difference (nats)", (mine
 # %%
 half = S.judged // 2
 sides = [Split(judged.inputs[part], judged.labels[part]) for part in (slice(half), slice(half, None))]
-verdicts = [{name: importance.removal_damage(folded, side, name) for name in LAYERS} for side in sides]
+verdicts = [{name: pruning.removal_damage(folded, side, name) for name in LAYERS} for side in sides]
 damage = {name: (verdicts[0][name] * half + verdicts[1][name] * (S.judged - half)) / S.judged for name in LAYERS}
 filters = sum(len(values) for values in damage.values())
 every = torch.cat(list(damage.values()))
@@ -495,7 +493,7 @@ few_hold_half = int((largest < largest[-1] / 2).sum()) + 1
 # %%
 fig, ax = plt.subplots(figsize=(8, 4.5))
 for row, values in enumerate(damage.values()):
-    ax.plot(values, [row] * len(values), "|", markersize=14, color=plots.COLOURS[row % 6])
+    ax.plot(values, [row] * len(values), "|", markersize=14, color=show.COLOURS[row % 6])
 ax.set_yticks(range(len(LAYERS)), [name.removesuffix(".conv") for name in LAYERS])
 ax.invert_yaxis()
 ax.set_xscale("symlog", linthresh=0.003)
@@ -507,9 +505,9 @@ table = (
     pd.DataFrame({n.removesuffix(".conv"): [v.min(), v.median(), v.max()] for n, v in damage.items()}).astype(float).T
 )
 table.columns = ["least", "median", "most"]
-plots.show(fig, alt=f"True damage of each filter, by layer. {plots.in_words(table, '{:.3f}')}", table=table)
+show.figure(fig, alt=f"True damage of each filter, by layer. {show.in_words(table, '{:.3f}')}", table=table)
 run.record("true_damage", table.reset_index(names="layer"))
-consistency = [importance.rank_correlation(*verdicts, within=within).value for within in (False, True)]
+consistency = [statistics.rank_correlation(*verdicts, within=within).value for within in (False, True)]
 say(
     f"{filters} filters; {harmful} of them do harm on these images. The two halves of the judge's images agree with a rank "
     f"correlation of {consistency[0]:.2f} over the whole network, and of {consistency[1]:.2f} inside the layers."
@@ -548,9 +546,9 @@ def gate_slopes(model, name, inputs, labels):
 # %%
 few = train.take(64)
 slopes = gate_slopes(folded, "conv3.conv", few.inputs, few.labels)
-helper = importance.taylor_scores(dense, few, names=["conv3.conv"])["conv3.conv"]
+helper = pruning.taylor_scores(dense, few, names=["conv3.conv"])["conv3.conv"]
 assert torch.allclose((slopes**2).mean(0), helper, rtol=1e-3, atol=1e-6)
-slope_by_sum = importance.gradients(folded, few)
+slope_by_sum = pruning.gradients(folded, few)
 by_parts = [
     (slope_by_sum[f"conv3.conv.{p}"] * folded.conv3.conv.get_parameter(p)).view(len(helper), -1).sum(1)
     for p in ("weight", "bias")
@@ -573,16 +571,16 @@ def per_filter(values, power=1):
 
 
 # %%
-gradient = importance.gradients(folded, train)
-diagonal = importance.hessian_diagonal(folded, train.take(S.curved), samples=S.samples, seed=SEED)
+gradient = pruning.gradients(folded, train)
+diagonal = pruning.hessian_diagonal(folded, train.take(S.curved), samples=S.samples, seed=SEED)
 curvature = diagonal.value
 scores = {
-    "random": importance.random_filter_scores(folded, seed=SEED, names=LAYERS),
-    "L1 norm": importance.filter_norms(dense, names=LAYERS),
-    "L1 norm, folded": importance.filter_norms(folded, names=LAYERS),
+    "random": pruning.random_filter_scores(folded, seed=SEED, names=LAYERS),
+    "L1 norm": pruning.filter_norms(dense, names=LAYERS),
+    "L1 norm, folded": pruning.filter_norms(folded, names=LAYERS),
     "gradient": per_filter({name: value.abs() for name, value in gradient.items()}, power=0),
     "first-order Taylor": {name: value.abs() for name, value in per_filter(gradient).items()},
-    "squared Taylor": importance.taylor_scores(folded, train, names=LAYERS),
+    "squared Taylor": pruning.taylor_scores(folded, train, names=LAYERS),
     "OBD": {name: value / 2 for name, value in per_filter(curvature, power=2).items()},
 }
 
@@ -621,9 +619,9 @@ for ax, (question, table, agreed) in zip(
 ):
     table = table.reindex(list(scores))
     error = [(table["correlation"] - table["low"]).clip(lower=0), (table["high"] - table["correlation"]).clip(lower=0)]
-    ax.errorbar(table["correlation"], range(len(table)), xerr=error, fmt="o", color=plots.COLOURS[0], capsize=3)
+    ax.errorbar(table["correlation"], range(len(table)), xerr=error, fmt="o", color=show.COLOURS[0], capsize=3)
     ax.axvline(0, color="0.6", linewidth=1)
-    ax.axvline(agreed, color=plots.COLOURS[1], linestyle="--", label="the judge's halves with each other")
+    ax.axvline(agreed, color=show.COLOURS[1], linestyle="--", label="the judge's halves with each other")
     ax.set(title=f"{question},\n{table['correlation'].idxmax()} leads", xlabel="rank correlation with the true damage")
 axes[0].set_yticks(range(len(scores)), list(scores))
 axes[0].invert_yaxis()
@@ -631,7 +629,7 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
 shown = pd.concat({"inside": inside, "across": across}, axis=1).reindex(list(scores))
 shown.columns = [f"{question}, {column}" for question, column in shown.columns]
 correlations = shown[["inside, correlation", "across, correlation"]]
-plots.show(fig, alt=f"Rank correlations with 95 % intervals. {plots.in_words(correlations, '{:.2f}')}", table=shown)
+show.figure(fig, alt=f"Rank correlations with 95 % intervals. {show.in_words(correlations, '{:.2f}')}", table=shown)
 run.record("filters_agreement", shown.reset_index(names="score"))
 
 
@@ -702,7 +700,7 @@ def curve(scores, within):
 curves = {}
 for question, within in [("Layer by layer", True), ("Globally", False)]:
     curves[question] = {name: [curve(score, within)] for name, score in (scores | {"ideal": damage}).items()}
-    again = importance.random_filter_scores(folded, seed=SEED + 1, names=LAYERS)
+    again = pruning.random_filter_scores(folded, seed=SEED + 1, names=LAYERS)
     curves[question]["random"].append(curve(again, within))
 
 # %%
@@ -714,7 +712,7 @@ for ax, (question, rows) in zip(axes, curves.items(), strict=True):
     tables[question] = pd.DataFrame(means, index=pd.Index(S.shares, name="share removed"))
     ax.plot(percent, [100 * a for a in rows["ideal"][0]], color="0.5", linewidth=4, alpha=0.6, label="ideal")
     lines = {name: [[100 * a for a in row] for row in values] for name, values in rows.items() if name != "ideal"}
-    plots.line_with_band(
+    show.line_with_band(
         percent,
         lines,
         title=f"{question}, {tables[question].drop(columns=['random', 'ideal']).mean().idxmax()} keeps most",
@@ -726,8 +724,8 @@ for ax, (question, rows) in zip(axes, curves.items(), strict=True):
 axes[0].set_ylabel("validation accuracy (%)")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 table = pd.concat(tables, axis=1)
-alt = " ".join(f"{question}: {plots.in_words(100 * part)}" for question, part in tables.items())
-plots.show(fig, alt=f"Accuracy (%) against the filters removed (%). {alt}", table=table)
+alt = " ".join(f"{question}: {show.in_words(100 * part)}" for question, part in tables.items())
+show.figure(fig, alt=f"Accuracy (%) against the filters removed (%). {alt}", table=table)
 run.record("filter_curves", pd.concat([part.assign(scope=question) for question, part in tables.items()]).reset_index())
 
 # %%
@@ -755,7 +753,7 @@ run.claim(
 
 # %%
 curved = train.take(S.curved)
-top = importance.largest_eigenvalues(folded, curved, count=S.eigenvalues, iterations=S.iterations, tol=1e-2, seed=SEED)
+top = pruning.largest_eigenvalues(folded, curved, count=S.eigenvalues, iterations=S.iterations, tol=1e-2, seed=SEED)
 size = measure.count_parameters(folded)
 trace = sum(float(value.sum()) for value in curvature.values())
 run.record("eigenvalues", top)
@@ -791,7 +789,7 @@ layers.map("{:.3g}".format)
 # %%
 suffered = torch.tensor(layers.iloc[:, 0].to_numpy())
 found = {
-    c: importance.rank_correlation({"": torch.tensor(layers[c].to_numpy())}, {"": suffered}) for c in layers.columns[1:]
+    c: statistics.rank_correlation({"": torch.tensor(layers[c].to_numpy())}, {"": suffered}) for c in layers.columns[1:]
 }
 parts = [f"{name} {c.value:.2f} (interval {c.interval[0]:.2f} to {c.interval[1]:.2f})" for name, c in found.items()]
 say(
@@ -863,7 +861,7 @@ more = []
 before = verdicts[0]["conv3.conv"]
 for gone in torch.randperm(len(before), generator=chance)[:3]:
     others = torch.arange(len(before)) != gone
-    after = importance.removal_damage(cut(folded, {"conv3.conv": others}), sides[0], "conv3.conv")
+    after = pruning.removal_damage(cut(folded, {"conv3.conv": others}), sides[0], "conv3.conv")
     more.append((after > before)[others])
 measured = 100 * float(torch.cat(more).double().mean())
 run.record("matter_more_in_percent", measured)

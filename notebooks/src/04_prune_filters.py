@@ -43,22 +43,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from helpers import (
     checkpoints,
     data,
-    deploy,
     distillation,
+    evidence,
     exercises,
-    importance,
+    files,
     measure,
-    packing,
-    plots,
-    removal,
-    results,
+    pruning,
+    runtime,
+    show,
     training,
 )
-from helpers.results import say
+from helpers.evidence import say
 
 # %%
-run = results.start("04_prune_filters", profile=PROFILE, seed=SEED)
-say(results.timetable("04_prune_filters"))
+run = evidence.start("04_prune_filters", profile=PROFILE, seed=SEED)
+say(evidence.timetable("04_prune_filters"))
 
 # %% [markdown]
 # The settings of the three profiles. `ratios` says how many times fewer MACs the pruned networks have, `round_to` to which
@@ -67,7 +66,7 @@ say(results.timetable("04_prune_filters"))
 # network, trained from scratch.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=50,
                shares=[0.5], trial=128, train=256, epochs=1, lr=0.02, batch=64, moved=True, teacher=True, validation=100,
@@ -81,7 +80,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 cifar = data.cifar10()
 train, validation = cifar.train.take(S.train), cifar.validation.take(S.validation)
@@ -161,10 +160,10 @@ def fold(model):
 
 def in_onnx(model, file):
     """Open `model` in ONNX Runtime: its weights, in the graph of `file`."""
-    return deploy.session(deploy.export_like(fold(model), file, TWO, run.scratch("own.onnx")), threads=1)
+    return runtime.session(runtime.export_like(fold(model), file, TWO, run.scratch("own.onnx")), threads=1)
 
 
-plain = deploy.export_onnx(fold(dense), TWO, run.scratch("plain.onnx"))
+plain = runtime.export_onnx(fold(dense), TWO, run.scratch("plain.onnx"))
 
 # %% [markdown]
 # The clock is that of notebook 01: networks take turns, and the first one is entered twice, so that we see what "no difference"
@@ -178,8 +177,8 @@ def clock(models, sessions):
     for batch in S.batches:
         images = validation.inputs[:batch]
         eager = {name: partial(model, images) for name, model in models.items()}
-        runtime = {name: partial(deploy.run, session, images.numpy()) for name, session in sessions.items()}
-        for kind, calls in {"eager": eager, "onnxruntime": runtime}.items():
+        engine = {name: partial(runtime.run, session, images.numpy()) for name, session in sessions.items()}
+        for kind, calls in {"eager": eager, "onnxruntime": engine}.items():
             with torch.inference_mode():
                 timings = measure.time_interleaved(calls, rounds=S.timings, warmup=2, threads=1)
             found[kind, batch] = measure.compare(timings)
@@ -248,7 +247,7 @@ small.conv2, small.conv3 = fewer_outputs(dense.conv2, keep), fewer_inputs(dense.
 # %% [markdown]
 # The test of surgery: a removed filter and a silenced one are the same to the rest of the network. So the cut network must give
 # the logits of the *masked* one. In double precision nothing but the order of the sums can differ. And
-# `helpers.removal.remove_filters`, which does this for any network, must leave the very same tensors.
+# `helpers.pruning.remove_filters`, which does this for any network, must leave the very same tensors.
 
 
 # %%
@@ -270,7 +269,7 @@ run.claim(
     gap.abs().max(),
     at_most=1e-8,
 )
-by_helper = removal.remove_filters(dense, {"conv2.conv": keep}, TWO)
+by_helper = pruning.remove_filters(dense, {"conv2.conv": keep}, TWO)
 run.claim(
     "same-as-helper", "Tensors in which the cell's cut and the helper's differ", differing(small, by_helper), at_most=0
 )
@@ -335,11 +334,11 @@ coupled = pd.DataFrame([step for step in steps if not step[0].startswith("_")], 
 coupled.set_index("layer")
 
 # %% [markdown]
-# You asked for one filter of `conv1`. The graph says what has to go with it. `removal.groups` collects, for the
+# You asked for one filter of `conv1`. The graph says what has to go with it. `pruning.groups` collects, for the
 # whole network, the layers whose *output* channels are coupled:
 
 # %%
-groups = removal.groups(dense, TWO)
+groups = pruning.groups(dense, TWO)
 names = [group.layers[0] for group in groups]
 pd.DataFrame(
     {"channels": [group.channels for group in groups], "together": [", ".join(group.layers) for group in groups]},
@@ -355,7 +354,7 @@ keep = {"conv1.conv": larger_half(dense.conv1.conv.weight)}
 gone = (~keep["conv1.conv"]).nonzero().flatten().tolist()
 graph.get_pruning_group(graph.model.conv1.conv, tp.prune_conv_out_channels, idxs=gone).prune()
 
-small = removal.remove_filters(dense, keep, TWO)
+small = pruning.remove_filters(dense, keep, TWO)
 run.claim(
     "same-as-library",
     "Tensors in which torch-pruning's cut and the helper's differ",
@@ -378,8 +377,8 @@ run.claim(
 # the helper:
 
 # %%
-norms = importance.filter_norms(dense, norm=1)
-by_norm = removal.group_scores(norms, groups)
+norms = pruning.filter_norms(dense, norm=1)
+by_norm = pruning.group_scores(norms, groups)
 by_hand = norms["conv1.conv"] + norms["res1.block2.conv"]
 assert torch.allclose(by_norm["conv1.conv"], by_hand)
 
@@ -400,7 +399,7 @@ def without(scores, share):
 
 def silenced_by(name, keep):
     """Return the dense network with the channels of one group silenced."""
-    return removal.zero_filters(dense, {name: keep}, TWO)
+    return pruning.zero_filters(dense, {name: keep}, TWO)
 
 
 whole = accuracy(dense, S.probe)
@@ -412,14 +411,14 @@ sensitivity = {
 # %%
 table = pd.DataFrame(sensitivity, index=pd.Index([0.0, *S.shares], name="removed"))
 order = table.mean().sort_values()
-fig = plots.line_with_band(
+fig = show.line_with_band(
     [100 * share for share in table.index],
     {name: [100 * a for a in row] for name, row in sensitivity.items()},
     title=f"{order.index[0]} can lose least, {order.index[-1]} most",
     xlabel="channels removed from this group alone (%)",
     ylabel="validation accuracy (%)",
 )
-plots.show(fig, alt=f"Accuracy (%) against channels removed. {plots.in_words(100 * table)}", table=table)
+show.figure(fig, alt=f"Accuracy (%) against channels removed. {show.in_words(100 * table)}", table=table)
 run.record("sensitivity", table.reset_index())
 
 # %%
@@ -434,7 +433,7 @@ say(
 # ## 5. The same share everywhere, or the least important anywhere?
 #
 # **Uniform** takes the same fraction from each group, as far as rounding allows. **Global** compares the scores of all groups (each divided by its
-# group's mean, because the scales differ) and takes the smallest, wherever they are. `removal.choose_filters` does
+# group's mean, because the scales differ) and takes the smallest, wherever they are. `pruning.choose_filters` does
 # either, and searches for the cut that saves the MACs we ask for, so that the comparison is fair. Channels are rounded to
 # multiples; section 8 shows why.
 #
@@ -443,14 +442,14 @@ say(
 # **Predict**: which of the four leaves the most accurate network, before any repair?
 
 # %%
-scores = {"L1": by_norm, "Taylor": removal.group_scores(importance.taylor_scores(dense, train.take(S.scored)), groups)}
+scores = {"L1": by_norm, "Taylor": pruning.group_scores(pruning.taylor_scores(dense, train.take(S.scored)), groups)}
 arms = [(score, scope) for score in scores for scope in ("uniform", "global")]
 
 
 def cut(score, scope, ratio, round_to):
     """Return the dense network with so many filters removed that it has `ratio` times fewer MACs."""
-    keep = removal.choose_filters(dense, scores[score], TWO, macs_ratio=ratio, scope=scope, round_to=round_to)
-    return removal.remove_filters(dense, keep, TWO)
+    keep = pruning.choose_filters(dense, scores[score], TWO, macs_ratio=ratio, scope=scope, round_to=round_to)
+    return pruning.remove_filters(dense, keep, TWO)
 
 
 candidates = {arm: cut(*arm, S.ratios[0], S.round_to) for arm in arms}
@@ -458,7 +457,7 @@ candidates = {arm: cut(*arm, S.ratios[0], S.round_to) for arm in arms}
 # %%
 widths = {"dense": dense} | {f"{score}, {scope}": net for (score, scope), net in candidates.items()}
 pd.DataFrame(
-    {name: [group.channels for group in removal.groups(net, TWO)] for name, net in widths.items()}, index=names
+    {name: [group.channels for group in pruning.groups(net, TWO)] for name, net in widths.items()}, index=names
 )
 
 # %% [markdown]
@@ -488,11 +487,11 @@ def refresh(model, inputs):
 # %%
 pictures = train.inputs[: S.scored]
 example, exact = deepcopy(candidates[arms[0]]).double(), pictures.double()
-mine, theirs = refresh(example, exact).state_dict(), removal.refresh_batchnorm(example, exact).state_dict()
+mine, theirs = refresh(example, exact).state_dict(), pruning.refresh_batchnorm(example, exact).state_dict()
 assert all(torch.allclose(mine[name], theirs[name], rtol=1e-8) for name in mine)
 
 # %%
-refreshed = {arm: removal.refresh_batchnorm(net, pictures) for arm, net in candidates.items()}
+refreshed = {arm: pruning.refresh_batchnorm(net, pictures) for arm, net in candidates.items()}
 comparison = pd.DataFrame(
     {
         "MACs left": {arm: measure.count_macs(net, ONE) / dense_macs for arm, net in candidates.items()},
@@ -522,16 +521,16 @@ run.claim("refresh", "Accuracy that fresh BatchNorm statistics give back, mean o
 
 # %%
 without_blocks = {
-    "res1 out": removal.remove_block(dense, "res1"),
-    "res2 out": removal.remove_block(dense, "res2"),
-    "both out": removal.remove_block(removal.remove_block(dense, "res1"), "res2"),
+    "res1 out": pruning.remove_block(dense, "res1"),
+    "res2 out": pruning.remove_block(dense, "res2"),
+    "both out": pruning.remove_block(pruning.remove_block(dense, "res1"), "res2"),
 }
 blocks_table = pd.DataFrame(
     {
         name: [
             measure.count_macs(net, ONE) / dense_macs,
             accuracy(net),
-            accuracy(removal.refresh_batchnorm(net, pictures)),
+            accuracy(pruning.refresh_batchnorm(net, pictures)),
         ]
         for name, net in without_blocks.items()
     },
@@ -558,7 +557,7 @@ taught = distillation.taught_by(fold(dense))  # notebook 02's loss; BatchNorm fo
 def fine_tune(model, examples, loss, *, epochs=1, file=None):
     """Train a copy of the cut network on the first `examples` training pictures; return it and the seconds it took."""
     fitted = training.fit(
-        removal.refresh_batchnorm(model, pictures),
+        pruning.refresh_batchnorm(model, pictures),
         train.take(examples),
         epochs=epochs,
         lr=S.lr,
@@ -633,7 +632,7 @@ run.record("fine_tuning_seconds", seconds, timing=True)
 # %%
 roundings = {S.round_to: pruned} | {r: cut(score, scope, S.ratios[0], r) for r in S.roundings if r != S.round_to}
 label = {r: pruned_name if r == S.round_to else (f"rounded to {r}" if r > 1 else "not rounded") for r in S.roundings}
-pd.DataFrame({label[r]: [g.channels for g in removal.groups(net, TWO)] for r, net in roundings.items()}, index=names).T
+pd.DataFrame({label[r]: [g.channels for g in pruning.groups(net, TWO)] for r, net in roundings.items()}, index=names).T
 
 # %% [markdown]
 # ## 9. The table that matters
@@ -659,7 +658,7 @@ def predicted_speedup():
 models = {"dense": dense} | filters | {"both blocks out": trials["both blocks out"]}
 models |= {label[r]: net for r, net in roundings.items() if r != S.round_to}
 models["a thin dense net"] = checkpoints.load(S.thin)
-no_blocks = deploy.export_onnx(fold(without_blocks["both out"]), TWO, run.scratch("no-blocks.onnx"))
+no_blocks = runtime.export_onnx(fold(without_blocks["both out"]), TWO, run.scratch("no-blocks.onnx"))
 graphs = dict.fromkeys(models, plain) | {"both blocks out": no_blocks}
 sessions = {name: in_onnx(model, graphs[name]) for name, model in models.items()}
 verdicts = clock(models, sessions)
@@ -691,13 +690,13 @@ exercises.check("04.1", predicted_speedup, measured=speed, macs_ratio=1 / left[p
 share = arrived.loc[pruned_name, f"ORT {S.batches[1]}"]
 shown = [name for name in models if name in (*filters, "both blocks out", "a thin dense net")]
 percent = 100 * time_left.assign(MACs=left).loc[shown, ["MACs", *time_left.columns]]
-fig = plots.bars(
+fig = show.bars(
     percent,
     title=f"MACs fell to {left[pruned_name]:.0%}, time in ONNX Runtime to {1 / speed:.0%}",
     xlabel="% of the dense net's (time: runtime and batch size)",
     label="{:.0f} %",
 )
-plots.show(fig, alt=f"Bars in percent of the dense network. {plots.in_words(percent)}", table=percent)
+show.figure(fig, alt=f"Bars in percent of the dense network. {show.in_words(percent)}", table=percent)
 
 # %%
 low, high = last[pruned_name].interval
@@ -766,7 +765,7 @@ say(
 # training belongs to the price of the small one. Notebook 05 gives all competitors the same budget, and several seeds.
 
 # %%
-literature = results.literature("cifar10").dropna(subset="macs_ratio")
+literature = evidence.literature("cifar10").dropna(subset="macs_ratio")
 literature["change"] = (100 * (literature["accuracy"] - literature["base_accuracy"])).map("{:+.2f}".format)
 marks = literature[["model", "method", "year", "macs_ratio", "change"]].round(2)
 marks.columns = ["model", "method", "year", "times fewer MACs", "change of accuracy (points)"]
@@ -835,8 +834,8 @@ def latency(name):
     """Return the timings of one network for the results file."""
     records = [
         record
-        for (runtime, batch), found in verdicts.items()
-        for record in measure.latency_records(found, runtime=runtime, batch=batch)
+        for (engine, batch), found in verdicts.items()
+        for record in measure.latency_records(found, runtime=engine, batch=batch)
     ]
     return [record for record in records if record["variant"] == name]
 
@@ -844,8 +843,8 @@ def latency(name):
 recorded = {"dense": f"{S.net}-dense", "a thin dense net": f"{S.thin}-dense"}
 recorded |= {name: f"{S.net}-{name.replace(' ', '-')}" for name in filters}
 for name, test in tests.items():
-    packed = packing.write_dense(finalists[name], run.scratch(f"{recorded[name]}.pack"))
-    packing.verify(packed.path, finalists[name], validation.inputs[:256])
+    packed = files.write_dense(finalists[name], run.scratch(f"{recorded[name]}.pack"))
+    files.verify(packed.path, finalists[name], validation.inputs[:256])
     run.model(
         recorded[name],
         task="cifar10",

@@ -40,25 +40,15 @@ from scipy import stats
 from torch.nn.utils import prune
 from tqdm.auto import tqdm
 
-from helpers import (
-    checkpoints,
-    data,
-    exercises,
-    importance,
-    measure,
-    models,
-    plots,
-    pruning,
-    removal,
-    results,
-    training,
-)
+from helpers import checkpoints, data, evidence, exercises, measure, pruning, show, statistics, training
 from helpers.data import Split
-from helpers.results import say
+from helpers.evidence import say
+from helpers.nets import cifar_small, lenet_300_100
+from helpers.show import figures
 
 # %%
-run = results.start("05_after_pruning", profile=PROFILE, seed=SEED)
-say(results.timetable("05_after_pruning"))
+run = evidence.start("05_after_pruning", profile=PROFILE, seed=SEED)
+say(evidence.timetable("05_after_pruning"))
 
 # %% [markdown]
 # The settings. Sections 3 and 6 use a small network on digits, cheap enough for several `seeds` in every profile.
@@ -66,7 +56,7 @@ say(results.timetable("05_after_pruning"))
 # first trains a dense network of its own (`dense_epochs`); quick and smoke start from the one of the repository.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(digits=500, digit_epochs=1, digit_retrain=1, seeds=2, sparsities=[0.9, 0.98], validation=200,
                images=256, epochs=1, dense_epochs=20, batch=128, lr=0.1, scarce=[100], scarce_epochs=5, test=200),
@@ -79,7 +69,7 @@ S = results.settings(
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 digits, unseen_digits = mnist.train.take(S.digits), mnist.validation.take(S.validation)
@@ -114,7 +104,7 @@ def learning_rate(p, peak, w):
 
 # %%
 used = []
-training.fit(models.lenet_300_100(), digits.take(400), epochs=5, lr=S.lr, batch_size=100, warmup=0.2, progress=False,
+training.fit(lenet_300_100(), digits.take(400), epochs=5, lr=S.lr, batch_size=100, warmup=0.2, progress=False,
              on_step=lambda model, at: used.append((at.progress, at.optimizer.param_groups[0]["lr"])))  # fmt: skip
 difference = max(abs(learning_rate(p, S.lr, 0.2) - rate) for p, rate in used)
 run.claim("same-rates", "Largest difference between the cell's learning rates and those of `fit`", difference,
@@ -127,7 +117,7 @@ fig, (first, second) = plt.subplots(1, 2, sharey=True)
 first.plot(grid, [learning_rate(p, S.lr, 0.2) for p in grid], color="black")
 for i, (name, peak) in enumerate(peaks.items()):
     rates = [learning_rate(p, peak, 0.2) for p in grid]
-    second.plot(grid, rates, color=plots.COLOURS[i], linestyle=plots.LINES[i], label=name)
+    second.plot(grid, rates, color=show.COLOURS[i], linestyle=figures.LINES[i], label=name)
 first.set(
     title="Training comes to rest; retraining wakes it again, or hardly",
     xlabel="progress of the training",
@@ -136,7 +126,7 @@ first.set(
 second.set(xlabel="progress of the retraining")
 fig.legend(loc="outside lower center", ncols=2)
 table = pd.DataFrame({"peak": {"dense training": S.lr, **peaks}})
-plots.show(fig, alt=f"Learning rate against progress. Peaks: {plots.in_words(table, '{:.3g}')}", table=table)
+show.figure(fig, alt=f"Learning rate against progress. Peaks: {show.in_words(table, '{:.3g}')}", table=table)
 
 # %% [markdown]
 # The second curve costs nothing more. It only looks reckless: a high rate throws a trained network out of the place
@@ -169,7 +159,7 @@ def train_digits(model, part, lr, *, epochs, seed):
 
 
 PEAK = 2e-3
-early = models.lenet_300_100()
+early = lenet_300_100()
 trained = train_digits(early, digits, PEAK, epochs=S.digit_epochs, seed=SEED)
 masks = pruning.global_masks(trained, 0.9)
 
@@ -233,7 +223,7 @@ run.claim("masks-hold", "Share of the pruned weights that came back under a mask
 def train_pair(seed):
     """Return two random starts and what training makes of the first."""
     training.seed_everything(seed)
-    first, other = models.lenet_300_100(), models.lenet_300_100()
+    first, other = lenet_300_100(), lenet_300_100()
     return first, other, train_digits(first, digits, PEAK, epochs=S.digit_epochs, seed=seed)
 
 
@@ -273,17 +263,15 @@ say(f"Before pruning, the {len(SEEDS)} networks read {unpruned:.1%} of the digit
 # %%
 means = found.groupby("sparsity").mean()
 hardest = found.loc[S.sparsities[-1]]  # rows: seeds, columns: ways
-fig = plots.line_with_band(
+fig = show.line_with_band(
     [100 * s for s in S.sparsities],
     {way: 100 * found[way].unstack("sparsity").to_numpy() for way in found},
     title=f"With {S.sparsities[-1]:.0%} removed, “{hardest.mean().idxmax()}” ends highest",
     xlabel="weights removed (%)",
     ylabel="validation accuracy (%)",
 )
-alt = (
-    f"Accuracy (%) of each way against sparsity, mean over {len(SEEDS)} seeds. {plots.in_words(100 * means, '{:.1f}')}"
-)
-plots.show(fig, alt=alt, table=means)
+alt = f"Accuracy (%) of each way against sparsity, mean over {len(SEEDS)} seeds. {show.in_words(100 * means, '{:.1f}')}"
+show.figure(fig, alt=alt, table=means)
 
 # %% [markdown]
 # The band runs from the lowest seed to the highest. Bands that overlap still prove nothing: some seeds are easy for
@@ -306,7 +294,7 @@ def paired(a, b):
 
 
 mine = paired(hardest["rewind the rate"], hardest["fine-tune"])
-helper = results.paired_interval(hardest["rewind the rate"], hardest["fine-tune"])
+helper = statistics.paired_interval(hardest["rewind the rate"], hardest["fine-tune"])
 library = stats.ttest_rel(hardest["rewind the rate"], hardest["fine-tune"]).confidence_interval()
 difference = np.abs(np.subtract([helper, library], mine)).max()
 run.claim("same-interval", "Largest difference between the cell's, the helper's and SciPy's interval", difference,
@@ -323,7 +311,7 @@ run.claim("same-interval", "Largest difference between the cell's, the helper's 
 def ranking(table):
     """Mean, spread, rank of each column of `table` (a row for each seed), and how many beat it."""
     ordered = table.mean().sort_values(ascending=False).index
-    beats = {(a, b): a != b and results.paired_interval(table[a], table[b])[0] > 0 for a in table for b in table}
+    beats = {(a, b): a != b and statistics.paired_interval(table[a], table[b])[0] > 0 for a in table for b in table}
     rows, rank = {}, 1
     for place, way in enumerate(ordered):
         if all(beats[a, b] for a in ordered[:place] for b in ordered[place:]):
@@ -335,16 +323,16 @@ def ranking(table):
 
 ranked = ranking(hardest)
 run.claim("same-ranks", "Ranks that differ between the cell and the helper",
-          int((ranked != results.ranking(hardest)).to_numpy().sum()), at_most=0)  # fmt: skip
+          int((ranked != statistics.ranking(hardest)).to_numpy().sum()), at_most=0)  # fmt: skip
 ranked
 
 # %%
 say(
     f"With {S.sparsities[-1]:.0%} removed, over {len(SEEDS)} seeds:\n\n"
-    f"- rewinding the rate against fine-tuning: {results.difference(hardest, 'rewind the rate', 'fine-tune')};\n"
-    f"- rewinding the weights against the rate: {results.difference(hardest, 'rewind the weights', 'rewind the rate')};\n"
-    f"- the first weights against other weights: {results.difference(hardest, 'rewind the weights', 'other weights')};\n"
-    f"- the magnitude mask against a random one: {results.difference(hardest, 'rewind the weights', 'other mask')}."
+    f"- rewinding the rate against fine-tuning: {statistics.difference(hardest, 'rewind the rate', 'fine-tune')};\n"
+    f"- rewinding the weights against the rate: {statistics.difference(hardest, 'rewind the weights', 'rewind the rate')};\n"
+    f"- the first weights against other weights: {statistics.difference(hardest, 'rewind the weights', 'other weights')};\n"
+    f"- the magnitude mask against a random one: {statistics.difference(hardest, 'rewind the weights', 'other mask')}."
 )
 
 # %%
@@ -389,10 +377,8 @@ def keep_first_epoch(model, at):
 # %%
 if PROFILE == "full":
     training.seed_everything(SEED)
-    dense = retrain(
-        "dense", models.cifar_small(), S.lr, epochs=S.dense_epochs, on_step=training.watching(keep_first_epoch)
-    )
-    early = checkpoints.read_weights(models.cifar_small(), run.scratch("early.safetensors"))
+    dense = retrain("dense", cifar_small(), S.lr, epochs=S.dense_epochs, on_step=training.watching(keep_first_epoch))
+    early = checkpoints.read_weights(cifar_small(), run.scratch("early.safetensors"))
 else:
     dense, early = checkpoints.load("cifar_small"), checkpoints.load("cifar_small", early=True)
 dense_accuracy = accuracy(dense, unseen_photos)
@@ -405,7 +391,7 @@ say(
 FAR = 0.95
 masks = pruning.global_masks(dense, FAR)
 training.seed_everything(SEED + 1)
-other = models.cifar_small()
+other = cifar_small()
 starts = {
     "fine-tune": (dense, S.lr / 10),
     "rewind the rate": (dense, S.lr),
@@ -423,13 +409,13 @@ sparse = {name: retrain(name, pruning.mask(start, masks), lr, epochs=S.epochs) f
 scores = {name: accuracy(model, unseen_photos) for name, model in sparse.items()}
 run.record("photos_sparse", [{"way": way, "accuracy": score} for way, score in scores.items()])
 order = pd.Series(scores).sort_values(ascending=False)
-fig = plots.bars(
+fig = show.bars(
     100 * order, title=f"{FAR:.0%} removed: “{order.index[0]}” leads",
     xlabel="validation accuracy (%)", label="{:.1f}",
 )  # fmt: skip
 fig.axes[0].axvline(100 * dense_accuracy, color="black", linestyle="--", linewidth=1.2)
 table = pd.DataFrame({"accuracy": {"dense, before pruning": dense_accuracy, "pruned, not retrained": broken} | scores})
-plots.show(fig, alt=f"Accuracy (%); a dashed line marks the dense network. {plots.in_words(100 * table, '{:.1f}')}",
+show.figure(fig, alt=f"Accuracy (%); a dashed line marks the dense network. {show.in_words(100 * table, '{:.1f}')}",
            table=table)  # fmt: skip
 
 # %%
@@ -463,8 +449,8 @@ say(
 
 # %%
 one = cifar.validation.inputs[:1]
-keep = removal.choose_filters(dense, importance.filter_norms(dense), one, macs_ratio=2)
-small = removal.remove_filters(dense, keep, one)
+keep = pruning.choose_filters(dense, pruning.filter_norms(dense), one, macs_ratio=2)
+small = pruning.remove_filters(dense, keep, one)
 macs, small_macs = measure.count_macs(dense, one), measure.count_macs(small, one)
 run.claim("half-the-macs", "Times fewer MACs after removing filters", macs / small_macs, at_least=2)
 seen = S.images if PROFILE == "full" else len(cifar.train)  # photographs in an epoch of the dense training
@@ -559,7 +545,7 @@ CUTS = [0.8, 0.95, 0.98]
 def regularised(part, seed):
     """Return name → network: the dense ones, and the pruned ones after the same extra training."""
     training.seed_everything(seed)
-    first, long = models.lenet_300_100(), S.scarce_epochs
+    first, long = lenet_300_100(), S.scarce_epochs
     dense = train_digits(first, part, PEAK, epochs=long, seed=seed)
     nets = {
         "no extra training": dense,
@@ -602,7 +588,7 @@ def gains_over_control(count, wrong):
     table = part.pivot(index="seed", columns="network", values="accuracy")
     rows = {
         name: [100 * (table[name] - table[CONTROL]).mean()]
-        + [100 * end for end in results.paired_interval(table[name], table[CONTROL])]
+        + [100 * end for end in statistics.paired_interval(table[name], table[CONTROL])]
         for name in names
         if name != CONTROL
     }
@@ -616,7 +602,7 @@ for ax, wrong in zip(axes, WRONG, strict=True):
     for i, count in enumerate(S.scarce):
         rows, places = gains[count, wrong], np.arange(len(names) - 1) + 0.2 * i
         ends = [rows["gain"] - rows["low"], rows["high"] - rows["gain"]]
-        ax.errorbar(rows["gain"], places, xerr=ends, fmt=plots.MARKERS[i], color=plots.COLOURS[i], capsize=3,
+        ax.errorbar(rows["gain"], places, xerr=ends, fmt=figures.MARKERS[i], color=show.COLOURS[i], capsize=3,
                     label=f"{count:,} digits")  # fmt: skip
     ax.axvline(0, color="black", linewidth=1)
     ax.set(xlabel=f"gain over the control (points)\n{wrong:.0%} of the labels wrong")
@@ -627,8 +613,8 @@ clean, noisy = (round(gains[S.scarce[-1], wrong].loc["95% removed", "gain"], 1) 
 axes[0].set_title(f"95 % removed: {clean:+.1f} points, with wrong labels {noisy:+.1f}")
 table = pd.concat(gains, names=["digits", "wrong", "network"])
 words = [f"{count} digits, {wrong:.0%} wrong, {network}" for count, wrong, network in table.index]
-alt = f"Gain over the control. {plots.in_words(table[['gain']].set_axis(words), '{:+.1f}')}"
-plots.show(fig, alt=alt, table=table)
+alt = f"Gain over the control. {show.in_words(table[['gain']].set_axis(words), '{:+.1f}')}"
+show.figure(fig, alt=alt, table=table)
 
 # %%
 noisy, clean = gains[S.scarce[-1], 0.3], gains[S.scarce[-1], 0.0]
@@ -664,7 +650,7 @@ say(
 # %%
 def over_seeds(key, current):
     """Return the accuracy of each way (columns) in each full run (rows): those on file, and this one if it is full."""
-    found = results.measurements("05_after_pruning", key)
+    found = evidence.measurements("05_after_pruning", key)
     scores = {seed: {row["way"]: row["accuracy"] for row in rows} for seed, rows in found.items()}
     return pd.DataFrame(scores | ({SEED: current} if PROFILE == "full" else {})).T
 
@@ -675,7 +661,7 @@ published = {
 }
 for name, table in published.items():
     say(f"{name}: {len(table)} full run(s)" + (", too few for an interval." if len(table) < 2 else "."))
-ranked = {name: results.ranking(table) for name, table in published.items() if len(table) >= 2}
+ranked = {name: statistics.ranking(table) for name, table in published.items() if len(table) >= 2}
 pd.concat(ranked, names=["", "way"]) if ranked else None
 
 # %% [markdown]
@@ -702,13 +688,13 @@ claims = [
 ]  # fmt: skip
 lines = ["| paper | claim | here |", "|---|---|---|"]
 lines += [
-    f"| {paper} | {claim} | “{a}” against “{b}”: {results.difference(hardest, a, b)} |"
+    f"| {paper} | {claim} | “{a}” against “{b}”: {statistics.difference(hardest, a, b)} |"
     for paper, claim, (a, b) in claims
 ]
 budgets = published["half of the MACs removed"]
 liu = "decided by two full runs or more"
 if len(budgets) >= 2:
-    liu = f"“from scratch” against “fine-tune”: {results.difference(budgets, 'from scratch', 'fine-tune')}"
+    liu = f"“from scratch” against “fine-tune”: {statistics.difference(budgets, 'from scratch', 'fine-tune')}"
 lines += [
     f"| LeCun et al. 1990 | Fewer weights generalise better. | right labels: {verdict(clean.loc['95% removed'])} |",
     f"| Liu et al. 2019 | The pruned architecture from scratch does as well, given the budget. | {liu} |",
@@ -731,7 +717,7 @@ def smallest_difference():
     ### END SOLUTION
 
 
-low, high = results.paired_interval([-0.3, 0.0, 0.3], [0.0, 0.0, 0.0])
+low, high = statistics.paired_interval([-0.3, 0.0, 0.3], [0.0, 0.0, 0.0])
 exercises.check("05.1", smallest_difference, measured=(high - low) / 2)
 
 # %% [markdown]
@@ -768,7 +754,7 @@ if feedback.right:
     table = hardest.assign(**{"only the signs": [ticket_of_signs(seed) for seed in SEEDS]})
     say(
         "Only the signs against all of the first weights: "
-        f"{results.difference(table, 'only the signs', 'rewind the weights')}."
+        f"{statistics.difference(table, 'only the signs', 'rewind the weights')}."
     )
 
 # %% [markdown]

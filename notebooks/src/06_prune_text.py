@@ -40,26 +40,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import (
-    checkpoints,
-    data,
-    exercises,
-    measure,
-    models,
-    packing,
-    plots,
-    pruning,
-    results,
-    text,
-    training,
-    vocabulary,
-)
-from helpers.data import Split
-from helpers.results import say
+from helpers import checkpoints, data, evidence, exercises, files, measure, pruning, show, statistics, training
+from helpers.core import vocabulary
+from helpers.data import Split, text
+from helpers.evidence import say
+from helpers.nets import TextBag, imdb_bag
 
 # %%
-run = results.start("06_prune_text", profile=PROFILE, seed=SEED)
-say(results.timetable("06_prune_text"))
+run = evidence.start("06_prune_text", profile=PROFILE, seed=SEED)
+say(evidence.timetable("06_prune_text"))
 
 # %% [markdown]
 # The settings of the three profiles. `loop` reviews train your own network for one epoch. `block` reviews are the block
@@ -67,7 +56,7 @@ say(results.timetable("06_prune_text"))
 # it was cut to the sparsity `far`.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, held_out=300, loop=128, block=200, leak_epochs=1, compare=50, retrain=64, far=0.9),
     quick=dict(train=20_000, held_out=2_500, loop=1_000, block=5_000, leak_epochs=2, compare=1_000, retrain=2_000,
@@ -77,7 +66,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 reviews = data.imdb()
 train_texts, validation_texts = reviews.train.take(S.train), reviews.validation.take(S.held_out)
@@ -222,11 +211,11 @@ right = {}
 for name, rows in arms.items():
     training.seed_everything(SEED)
     options = {**bag_options, "epochs": S.leak_epochs, "seed": SEED, "progress": False}
-    model = training.fit(models.imdb_bag(), Split(train.inputs[rows], train.labels[rows]), **options).model
+    model = training.fit(imdb_bag(), Split(train.inputs[rows], train.labels[rows]), **options).model
     right[name] = (training.predict(model, questions.inputs).argmax(1) == questions.labels).float().tolist()
 
 # %%
-low, high = results.paired_interval(right["knows the films"], right["does not"])
+low, high = statistics.paired_interval(right["knows the films"], right["does not"])
 flattery = {name: sum(values) / len(values) for name, values in right.items()}
 run.record("hold_out", {**flattery, "interval": [low, high], "reviews": len(asked)})
 verdict = "The difference is real" if low > 0 else "On so few reviews and epochs the interval still holds zero"
@@ -247,14 +236,14 @@ say(
 
 # %%
 layers = measure.layer_table(bag, sample[:1])
-fig = plots.bars(
+fig = show.bars(
     dict(zip(layers["layer"], layers["parameters"], strict=True)),
     title=f"{layers.loc[0, 'share_parameters']:.0%} of the parameters are the embedding",
     xlabel="parameters",
     label="{:,.0f}",
 )
 table = layers.set_index("layer")[["parameters", "macs", "share_parameters"]]
-plots.show(fig, alt=f"Parameters of each layer. {plots.in_words(table[['parameters']])}", table=table)
+show.figure(fig, alt=f"Parameters of each layer. {show.in_words(table[['parameters']])}", table=table)
 
 # %% [markdown]
 # A published recipe prunes this network with a loop over its modules: `if isinstance(module, nn.Linear)`. It sounds
@@ -263,10 +252,10 @@ plots.show(fig, alt=f"Parameters of each layer. {plots.in_words(table[['paramete
 # %%
 linear_only = pruning.mask(bag, pruning.layer_masks(bag, {"fc1": 0.9, "fc2": 0.9}))
 everywhere = pruning.mask(bag, pruning.global_masks(bag, 0.9))
-dense_file = packing.write_dense(bag, run.scratch("dense.pack"), words=words)
+dense_file = files.write_dense(bag, run.scratch("dense.pack"), words=words)
 rows = {}
 for name, model in {"dense": bag, "linear layers only": linear_only, "all weights": everywhere}.items():
-    packed = packing.write_sparse(model, run.scratch("try.pack"), words=words)
+    packed = files.write_sparse(model, run.scratch("try.pack"), words=words)
     zeros = 1 - measure.count_nonzero(model) / measure.count_weights(model)
     rows[name] = {"weights removed": zeros, "validation accuracy": accuracy(model), "file bytes": packed.bytes}
 trap = pd.DataFrame(rows).T
@@ -300,7 +289,7 @@ def without_words(model, keep):
     weight = occurrences * ~keep
     weight[0] = occurrences[0]
     table[0] = (weight / weight.sum()) @ table
-    new = models.TextBag(int(keep.sum()))
+    new = TextBag(int(keep.sum()))
     new.load_state_dict(model.state_dict() | {"embedding.weight": table[keep]})
     return new.eval()
 
@@ -363,7 +352,7 @@ run.record("words", curves.reset_index())
 
 # %%
 best = curves.loc[1_000].idxmax()
-fig = plots.line_with_band(
+fig = show.line_with_band(
     COUNTS,
     {name: 100 * curves[name] for name in curves},
     title=f"With 1,000 words left, choosing by {best} does best",
@@ -371,7 +360,7 @@ fig = plots.line_with_band(
     ylabel="validation accuracy (%)",
 )
 fig.axes[0].set_xscale("log")
-plots.show(fig, alt=f"Accuracy (%) against words kept. {plots.in_words(100 * curves, '{:.1f}')}", table=curves)
+show.figure(fig, alt=f"Accuracy (%) against words kept. {show.in_words(100 * curves, '{:.1f}')}", table=curves)
 
 # %%
 within = [count for count in COUNTS if curves.loc[count].max() >= curves.loc[10_000].max() - 0.01]
@@ -384,7 +373,7 @@ say(
 # %% [markdown]
 # Frequency keeps "the" and "of", which fill the reviews and judge nothing. The norm keeps rare words with strong opinions,
 # which hardly ever come up. It takes both to say what a word *does*. And it takes a small start: PyTorch draws the vectors
-# from $N(0, 1)$, and then the length of a rare word is mostly the noise that it began with. `models.TextBag` starts ten
+# from $N(0, 1)$, and then the length of a rare word is mostly the noise that it began with. `nets.TextBag` starts ten
 # times shorter.
 #
 # ## 6. How many numbers does a word need?
@@ -396,7 +385,7 @@ say(
 # %%
 left, scale, right_vectors = torch.linalg.svd(bag.embedding.weight.detach(), full_matrices=False)
 rank = 2
-narrow = models.TextBag(len(words), dimensions=rank).eval()
+narrow = TextBag(len(words), dimensions=rank).eval()
 narrow.load_state_dict(
     bag.state_dict()
     | {
@@ -419,14 +408,14 @@ ranks = {rank: accuracy(pruning.factor_embedding(bag, "fc1", rank)) for rank in 
 run.record("ranks", {str(rank): value for rank, value in ranks.items()})
 energy = (scale**2 / (scale**2).sum()).tolist()
 fig, (first, second) = plt.subplots(1, 2, figsize=(10, 4))
-first.plot(range(1, 33), scale[:32], marker=".", color=plots.COLOURS[0])
+first.plot(range(1, 33), scale[:32], marker=".", color=show.COLOURS[0])
 first.set(title=f"The first is {scale[0] / scale[1]:.1f} times the second", xlabel="number", ylabel="singular value")
-second.plot(RANKS, [100 * value for value in ranks.values()], marker=".", color=plots.COLOURS[1])
+second.plot(RANKS, [100 * value for value in ranks.values()], marker=".", color=show.COLOURS[1])
 second.set(
     title=f"Rank 1 loses {100 * (bag_accuracy - ranks[1]):.1f} points", xlabel="rank", ylabel="validation accuracy (%)"
 )
 table = pd.DataFrame({"validation accuracy": ranks.values()}, index=pd.Index(RANKS, name="rank"))
-plots.show(fig, alt=f"Singular values, and accuracy (%) by rank. {plots.in_words(100 * table, '{:.1f}')}", table=table)
+show.figure(fig, alt=f"Singular values, and accuracy (%) by rank. {show.in_words(100 * table, '{:.1f}')}", table=table)
 
 # %%
 one = pruning.factor_embedding(bag, "fc1", 1)
@@ -485,7 +474,7 @@ say(
 # the whole vocabulary take this much, compressed:
 
 # %%
-only_words = packing.write_dense({}, run.scratch("words.pack"), words=words).bytes
+only_words = files.write_dense({}, run.scratch("words.pack"), words=words).bytes
 say(f"{only_words:,} bytes of words beside {dense_file.bytes - only_words:,} bytes of network.")
 
 
@@ -494,7 +483,7 @@ def measured_file(model, keep=None):
     """Write the model with its words; return (bytes, validation accuracy)."""
     keep = torch.ones(len(words), dtype=torch.bool) if keep is None else keep
     kept_words = [word for word, stays in zip(words, keep, strict=True) if stays]
-    packed = packing.write_sparse(model, run.scratch("point.pack"), words=kept_words)
+    packed = files.write_sparse(model, run.scratch("point.pack"), words=kept_words)
     return packed.bytes, accuracy(model, Split(renumber(validation.inputs, keep), validation.labels))
 
 
@@ -529,7 +518,7 @@ say(f"Chosen: **{chosen_words:,} words with {chosen_rank} number{'s' if chosen_r
 
 # %%
 fig, ax = plt.subplots()
-for (name, found), colour in zip(points.items(), plots.COLOURS, strict=False):
+for (name, found), colour in zip(points.items(), show.COLOURS, strict=False):
     ax.plot(*zip(*[(size / 1000, 100 * a) for size, a in sorted(found)], strict=True), marker="o", ls="--" if name != "both" else "",
             color=colour, label=name)  # fmt: skip
 ax.axhline(100 * bag_accuracy, color="grey", lw=1, label="dense")
@@ -546,7 +535,7 @@ table = pd.DataFrame(
     columns=["method", "bytes", "validation accuracy (%)"],
 ).set_index("method")
 alt = "Accuracy against file size. " + "; ".join(f"{n}: {b:,} bytes, {a:.1f} %" for n, b, a in table.itertuples())
-plots.show(fig, alt=alt, table=table.round(1))
+show.figure(fig, alt=alt, table=table.round(1))
 
 # %% [markdown]
 # ## 8. The file, read back
@@ -557,10 +546,10 @@ plots.show(fig, alt=alt, table=table.round(1))
 # %%
 keep, small = kept[chosen_words], candidates[chosen_words, chosen_rank][2]
 kept_words = [word for word, stays in zip(words, keep, strict=True) if stays]
-packed = packing.write_sparse(small, run.scratch("small.pack"), words=kept_words)
+packed = files.write_sparse(small, run.scratch("small.pack"), words=kept_words)
 
-from_file = packing.load_into(models.TextBag(len(kept_words), dimensions=chosen_rank), packed.path)
-read_again = vocabulary.encode([e.text for e in validation_examples], packing.read_words(packed.path))
+from_file = files.load_into(TextBag(len(kept_words), dimensions=chosen_rank), packed.path)
+read_again = vocabulary.encode([e.text for e in validation_examples], files.read_words(packed.path))
 numbers = renumber(validation.inputs, keep)
 different = (training.predict(from_file, numbers) != training.predict(small, numbers)).sum().item()
 run.claim("same-tokens", "Token numbers that differ when the texts are read with the file's words",
@@ -571,7 +560,7 @@ run.claim("same-logits", "Logits of the network from the file that differ, bit f
 # And without PyTorch: NumPy reads the file and judges.
 
 # %%
-arrays, file_words = packing.read(packed.path), packing.read_words(packed.path)
+arrays, file_words = files.read(packed.path), files.read_words(packed.path)
 
 
 def judge(review):
@@ -616,7 +605,7 @@ except ValueError as error:
     print("The helper says so before:", error)
 
 # %% [markdown]
-# `models.LSTM` and `models.RNN` therefore keep their two matrices as linear layers, and call PyTorch's kernel with them.
+# `nets.LSTM` and `nets.RNN` therefore keep their two matrices as linear layers, and call PyTorch's kernel with them.
 
 # %%
 asked_reviews = validation.take(S.compare)
@@ -669,12 +658,12 @@ run.record("four_nets_one_shot", {where: {"sparsity": SPARSITIES, **rows} for wh
 fig, axes = plt.subplots(1, 2, figsize=(11, 4))
 for ax, where in zip(axes, WHERE, strict=True):
     rows, worst = lost[where], max(lost[where], key=lambda name: lost[where][name][-1])
-    plots.line_with_band([100 * s for s in SPARSITIES], rows, title=f"{where.capitalize()}: most lost by {worst}",
+    show.line_with_band([100 * s for s in SPARSITIES], rows, title=f"{where.capitalize()}: most lost by {worst}",
                          xlabel="weights removed (%)", ylabel="points lost", ax=ax)  # fmt: skip
 tables = {where: pd.DataFrame(rows, index=pd.Index(SPARSITIES, name="sparsity")) for where, rows in lost.items()}
 table = pd.concat(tables, axis=1)
-alt = "; ".join(f"{where}: {plots.in_words(t, '{:.1f}')}" for where, t in tables.items())
-plots.show(fig, alt=f"Points lost against sparsity. {alt}", table=table.round(1))
+alt = "; ".join(f"{where}: {show.in_words(t, '{:.1f}')}" for where, t in tables.items())
+show.figure(fig, alt=f"Points lost against sparsity. {alt}", table=table.round(1))
 
 # %% [markdown]
 # So far nothing was retrained. Now each cut network sees the same reviews once, with a third of the peak learning rate that
@@ -699,7 +688,7 @@ def recurrent_minus_others(where):
     """The interval, in points, of what RNN and LSTM lose more than CNN and bag, paired by review."""
     recurrent = (after[where, "RNN"] + after[where, "LSTM"]) / 2
     others = (after[where, "CNN"] + after[where, "bag"]) / 2
-    return [100 * end for end in results.paired_interval(recurrent.tolist(), others.tolist())]
+    return [100 * end for end in statistics.paired_interval(recurrent.tolist(), others.tolist())]
 
 
 for where in WHERE:
@@ -798,7 +787,7 @@ say(
     f"**{ratio:.0f} times smaller**, {base_test.correct - small_test.correct} of {base_test.count:,} reviews lost. "
     f"With pairs: **{pairs_test.accuracy:.1%}**."
 )
-pairs_file = packing.write_dense(bigrams, run.scratch("pairs.pack"), words=pair_words)
+pairs_file = files.write_dense(bigrams, run.scratch("pairs.pack"), words=pair_words)
 for name, model, evaluation, file, base in [
     ("imdb-bag-dense", bag, base_test, dense_file, None),
     ("imdb-bigrams-dense", bigrams, pairs_test, pairs_file, None),

@@ -44,13 +44,14 @@ from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 from tqdm.auto import tqdm
 
-from helpers import checkpoints, data, exercises, measure, models, plots, results, training, transfer
+from helpers import checkpoints, data, evidence, exercises, measure, nets, show, statistics, training
 from helpers.data import Split
-from helpers.results import say
+from helpers.evidence import say
+from helpers.show import figures
 
 # %%
-run = results.start("07_transfer_resnet", profile=PROFILE, seed=SEED)
-say(results.timetable("07_transfer_resnet"))
+run = evidence.start("07_transfer_resnet", profile=PROFILE, seed=SEED)
+say(evidence.timetable("07_transfer_resnet"))
 
 # %% [markdown]
 # The settings of the three profiles. `pool` photographs can be labelled; `counts` says how many are, in each of `draws`
@@ -60,7 +61,7 @@ say(results.timetable("07_transfer_resnet"))
 # section 3, `trap` that of section 4.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(pool=80, counts=(40, 80), draws=2, costly={40: 2}, scratch={40: (1,)}, tune={40: 1}, left_out=(),
                told=40, cached=2, trap=1, validation=40, test=40, shown=2, digits=50),
@@ -77,17 +78,17 @@ FIRST = 100 * SEED  # no draw of one run is a draw of another
 #
 # The **source** is a ResNet-18 (He et al. 2016), trained on eight of CIFAR-10's ten classes. The two that are missing are
 # the **target**: cat against dog. So nothing about the target can have leaked into the source. (The usual source is
-# ImageNet. `models.pretrained_resnet18("imagenet")` fetches torchvision's weights where a download is allowed; but those
+# ImageNet. `checkpoints.pretrained_resnet18("imagenet")` fetches torchvision's weights where a download is allowed; but those
 # have seen more than a hundred breeds of dogs, and then this is no new task.)
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 eight, pets = data.cifar10_without_cat_and_dog(), data.cat_or_dog()
 old_validation, old_test = eight.validation.take(S.validation), eight.test.take(S.test)
 pool, validation = pets.train.take(S.pool), pets.validation.take(S.validation)
 del eight
-source = models.pretrained_resnet18()
+source = checkpoints.pretrained_resnet18()
 
 
 def accuracy(model, split=None):
@@ -149,7 +150,7 @@ def trainable(model):
 
 
 mine = with_new_head(source, 2)
-frozen = transfer.freeze(transfer.replace_head(source, mine.fc), but=["fc"])
+frozen = training.freeze(training.replace_head(source, mine.fc), but=["fc"])
 run.claim(
     "same-freeze", "Parameters that the cell freezes and the helper does not, or the reverse",
     len(trainable(mine) ^ trainable(frozen)), at_most=0,
@@ -178,7 +179,7 @@ some = validation.take(40)
 extractor = create_feature_extractor(source, {"flatten": "features"})
 with torch.no_grad():
     by_library = extractor(some.inputs)["features"]
-gaps = [by_library - features(source, some.inputs), by_library - transfer.features(source, some).inputs]
+gaps = [by_library - features(source, some.inputs), by_library - training.features(source, some).inputs]
 run.claim(
     "same-features", "Largest difference between the features of the cell, the helper and torchvision",
     max(gap.abs().max().item() for gap in gaps), at_most=1e-3,
@@ -219,7 +220,7 @@ HEAD = dict(optimizer="adam", lr=0.02, progress=False)
 began = time.perf_counter()
 slow = training.fit(frozen, few, epochs=S.cached, batch_size=25, seed=SEED, **HEAD).model
 between = time.perf_counter()
-fast = training.fit(frozen.fc, transfer.features(source, few), epochs=S.cached, batch_size=25, seed=SEED, **HEAD).model
+fast = training.fit(frozen.fc, training.features(source, few), epochs=S.cached, batch_size=25, seed=SEED, **HEAD).model
 seconds = {"body in every epoch": between - began, "features once": time.perf_counter() - between}
 saved = seconds["body in every epoch"] / seconds["features once"]
 run.record("cached_seconds", seconds, timing=True)
@@ -233,7 +234,7 @@ exercises.check("07.1", predicted_times_faster, measured=saved, epochs=S.cached)
 # features cost.)
 
 # %%
-seen = transfer.features(source, validation)  # of the validation photographs, from here on
+seen = training.features(source, validation)  # of the validation photographs, from here on
 scores = [accuracy(head, seen) for head in (slow.fc, fast)]
 run.claim("same-head", "Difference of the two heads' validation accuracies", abs(scores[0] - scores[1]), at_most=0.01)
 run.claim("cached-is-faster", "Times faster with cached features", saved, at_least=5, timing=True)
@@ -300,7 +301,7 @@ say(
 # %%
 new_task = {name: accuracy(net) for name, net in {"careful": careful, "careless": careless}.items()}
 old_task = {
-    name: accuracy(transfer.replace_head(net, source.fc), old_validation)
+    name: accuracy(training.replace_head(net, source.fc), old_validation)
     for name, net in {"careful": careful, "careless": careless}.items()
 }
 trap = pd.DataFrame({"cat or dog, new head": new_task, "eight old classes, old head": old_task})
@@ -366,7 +367,7 @@ pd.DataFrame({"parameters": {s: f"{n:,}" for s, n in sizes.items()}, "peak learn
 def start(draw, classes=2):
     """Return the source with a new head."""
     training.seed_everything(draw)
-    return transfer.replace_head(source, nn.Linear(source.fc.in_features, classes))
+    return training.replace_head(source, nn.Linear(source.fc.in_features, classes))
 
 
 used = {}
@@ -404,7 +405,7 @@ def tune(model, part, draw, epochs, **options):
 
 def last_block(part, draw, epochs):
     """Train the last residual block and the head."""
-    return tune(transfer.freeze(start(draw), but=["layer4.1", "fc"]), part, draw, epochs)
+    return tune(training.freeze(start(draw), but=["layer4.1", "fc"]), part, draw, epochs)
 
 
 def lower_rates(part, draw, epochs):
@@ -421,7 +422,7 @@ def all_layers(part, draw, epochs):
 def from_scratch(part, draw, epochs):
     """Train a ResNet-18 with random weights."""
     training.seed_everything(draw)
-    return tune(models.resnet18(classes=2), part, draw, epochs)
+    return tune(nets.resnet18(classes=2), part, draw, epochs)
 
 
 WAYS = {
@@ -458,7 +459,7 @@ def until_it_stops(part, draw, tries):
 
 # %%
 HEAD_EPOCHS = 20
-pooled = transfer.features(source, pool)
+pooled = training.features(source, pool)
 rows, heads = [], {}
 for count, draw in product(S.counts, range(FIRST, FIRST + S.draws)):
     part = pick(pooled, drawn(count, draw))
@@ -508,10 +509,10 @@ pd.Series(cells).unstack().loc[ORDER].fillna("–")
 fig, ax = plt.subplots()
 for i, way in enumerate(ORDER):
     scores = {n: 100 * part["accuracy"] for n, part in found[found["way"] == way].groupby("labels")}
-    ends = [results.paired_interval(s, [0] * len(s)) if len(s) > 1 else (0, 0) for s in scores.values()]
+    ends = [statistics.paired_interval(s, [0] * len(s)) if len(s) > 1 else (0, 0) for s in scores.values()]
     means, reach = [s.mean() for s in scores.values()], [(high - low) / 2 for low, high in ends]
     places = [n * 1.04 ** (i - 2) for n in scores]  # side by side
-    ax.errorbar(places, means, yerr=reach, color=plots.COLOURS[i], linestyle=plots.LINES[i], marker=plots.MARKERS[i],
+    ax.errorbar(places, means, yerr=reach, color=show.COLOURS[i], linestyle=figures.LINES[i], marker=figures.MARKERS[i],
                 capsize=3, label=way)  # fmt: skip
 means = found.pivot_table(index="labels", columns="way", values="accuracy")[ORDER]
 leader = means.loc[S.told].idxmax()
@@ -523,7 +524,7 @@ ax.axhline(50, color="black", linewidth=1, linestyle=":")
 fig.legend(loc="outside lower center", ncols=3)
 averages = found.groupby(["way", "labels"])["accuracy"].mean()
 spoken = "; ".join(f"{way}, {n:,} labels: {100 * score:.1f}" for (way, n), score in averages.items())
-plots.show(fig, alt=f"Validation accuracy (%) against labelled photographs. {spoken}.", table=means)
+show.figure(fig, alt=f"Validation accuracy (%) against labelled photographs. {spoken}.", table=means)
 
 # %%
 tables = {
@@ -533,9 +534,9 @@ tables = {
 }
 for count, table in tables.items():
     pairs = [(way, "from scratch") for way in ORDER[:-1]] + [(way, "all layers") for way in ORDER[:-2]]
-    lines = [f"- “{a}” against “{b}”: {results.difference(table, a, b)}" for a, b in pairs]
+    lines = [f"- “{a}” against “{b}”: {statistics.difference(table, a, b)}" for a, b in pairs]
     say(f"{count} labels, {len(table)} draws, with the paired 95 % interval:\n\n" + "\n".join(lines))
-results.ranking(tables[S.told])
+statistics.ranking(tables[S.told])
 
 # %% [markdown]
 # Read the intervals before the means: a few draws of so few labels tell only large differences apart, and every draw is
@@ -584,7 +585,7 @@ run.claim("occlusion", "Largest difference from the known answer for a linear ne
 best = means.loc[S.told, ORDER[:-1]].idxmax()
 draws = tables[S.told].index
 if best == "frozen body":
-    transferred = {draw: transfer.replace_head(source, heads[S.told, draw]) for draw in draws}
+    transferred = {draw: training.replace_head(source, heads[S.told, draw]) for draw in draws}
 else:
     transferred = {draw: kept[best, draw] for draw in draws}
 looking = {f"transferred ({best})": transferred[FIRST], "from scratch": kept["from scratch", FIRST]}
@@ -618,7 +619,7 @@ told = " and ".join(f"{share:.0%} ({name})" for name, share in middle.items())
 ours, theirs = middle.values()
 fig.suptitle(f"The middle holds {ours:.0%} of the falls, and from scratch {theirs:.0%}", fontsize=12)
 alt = f"Photographs over occlusion maps, 7 × 7 places each. Of the falls of the margin, in the middle nine places: {told}."
-plots.show(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
+show.figure(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
 
 # %%
 say(
@@ -671,7 +672,7 @@ mnist = data.mnist()
 digits, unseen_digits = mnist.train.take(S.digits), mnist.validation.take(S.digits)
 training.seed_everything(SEED)
 far = {}
-for name, body in {"pretrained": source, "untrained": models.resnet18().eval()}.items():
+for name, body in {"pretrained": source, "untrained": nets.resnet18().eval()}.items():
     inputs, unseen = after_stages(body, digits), after_stages(body, unseen_digits)
     far[name] = {}
     for stage, values in inputs.items():
@@ -683,21 +684,21 @@ for name, body in {"pretrained": source, "untrained": models.resnet18().eval()}.
 linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 alone = {
     "raw pixels, linear": ten_classes(linear, digits.inputs, unseen_digits.inputs),
-    "LeNet-5 from scratch": ten_classes(models.lenet5(), digits.inputs, unseen_digits.inputs),
+    "LeNet-5 from scratch": ten_classes(nets.lenet5(), digits.inputs, unseen_digits.inputs),
 }
 run.record("digits", far | alone)
 
 # %%
 depth = 100 * pd.DataFrame(far | {name: dict.fromkeys(far["pretrained"], score) for name, score in alone.items()})
 cut = depth["pretrained"].idxmax()
-fig = plots.line_with_band(
+fig = show.line_with_band(
     depth.index, dict(depth.items()), title=f"{S.digits} digits: of the pretrained body, “{cut}” is the best end",
     xlabel="last stage before the head", ylabel="validation accuracy (%)",
 )  # fmt: skip
 fig.axes[0].get_legend().remove()
 fig.legend(loc="outside lower center", ncols=3)
 table = depth.rename_axis("last stage").round(1)
-plots.show(fig, alt=f"Validation accuracy (%) against the stage. {plots.in_words(table, '{:.1f}')}", table=table)
+show.figure(fig, alt=f"Validation accuracy (%) against the stage. {show.in_words(table, '{:.1f}')}", table=table)
 
 # %%
 run.claim("digits", "Validation accuracy on digits, pretrained body, best end", depth["pretrained"].max() / 100,
@@ -708,7 +709,7 @@ say(
     f"On {S.digits} digits the head does best behind `{cut}`, {depth.loc[cut, 'pretrained'] - depth.loc['layer4', 'pretrained']:+.1f} "
     f"points from where it stood for cats and dogs. Pretraining is worth {worth[cut]:+.1f} points there over the same body "
     f"untrained, and {worth['layer4']:+.1f} behind the last stage. Against no body at all it is "
-    f"{rivals['raw pixels, linear']:+.1f} points, and against a network of {measure.count_parameters(models.lenet5()):,} parameters "
+    f"{rivals['raw pixels, linear']:+.1f} points, and against a network of {measure.count_parameters(nets.lenet5()):,} parameters "
     f"that was made for digits and saw nothing else {rivals['LeNet-5 from scratch']:+.1f}. One draw, one seed."
 )
 
@@ -788,7 +789,7 @@ tested = pd.DataFrame(
 )
 run.record("test", {way: tested[way].tolist() for way in tested})
 gain = (tested[best] - tested["from scratch"]).mean()
-low, high = results.paired_interval(tested[best], tested["from scratch"])
+low, high = statistics.paired_interval(tested[best], tested["from scratch"])
 
 # %%
 if PROFILE == "full":  # each draw has a seed of its own, so one run decides

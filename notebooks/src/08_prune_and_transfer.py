@@ -39,26 +39,26 @@ import torch_pruning as tp
 from torch import nn
 
 from helpers import (
+    checkpoints,
     data,
-    deploy,
     distillation,
+    evidence,
     exercises,
-    importance,
     measure,
-    models,
-    packing,
-    plots,
+    pruning,
     quantization,
-    removal,
-    results,
+    runtime,
+    show,
+    statistics,
     training,
-    transfer,
 )
-from helpers.results import say
+from helpers.evidence import say
+from helpers.files import verify, write_dense
+from helpers.nets import CifarNet
 
 # %%
-run = results.start("08_prune_and_transfer", profile=PROFILE, seed=SEED)
-say(results.timetable("08_prune_and_transfer"))
+run = evidence.start("08_prune_and_transfer", profile=PROFILE, seed=SEED)
+say(evidence.timetable("08_prune_and_transfer"))
 
 # %% [markdown]
 # The settings. `labels` says how many cats and dogs have a label, `first` and `second` how many epochs a network is trained
@@ -68,7 +68,7 @@ say(results.timetable("08_prune_and_transfer"))
 
 # %%
 OLD, NEW = "Taylor, old task", "Taylor, new task"
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(labels=16, batch=8, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=8,
                trained=["magnitude", NEW], longer=0, curve=[3.0], taught=1, small=1, small_lr=0.05,
@@ -82,13 +82,13 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 pets = data.cat_or_dog()
 few, validation = pets.train.take(S.labels), pets.validation.take(S.validation)
 old_photos = data.cifar10_without_cat_and_dog().train.take(S.scored)  # what the network was pretrained on
-source = models.pretrained_resnet18()
-start = transfer.replace_head(source, nn.Linear(source.fc.in_features, 2))
+source = checkpoints.pretrained_resnet18()
+start = training.replace_head(source, nn.Linear(source.fc.in_features, 2))
 ONE, TWO = validation.inputs[:1], validation.inputs[:2]
 
 
@@ -134,7 +134,7 @@ say(
 # **Predict** how many channels of the frozen stages are left.
 
 # %%
-frozen = transfer.freeze(start, but=["layer4", "fc"])
+frozen = training.freeze(start, but=["layer4", "fc"])
 
 
 def widths(model):
@@ -149,10 +149,10 @@ tp.pruner.BasePruner(by_library, TWO, importance=tp.importance.MagnitudeImportan
 
 # %%
 keep = {}
-for group in removal.groups(frozen, TWO):
+for group in pruning.groups(frozen, TWO):
     norms = frozen.get_submodule(group.name).weight.detach().abs().sum(dim=(1, 2, 3))
     keep[group.name] = norms > norms.median()  # the larger half of its filters
-by_helper = removal.remove_filters(frozen, keep, TWO)
+by_helper = pruning.remove_filters(frozen, keep, TWO)
 
 # %%
 channels = pd.DataFrame(
@@ -180,7 +180,7 @@ def differing(a, b):
 
 left = (channels["helpers.removal"] / channels["before"])[frozen_layers].max()
 run.claim("frozen-cut", "Largest share of a frozen layer's channels that is left", left, at_most=0.5)
-trainable_cut = removal.remove_filters(start, keep, TWO)
+trainable_cut = pruning.remove_filters(start, keep, TWO)
 run.claim("frozen-same", "Tensors in which the frozen and the trainable network, cut alike, differ",
           differing(by_helper, trainable_cut), at_most=0)  # fmt: skip
 thawed = [n for n, p in by_helper.named_parameters() if p.requires_grad and not n.startswith(("layer4", "fc"))]
@@ -243,23 +243,23 @@ say(
 # %%
 def new_task(net):
     """Taylor scores on cats and dogs."""
-    return importance.taylor_scores(net, few.take(S.scored))
+    return pruning.taylor_scores(net, few.take(S.scored))
 
 
 def choose(net, scores, ratio):
     """Which channels stay, by group, if `net` is to have `ratio` times fewer MACs."""
-    return removal.choose_filters(net, scores, TWO, macs_ratio=ratio, round_to=16)
+    return pruning.choose_filters(net, scores, TWO, macs_ratio=ratio, round_to=16)
 
 
 def without(net, keep):
     """The network without the other channels, its BatchNorm statistics taken anew."""
-    return removal.refresh_batchnorm(removal.remove_filters(net, keep, TWO), few.inputs[:500])
+    return pruning.refresh_batchnorm(pruning.remove_filters(net, keep, TWO), few.inputs[:500])
 
 
 # %%
 scores = {
-    "magnitude": importance.filter_norms(transferred),
-    OLD: importance.taylor_scores(source, old_photos),
+    "magnitude": pruning.filter_norms(transferred),
+    OLD: pruning.taylor_scores(source, old_photos),
     NEW: new_task(transferred),
 }
 keeps = {name: choose(transferred, values, S.ratio) for name, values in scores.items()}
@@ -413,28 +413,28 @@ say(
 # %%
 def over_seeds(key, current):
     """Accuracy of each way (columns) in each full run (rows): those on file, and this one if it is full."""
-    found = results.measurements("08_prune_and_transfer", key)
+    found = evidence.measurements("08_prune_and_transfer", key)
     return pd.DataFrame(found | ({SEED: current} if PROFILE == "full" else {})).T
 
 
 published = {"score": over_seeds("scores", after), "order": over_seeds("orders", by_order)}
 counts = {name: len(table) for name, table in published.items()}
 say(f"Full runs: {counts['score']} for the scores, {counts['order']} for the orders; an interval needs two.")
-ranked = {name: results.ranking(table) for name, table in published.items() if len(table) >= 2}
+ranked = {name: statistics.ranking(table) for name, table in published.items() if len(table) >= 2}
 pd.concat(ranked, names=["compared", ""]) if ranked else None
 
 # %%
 if ranked:
     scores_table, orders_table = published["score"], published["order"]
     say(
-        f"- the new task's Taylor score against magnitude: {results.difference(scores_table, NEW, 'magnitude')};\n"
-        f"- the new task's Taylor score against the old task's: {results.difference(scores_table, NEW, OLD)};\n"
+        f"- the new task's Taylor score against magnitude: {statistics.difference(scores_table, NEW, 'magnitude')};\n"
+        f"- the new task's Taylor score against the old task's: {statistics.difference(scores_table, NEW, OLD)};\n"
         "- transferring first against pruning first: "
-        f"{results.difference(orders_table, 'transfer, then prune', 'prune, then transfer')};\n"
+        f"{statistics.difference(orders_table, 'transfer, then prune', 'prune, then transfer')};\n"
         "- pruning meanwhile against transferring first: "
-        f"{results.difference(orders_table, 'prune while transferring', 'transfer, then prune')};\n"
+        f"{statistics.difference(orders_table, 'prune while transferring', 'transfer, then prune')};\n"
         "- pruning first, for the same MACs, against transferring first: "
-        f"{results.difference(orders_table, 'prune, then transfer, same MACs', 'transfer, then prune')}."
+        f"{statistics.difference(orders_table, 'prune, then transfer, same MACs', 'transfer, then prune')}."
     )
 
 # %% [markdown]
@@ -458,7 +458,7 @@ if S.longer:
     longer = train(start, S.longer, "longer")
     chances.append((accuracy(longer), S.longer, longer))
 base, dense_epochs, dense = max(chances, key=lambda chance: chance[0])
-follow = {"magnitude": importance.filter_norms, NEW: new_task}
+follow = {"magnitude": pruning.filter_norms, NEW: new_task}
 score = max(follow, key=after.get)
 taught = distillation.taught_by(quantization.fold_batchnorm(dense, TWO))  # without BatchNorm the teacher is faster
 say(f"The teacher tells {base:.1%} of the validation photographs right. The score is **{score}**.")
@@ -499,7 +499,7 @@ reached = [1.0] + [dense_macs / macs(net) for net in curve.values()]
 heights = [100 * base] + [100 * (base - loss) for loss in lost.values()]
 few_lost = [f"{ratio:g}" for ratio, loss in lost.items() if loss <= 0.01]
 held = f"{few_lost[-1]} times fewer MACs cost at most a point" if few_lost else "Each of these cuts costs over a point"
-fig = plots.line_with_band(
+fig = show.line_with_band(
     reached, {"pruned": heights}, title=held, xlabel="times fewer MACs", ylabel="validation accuracy (%)"
 )
 ax = fig.axes[0]
@@ -511,9 +511,9 @@ ax.minorticks_off()
 table = pd.DataFrame({"accuracy (%)": heights}, index=pd.Index([f"{r:.1f}×" for r in reached], name="times fewer MACs"))
 alt = (
     "Accuracy against how many times fewer MACs; a dashed line marks the dense network, a dotted one a point less. "
-    f"{plots.in_words(table, '{:.1f}')}"
+    f"{show.in_words(table, '{:.1f}')}"
 )
-plots.show(fig, alt=alt, table=table)
+show.figure(fig, alt=alt, table=table)
 run.record("curve", table.reset_index())
 
 # %% [markdown]
@@ -537,7 +537,7 @@ def rounded(model):
 def write_half(model, path):
     """Write the state of `model` in half precision."""
     state = model.state_dict().items()
-    return packing.write_dense({name: t.half() if t.is_floating_point() else t for name, t in state}, path)
+    return write_dense({name: t.half() if t.is_floating_point() else t for name, t in state}, path)
 
 
 # %%
@@ -556,7 +556,7 @@ say(f"Rounding to half precision changed {changed:,} of {S.validation:,} answers
 
 # %%
 training.seed_everything(SEED)
-small = train(models.CifarNet((16, 24, 48, 96), classes=2), S.small, "small", lr=S.small_lr)
+small = train(CifarNet((16, 24, 48, 96), classes=2), S.small, "small", lr=S.small_lr)
 nets = {"dense": rounded(dense)} | {f"pruned {ratio:g}x": rounded(net) for ratio, net in curve.items()}
 nets["small net"] = rounded(small)
 
@@ -588,31 +588,33 @@ def predicted_ratio():
 files = {}
 for name, net in nets.items():
     files[name] = write_half(net, run.scratch(f"{name}.pack".replace(" ", "-")))
-    packing.verify(files[name].path, net, validation.inputs[:32])
+    verify(files[name].path, net, validation.inputs[:32])
 smaller = {name: files["dense"].bytes / file.bytes for name, file in files.items()}
 macs_ratio = dense_macs / macs(nets[first_cut])
 exercises.check("08.1", predicted_ratio, measured=smaller[first_cut], macs_ratio=macs_ratio)
 
 # %% [markdown]
 # Then the clock, as in notebook 04: ONNX Runtime, one thread, all networks in turn, the dense one twice. One graph is
-# exported, with BatchNorm folded into the convolutions, and `deploy.export_like` puts the pruned weights into it; each is
+# exported, with BatchNorm folded into the convolutions, and `runtime.export_like` puts the pruned weights into it; each is
 # checked against PyTorch's logits. The ResNets enlarge the photographs to 64 pixels themselves, and no pruning makes that
 # faster; the small network reads them as they are.
 
 # %%
-graph = deploy.export_onnx(quantization.fold_batchnorm(nets["dense"], TWO), TWO, run.scratch("dense.onnx"))
-sessions = {"dense": deploy.session(graph)}
+graph = runtime.export_onnx(quantization.fold_batchnorm(nets["dense"], TWO), TWO, run.scratch("dense.onnx"))
+sessions = {"dense": runtime.session(graph)}
 for ratio in curve:
     folded = quantization.fold_batchnorm(nets[f"pruned {ratio:g}x"], TWO)
-    sessions[f"pruned {ratio:g}x"] = deploy.session(deploy.export_like(folded, graph, TWO, run.scratch("pruned.onnx")))
+    sessions[f"pruned {ratio:g}x"] = runtime.session(
+        runtime.export_like(folded, graph, TWO, run.scratch("pruned.onnx"))
+    )
 folded = quantization.fold_batchnorm(nets["small net"], TWO)
-sessions["small net"] = deploy.session(deploy.export_onnx(folded, TWO, run.scratch("small.onnx")))
+sessions["small net"] = runtime.session(runtime.export_onnx(folded, TWO, run.scratch("small.onnx")))
 
 # %%
 verdicts = {}
 for batch in S.batches:
     photos = validation.inputs[:batch].numpy()
-    calls = {name: partial(deploy.run, session, photos) for name, session in sessions.items()}
+    calls = {name: partial(runtime.run, session, photos) for name, session in sessions.items()}
     verdicts[batch] = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
 pd.concat({f"batch {batch}": measure.verdict_table(found) for batch, found in verdicts.items()})
 
@@ -651,13 +653,13 @@ percent = pd.DataFrame({name: {
     "file": files[name].bytes / files["dense"].bytes,
     **{f"time, batch {batch}": 1 / verdicts[batch][name].ratio for batch in S.batches},
 } for name in finalists[1:]}).T * 100  # fmt: skip
-fig = plots.bars(
+fig = show.bars(
     percent,
     title=f"The file fell to {100 / smaller[phone_name]:.0f} %, the time to {100 / max(speeds.values()):.0f} %",
     xlabel="% of the dense network's",
     label="{:.0f} %",
 )
-plots.show(fig, alt=f"Bars in percent of the dense network. {plots.in_words(percent)}", table=percent)
+show.figure(fig, alt=f"Bars in percent of the dense network. {show.in_words(percent)}", table=percent)
 
 # %%
 path_to_phone = [(dense_epochs, dense_macs)]

@@ -42,12 +42,14 @@ from sklearn.cluster import KMeans
 from torch.ao.quantization.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torch.nn import functional as F
 
-from helpers import checkpoints, data, exercises, measure, packing, plots, pruning, quantization, results, training
-from helpers.results import say
+from helpers import checkpoints, data, evidence, exercises, measure, pruning, quantization, show, training
+from helpers.evidence import say
+from helpers.files import integers, verify, write_dense, write_quantized, write_sparse
+from helpers.show import figures
 
 # %%
-run = results.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
-say(results.timetable("09_quantize_from_scratch"))
+run = evidence.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
+say(evidence.timetable("09_quantize_from_scratch"))
 
 # %% [markdown]
 # The settings. `net` is the photographs' network. `digits` and `photos` are validation images, `calibration` training
@@ -56,7 +58,7 @@ say(results.timetable("09_quantize_from_scratch"))
 # images are read at the end.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", digits=100, photos=20, calibration=20, bits=[8, 4, 2], train_digits=128, digit_epochs=1,
                train_photos=64, photo_epochs=1, batch=64, rate=0.001, tested=100),
@@ -68,7 +70,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 sets = {"digits": mnist.validation.take(S.digits), "photographs": cifar.validation.take(S.photos)}
@@ -231,14 +233,14 @@ gains = {
 }
 
 # %%
-fig = plots.line_with_band(
+fig = show.line_with_band(
     S.bits,
     {name: quality[name] for name in quality},
     title=f"From 4 bits up, one more bit of weight is worth {slopes.mean():.1f} dB",
     xlabel="bits of a weight",
     ylabel="signal to error (dB)",
 )
-plots.show(fig, alt=f"Decibels against bits. {plots.in_words(quality, '{:.1f}')}", table=quality)
+show.figure(fig, alt=f"Decibels against bits. {show.in_words(quality, '{:.1f}')}", table=quality)
 run.record("weight_decibels", quality.reset_index())
 theory = 20 * np.log10(2)
 run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20 log10(2)", abs(slopes.mean() - theory),
@@ -264,7 +266,7 @@ say(
 seen = {task: quantization.sample_inputs(net, calibration[task]) for task, net in nets.items()}
 inner = seen["photographs"]["res1.block1.conv"]
 fig, ax = plt.subplots()
-ax.hist(inner.numpy(), bins=120, color=plots.COLOURS[0])
+ax.hist(inner.numpy(), bins=120, color=show.COLOURS[0])
 ax.set(
     yscale="log",
     title=f"{(inner == 0).float().mean():.0%} are zero, none is negative, and the tail is long",
@@ -273,7 +275,7 @@ ax.set(
 )
 summary = pd.DataFrame({"value": inner.quantile(torch.tensor([0.0, 0.5, 0.99, 0.999, 1.0])).tolist()},
                        index=pd.Index(["smallest", "median", "99 %", "99.9 %", "largest"], name=""))  # fmt: skip
-plots.show(fig, alt=f"Histogram of the activations. {plots.in_words(summary, '{:.2f}')}", table=summary)
+show.figure(fig, alt=f"Histogram of the activations. {show.in_words(summary, '{:.2f}')}", table=summary)
 
 # %% [markdown]
 # Which images? Never those of the test set: a range that was fitted to the test images has seen them, and the test is no
@@ -345,7 +347,7 @@ best_part = curves["both"].idxmin()
 # %%
 fig, ax = plt.subplots()
 for i, name in enumerate(curves):
-    ax.plot(curves.index, curves[name], label=name, color=plots.COLOURS[i], linestyle=plots.LINES[i])
+    ax.plot(curves.index, curves[name], label=name, color=show.COLOURS[i], linestyle=figures.LINES[i])
 ax.axvline(best_part, color="black", linewidth=1)
 ax.set(
     yscale="log",
@@ -356,7 +358,7 @@ ax.set(
 )
 ax.legend()
 rows = curves.iloc[[0, 10, 20, 30, 40, 49]].rename(index="{:.0f}".format)
-plots.show(fig, alt=f"Squared errors against the range. {plots.in_words(rows, '{:.2g}')}", table=rows)
+show.figure(fig, alt=f"Squared errors against the range. {show.in_words(rows, '{:.2g}')}", table=rows)
 
 # %% [markdown]
 # Three rules are in use. **Min/max**: everything counts. **Percentile**: leave out the outermost 0.1 % at each end.
@@ -427,7 +429,7 @@ run.record("accuracy_against_bits", {task: table.reset_index().to_dict("records"
 fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
 for ax, (task, table) in zip(axes, swept.items(), strict=True):
     lines = {name: 100 * table[name] for name in table}
-    plots.line_with_band(S.bits, lines, title="", xlabel=f"bits ({names[task]})", ylabel="", ax=ax)
+    show.line_with_band(S.bits, lines, title="", xlabel=f"bits ({names[task]})", ylabel="", ax=ax)
     ax.axhline(100 * base[task], color="black", linewidth=1)
     ax.get_legend().remove()
 axes[0].set_ylabel("validation accuracy (%)")
@@ -436,7 +438,7 @@ fig.suptitle(f"Photographs in {three.name} bits: {three.iloc[0]:.0%} or {three.i
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 table = pd.concat(swept, axis=1)
 flat = (100 * table).set_axis([f"{task}, {name}" for task, name in table.columns], axis=1)
-plots.show(fig, alt=f"Accuracy (%) against bits. {plots.in_words(flat, '{:.1f}')}", table=flat)
+show.figure(fig, alt=f"Accuracy (%) against bits. {show.in_words(flat, '{:.1f}')}", table=flat)
 
 # %%
 photos = swept["photographs"]
@@ -529,11 +531,11 @@ def power_marks(weight, bits):
 
 MARKS = {"even": even_marks, "k-means": quantization.kmeans_table, "powers of two": power_marks}
 fig, ax = plt.subplots()
-ax.hist(weight.flatten().numpy(), bins=150, color=plots.COLOURS[3], alpha=0.6)
+ax.hist(weight.flatten().numpy(), bins=150, color=show.COLOURS[3], alpha=0.6)
 tallest, shown = ax.get_ylim()[1], {name: marks(weight, 4) for name, marks in MARKS.items()}
 for i, (name, marks) in enumerate(shown.items()):
     height = [-(0.06 + 0.06 * i) * tallest] * len(marks)
-    ax.plot(marks, height, plots.MARKERS[i], color=plots.COLOURS[(0, 4, 6)[i]], markersize=4, label=name)
+    ax.plot(marks, height, figures.MARKERS[i], color=show.COLOURS[(0, 4, 6)[i]], markersize=4, label=name)
 near = {name: int((marks.abs() < 0.02).sum()) for name, marks in shown.items()}
 ax.set(
     title=f"{near['powers of two']} of the 15 marks at powers of two lie within 0.02 of zero",
@@ -543,7 +545,7 @@ ax.set(
 ax.legend()
 table = pd.DataFrame({name: pd.Series(marks.tolist()) for name, marks in shown.items()})
 counted = pd.DataFrame({"marks within 0.02 of zero": near})
-plots.show(fig, alt=f"Histogram of weights, three rows of marks below. {plots.in_words(counted)}", table=table)
+show.figure(fig, alt=f"Histogram of weights, three rows of marks below. {show.in_words(counted)}", table=table)
 
 
 # %%
@@ -765,7 +767,7 @@ say(
 
 # %%
 folded = quantization.fold_batchnorm(four_bits, calibration["photographs"].inputs[:2])
-codes, folded_codes = quantization.integers(four_bits), quantization.integers(folded)
+codes, folded_codes = integers(four_bits), integers(folded)
 changed = sum(int((codes[name].codes != folded_codes[name].codes).sum()) for name in codes)
 run.claim("same-codes", "Codes of weights that folding BatchNorm changes", changed, at_most=0)
 say(f"Accuracy with BatchNorm {accuracy(four_bits, 'photographs'):.2%}, folded {accuracy(folded, 'photographs'):.2%}.")
@@ -816,14 +818,14 @@ as_floats = 4 * inner_codes.size
 say(f"conv2: {inner_codes.size:,} weights, {as_floats:,} bytes as floats, {packed.nbytes:,} as pairs of codes.")
 
 # %% [markdown]
-# `packing.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero
+# `files.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero
 # points, the rulers of the inputs, biases. `write_sparse` would store floats. It says so instead:
 
 # %%
 small = {"LeNet-5, 2 bits": trained[True], f"{S.net}, 4 bits": folded}
 dense = {"LeNet-5, 2 bits": nets["digits"], f"{S.net}, 4 bits": nets["photographs"]}
 try:
-    packing.write_sparse(small["LeNet-5, 2 bits"], run.scratch("no.pack"))
+    write_sparse(small["LeNet-5, 2 bits"], run.scratch("no.pack"))
 except ValueError as error:
     print(f"ValueError: {error}")
 else:
@@ -836,9 +838,9 @@ else:
 files, weighed = {}, {}
 for name, model in small.items():
     stem = run.scratch(name.split(",")[0])
-    files[name] = packing.write_quantized(model, stem.with_suffix(".quantized.pack"))
-    full = packing.write_dense(dense[name], stem.with_suffix(".dense.pack"))
-    numbers = quantization.integers(model).values()
+    files[name] = write_quantized(model, stem.with_suffix(".quantized.pack"))
+    full = write_dense(dense[name], stem.with_suffix(".dense.pack"))
+    numbers = integers(model).values()
     bits = sum(part.codes.size * part.bits for part in numbers)
     steps = sum(4 * part.scale.size for part in numbers)
     weighed[name] = {"dense file": full.bytes, "codes": bits / 8, "steps": steps, "file": files[name].bytes}
@@ -853,14 +855,14 @@ weighed.T.apply(
 
 # %%
 for name, task in zip(small, nets, strict=True):
-    packing.verify(files[name].path, small[name], sets[task].inputs[:256])
+    verify(files[name].path, small[name], sets[task].inputs[:256])
 lenet_ratio, photo_ratio = weighed["times smaller"]
 run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file, read back, same logits", lenet_ratio,
           at_least=14)  # fmt: skip
 run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
 gained = weighed["codes"] - (weighed["file"] - weighed["steps"])  # what leaving out zeros saves, less all other parts
 say(
-    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `packing.verify` read both with NumPy "
+    f"**{lenet_ratio:.1f} times** and **{photo_ratio:.1f} times** smaller. `files.verify` read both with NumPy "
     "alone, put the numbers into a fresh network, and got the same logits, bit for bit. Steps, biases and a header, and "
     "in the second file two layers of eight bits, keep them from being 16 and 8 times smaller. "
     + " ".join(
@@ -897,7 +899,7 @@ if PROFILE == "full":
 else:
     run.claim("quick-two-bits", "Test error of LeNet-5 with 2 bits everywhere", error_2bit, at_most=0.04)
     run.claim("quick-four-bits", "Test accuracy lost with 4 bits", lost_4bit, at_most=0.04)
-marks = pd.concat([results.literature("mnist-quantization"), results.literature("cifar10-quantization")])
+marks = pd.concat([evidence.literature("mnist-quantization"), evidence.literature("cifar10-quantization")])
 marks["change"] = (100 * (marks["accuracy"] - marks["base_accuracy"])).map("{:+.2f}".format)
 marks["error"] = (100 * (1 - marks["accuracy"])).map("{:.2f}".format)
 marks.set_index(["model", "method"])[["year", "error", "change", "seen"]].rename(
@@ -923,7 +925,7 @@ def predicted_bytes():
 
 
 six_bits = quantization.quantize_model(nets["digits"], weights=6)
-measured = packing.write_quantized(six_bits, run.scratch("exercise.pack")).bytes
+measured = write_quantized(six_bits, run.scratch("exercise.pack")).bytes
 exercises.check("09.1", predicted_bytes, measured=measured)
 
 # %% [markdown]
@@ -991,7 +993,7 @@ for name, (task, dense_name, model, file, method) in recorded.items():
     example = (mnist if task == "mnist" else cifar).train.inputs[:1]
     macs = measure.count_macs(originals[task], example)
     full = run.scratch(f"{dense_name}.pack")
-    packing.write_dense(originals[task], full)
+    write_dense(originals[task], full)
     run.model(dense_name, task=task, method="dense", accuracy=tests[dense_name].accuracy, macs=macs, file=full,
               weights=measure.count_weights(originals[task]), nonzero=measure.count_nonzero(originals[task]))  # fmt: skip
     run.model(name, task=task, method=method, base=dense_name, accuracy=tests[name].accuracy, macs=macs, file=file.path,

@@ -55,24 +55,15 @@ from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec, x86_inductor_quantizer
 
-from helpers import (
-    checkpoints,
-    data,
-    deploy,
-    exercises,
-    measure,
-    packing,
-    plots,
-    quantization,
-    results,
-    training,
-)
-from helpers.results import say
-from helpers.vocabulary import PAD, encode, tokenize
+from helpers import checkpoints, data, evidence, exercises, measure, quantization, runtime, show, training
+from helpers.core import modules
+from helpers.core.vocabulary import PAD, encode, tokenize
+from helpers.evidence import say
+from helpers.files import write_dense
 
 # %%
-run = results.start("10_quantize_in_practice", profile=PROFILE, seed=SEED)
-say(results.timetable("10_quantize_in_practice"))
+run = evidence.start("10_quantize_in_practice", profile=PROFILE, seed=SEED)
+say(evidence.timetable("10_quantize_in_practice"))
 
 # %% [markdown]
 # The settings. `calibration` training images show the networks what to expect; `draws` says how often a calibration set
@@ -80,7 +71,7 @@ say(results.timetable("10_quantize_in_practice"))
 # the images by which single layers are judged, and `timings` the rounds of the clock.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", validation=100, calibration=16, sizes=(1, 16), draws=1, probe=20, train=64, epochs=1,
                batch=64, rate=0.002, reviews=20, tested=100, batches=(1, 2), timings=20),
@@ -91,7 +82,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 cifar = data.cifar10()
 validation, calibration = cifar.validation.take(S.validation), cifar.train.take(S.calibration)
@@ -164,7 +155,7 @@ def integer_convolution(x, n):
 
 
 # %% [markdown]
-# Where do the numbers come from? We let ONNX Runtime find them. `deploy.quantize_static` takes an ONNX file and training
+# Where do the numbers come from? We let ONNX Runtime find them. `runtime.quantize_static` takes an ONNX file and training
 # images, runs the images through it, notes the range of each tensor, and writes a file with integers. (It calls ONNX
 # Runtime's own quantizer, and checks that no weight stayed behind in floating point.) Here the file is one block of the
 # network, a convolution and its ReLU, and the images are what reaches that block.
@@ -173,8 +164,8 @@ def integer_convolution(x, n):
 block = folded.res1.block1
 with torch.no_grad():
     reaching = folded.pool(folded.conv1(folded.stem(calibration.inputs[:50])))
-before = deploy.export_onnx(block, reaching[:2], run.scratch("block.onnx"))
-after = deploy.quantize_static(before, data.Split(reaching, calibration.labels[:50]), run.scratch("block.int8.onnx"))
+before = runtime.export_onnx(block, reaching[:2], run.scratch("block.onnx"))
+after = runtime.quantize_static(before, data.Split(reaching, calibration.labels[:50]), run.scratch("block.int8.onnx"))
 
 
 # %%
@@ -204,7 +195,7 @@ numbers = {
 
 # %%
 mine, sums = integer_convolution(reaching, numbers)
-theirs = torch.tensor(deploy.run(deploy.session(after), reaching.numpy())) / numbers["y scale"] + numbers["y zero"]
+theirs = torch.tensor(runtime.run(runtime.session(after), reaching.numpy())) / numbers["y scale"] + numbers["y zero"]
 differing = (mine - theirs.round()).abs()
 run.claim("integer-layer", "Fraction of output codes on which the cell and ONNX Runtime differ", (differing > 0).float().mean(),
           at_most=1e-3)  # fmt: skip
@@ -246,8 +237,8 @@ class Answers(nn.Module):
 
 def in_runtime(path):
     """Open an ONNX file as a module."""
-    session = deploy.session(path, threads=torch.get_num_threads())
-    return Answers(lambda inputs: torch.from_numpy(deploy.run(session, inputs.contiguous().numpy())))
+    session = runtime.session(path, threads=torch.get_num_threads())
+    return Answers(lambda inputs: torch.from_numpy(runtime.run(session, inputs.contiguous().numpy())))
 
 
 # %%
@@ -259,8 +250,8 @@ def in_points(lost):
 
 
 # %%
-graph = deploy.export_onnx(folded, TWO, run.scratch("float.onnx"))
-int8 = deploy.quantize_static(graph, calibration, run.scratch("int8.onnx"))
+graph = runtime.export_onnx(folded, TWO, run.scratch("float.onnx"))
+int8 = runtime.quantize_static(graph, calibration, run.scratch("int8.onnx"))
 static = training.evaluate(in_runtime(int8), validation).accuracy
 ratio = graph.stat().st_size / int8.stat().st_size
 lost = base - static
@@ -300,7 +291,7 @@ def calibrated(images, **options):
     """Validation accuracy of the int8 network that saw these images."""
     split = data.Split(images, torch.zeros(len(images), dtype=torch.long))
     return training.evaluate(
-        in_runtime(deploy.quantize_static(graph, split, run.scratch("try.onnx"), **options)), validation
+        in_runtime(runtime.quantize_static(graph, split, run.scratch("try.onnx"), **options)), validation
     ).accuracy
 
 
@@ -327,7 +318,7 @@ images_say = (
 
 # %%
 spread = f"; line: mean, band: all {S.draws} sets" if S.draws > 1 else ""
-fig = plots.line_with_band(
+fig = show.line_with_band(
     S.sizes,
     {"points lost": lost_by_size.to_numpy()},
     title=images_say[0].upper() + images_say[1:],
@@ -335,8 +326,8 @@ fig = plots.line_with_band(
     ylabel="points lost (validation)",
 )
 fig.axes[0].set_xscale("log")
-plots.show(
-    fig, alt=f"Points lost against the number of images. {plots.in_words(lost_by_size.T, '{:.2f}')}", table=lost_by_size
+show.figure(
+    fig, alt=f"Points lost against the number of images. {show.in_words(lost_by_size.T, '{:.2f}')}", table=lost_by_size
 )
 
 # %% [markdown]
@@ -360,22 +351,22 @@ SETS = {
     "one grey image": torch.zeros_like(good[:1]),
 }
 by_set = {name: calibrated(images) for name, images in SETS.items()}
-by_rule = {method: calibrated(good[:100], method=method) for method in deploy.CALIBRATIONS}
+by_rule = {method: calibrated(good[:100], method=method) for method in runtime.CALIBRATIONS}
 run.record("by_set", by_set)
 run.record("by_rule", by_rule)
 
 # %%
 points = {name: 100 * (base - value) for name, value in by_set.items()}
 worst = max(points, key=points.get)
-fig = plots.bars(
+fig = show.bars(
     points,
     title=f"The worst set, {worst}, costs {points[worst]:.1f} points",
     xlabel="points lost (validation)",
     label="{:.2f}",
 )
-plots.show(
+show.figure(
     fig,
-    alt=f"Points lost by calibration set. {plots.in_words(pd.DataFrame({'points lost': points}), '{:.2f}')}",
+    alt=f"Points lost by calibration set. {show.in_words(pd.DataFrame({'points lost': points}), '{:.2f}')}",
     table=pd.DataFrame({"points lost": points}),
 )
 
@@ -411,7 +402,7 @@ say(
 
 # %%
 try:
-    deploy.quantize_static(graph, cifar.test.take(10), run.scratch("no.onnx"))
+    runtime.quantize_static(graph, cifar.test.take(10), run.scratch("no.onnx"))
 except ValueError as error:
     print(f"ValueError: {error}")
 else:
@@ -591,9 +582,9 @@ run.record("noise", {str(bits): single[bits].to_dict() | {"all": together[bits]}
 share = 100 * single / single.sum()
 share.columns = [f"{bits} bits" for bits in share]
 loud = share["4 bits"].idxmax()
-fig = plots.bars(share, title=f"In four bits, {loud} makes {share.loc[loud, '4 bits']:.0f}% of the summed noise",
+fig = show.bars(share, title=f"In four bits, {loud} makes {share.loc[loud, '4 bits']:.0f}% of the summed noise",
                  xlabel="share of the summed noise in the logits (%)", label="{:.0f}")  # fmt: skip
-plots.show(fig, alt=f"Noise by layer. {plots.in_words(share, '{:.0f}')}", table=share)
+show.figure(fig, alt=f"Noise by layer. {show.in_words(share, '{:.0f}')}", table=share)
 
 # %%
 additive = {bits: together[bits] / single[bits].sum() for bits in single}
@@ -634,7 +625,7 @@ capabilities = torch.cpu.get_capabilities()
 VNNI = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "i8mm"))
 PAIRS = {"int8, u8 × s8": ("uint8", "int8"), "int8, u8 × u8": ("uint8", "uint8"), "int8, s8 × s8": ("int8", "int8")}
 files = {"float32": graph} | {
-    name: deploy.quantize_static(graph, calibration, run.scratch(f"{'-'.join(types)}.onnx"), activations=types[0], weights=types[1])
+    name: runtime.quantize_static(graph, calibration, run.scratch(f"{'-'.join(types)}.onnx"), activations=types[0], weights=types[1])
     for name, types in PAIRS.items()
 }  # fmt: skip
 by_pair = {name: training.evaluate(in_runtime(path), validation).accuracy for name, path in files.items()}
@@ -650,13 +641,13 @@ say(
 # channels of each pixel side by side in memory (*channels last*), which its convolutions often prefer.
 
 # %%
-sessions = {name: deploy.session(path, threads=1) for name, path in files.items()}
+sessions = {name: runtime.session(path, threads=1) for name, path in files.items()}
 clock = {}
 for batch in S.batches:
     images = validation.inputs[:batch]
-    calls = {name: partial(deploy.run, session, images.numpy()) for name, session in sessions.items()}
+    calls = {name: partial(runtime.run, session, images.numpy()) for name, session in sessions.items()}
     calls["PyTorch eager"] = partial(net, images)
-    calls["PyTorch eager, channels last"] = partial(net, training.channels_last(images))
+    calls["PyTorch eager, channels last"] = partial(net, modules.channels_last(images))
     with torch.inference_mode():
         clock[batch] = measure.compare(measure.time_interleaved(calls, rounds=S.timings, warmup=2, threads=1))
 pd.concat({f"batch {batch}": measure.verdict_table(verdicts) for batch, verdicts in clock.items()})
@@ -692,7 +683,7 @@ say(
 
 # %%
 spent = pd.DataFrame(
-    {name: deploy.operator_times(path, validation.inputs[:large].numpy()) for name, path in files.items()}
+    {name: runtime.operator_times(path, validation.inputs[:large].numpy()) for name, path in files.items()}
 )
 spent = spent.loc[spent.max(axis=1).sort_values(ascending=False).index].fillna(0)
 run.record("operator_ms", spent.reset_index(names="operator"), timing=True)
@@ -766,7 +757,7 @@ def dynamic(path):
 
 mnist = data.mnist()
 linear, digits = checkpoints.load("lenet-300-100"), mnist.validation.take(S.validation)
-linear_file = deploy.export_onnx(linear, digits.inputs[:2], run.scratch("linear.onnx"))
+linear_file = runtime.export_onnx(linear, digits.inputs[:2], run.scratch("linear.onnx"))
 small_file = dynamic(linear_file)
 
 # %%
@@ -859,7 +850,7 @@ for name, (full_file, small, split) in {
     accuracies = [training.evaluate(in_runtime(path), split, batch_size=50).accuracy for path in (full_file, small)]
     one = split.inputs[:1].numpy()
     paths = {"float32": full_file, "dynamic": small}
-    calls = {kind: partial(deploy.run, deploy.session(path), one) for kind, path in paths.items()}
+    calls = {kind: partial(runtime.run, runtime.session(path), one) for kind, path in paths.items()}
     dynamic_clock[name] = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))["dynamic"]
     rows[name] = {"times smaller": full_file.stat().st_size / small.stat().st_size,
                   "accuracy, dynamic": accuracies[1], "points lost": 100 * (accuracies[0] - accuracies[1]),
@@ -900,7 +891,7 @@ say(
 # unpacks on the fly, as those for language models do.
 
 # %%
-int4 = deploy.quantize_static(graph, calibration, run.scratch("int4.onnx"), weights="int4")
+int4 = runtime.quantize_static(graph, calibration, run.scratch("int4.onnx"), weights="int4")
 minmax_accuracy = training.evaluate(in_runtime(int4), validation).accuracy
 ratio4 = graph.stat().st_size / int4.stat().st_size
 mse = quantization.quantize_model(net, weights=4, activations=8, calibration=few)
@@ -1001,7 +992,7 @@ run.claim("qat", "Accuracy that quantization-aware training gives back at 4 bits
 pd.Series(arms).map("{:.1%}".format).to_frame("validation accuracy")
 
 # %%
-learned = results.measurements("09_quantize_from_scratch", "four_bits", profile=PROFILE).get(SEED)
+learned = evidence.measurements("09_quantize_from_scratch", "four_bits", profile=PROFILE).get(SEED)
 say(
     f"Training ({S.epochs} × {S.train:,} images) takes four bits from {arms['4 bits, not trained, min/max']:.1%} to "
     f"{right_mode:.1%}. "
@@ -1210,7 +1201,7 @@ say(
 example = cifar.train.inputs[:1]
 macs, dense_name = measure.count_macs(net, example), f"{S.net}-dense"
 counted = dict(weights=measure.count_weights(net), macs=macs)
-packing.write_dense(net, run.scratch("dense.pack"))
+write_dense(net, run.scratch("dense.pack"))
 latency = [
     record
     for batch, verdicts in clock.items()

@@ -44,25 +44,14 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from helpers import (
-    checkpoints,
-    data,
-    distillation,
-    exercises,
-    measure,
-    models,
-    plots,
-    results,
-    text,
-    training,
-    vocabulary,
-)
-from helpers.data import Split
-from helpers.results import say
+from helpers import checkpoints, data, distillation, evidence, exercises, measure, nets, show, statistics, training
+from helpers.core import modules, vocabulary
+from helpers.data import Split, text
+from helpers.evidence import say
 
 # %%
-run = results.start("11_distill", profile=PROFILE, seed=SEED)
-say(results.timetable("11_distill"))
+run = evidence.start("11_distill", profile=PROFILE, seed=SEED)
+say(evidence.timetable("11_distill"))
 
 # %% [markdown]
 # The settings. Sections 6, 9, 10 and 13 train many tiny students, with several `seeds` in every profile: on `digits`
@@ -72,7 +61,7 @@ say(results.timetable("11_distill"))
 # in `views` views each, for a student with `widths` channels, at the temperature `heat`. Section 12 uses reviews.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(digits=256, epochs=1, seeds=2, sizes=(30,), few=128, pixels=1, validation=200,
                hinton=256, hinton_epochs=1, hinton_lr=4e-3, extra=1, extra_epochs=1, wide_epochs=1,
@@ -90,7 +79,7 @@ S = results.settings(
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist = data.mnist()
 IMAGES, LABELS = mnist.train.inputs, mnist.train.labels
@@ -144,10 +133,10 @@ table = pd.DataFrame({f"T = {t}": 100 * softened(said[[example]], t)[0].numpy() 
 fig, (picture, chart) = plt.subplots(1, 2, figsize=(9, 5.5), width_ratios=[1, 2])
 picture.imshow(unseen.inputs[example, 0], cmap="gray_r")
 picture.axis("off")
-plots.bars(table, title=f"Read as {first}, and not unlike {second}", xlabel="probability (%)", label="{:.0f}", ax=chart)
+show.bars(table, title=f"Read as {first}, and not unlike {second}", xlabel="probability (%)", label="{:.0f}", ax=chart)
 chart.set_ylabel("digit")
-plots.show(
-    fig, alt=f"A handwritten {first}, and the teacher's answer (%). {plots.in_words(table, '{:.0f}')}", table=table
+show.figure(
+    fig, alt=f"A handwritten {first}, and the teacher's answer (%). {show.in_words(table, '{:.0f}')}", table=table
 )
 
 # %% [markdown]
@@ -193,7 +182,7 @@ def soft_loss(student, teacher, temperature):
 # The cell's loss, the helper's, and one made of `torch.distributions` must agree. A student that knows nothing yet:
 
 # %%
-z, v = training.predict(models.mlp_800(), unseen.inputs[:100]).double(), said[:100].double()
+z, v = training.predict(nets.mlp_800(), unseen.inputs[:100]).double(), said[:100].double()
 difference = 0.0
 for t in (1.0, 4.0, 20.0):
     mine = soft_loss(z, v, t)
@@ -258,7 +247,7 @@ lengths = pd.DataFrame(
 
 # %%
 slope = math.log(lengths.loc[256, "without T²"] / lengths.loc[64, "without T²"]) / math.log(256 / 64)
-fig = plots.line_with_band(
+fig = show.line_with_band(
     TEMPERATURES,
     dict(lengths.items()),
     title=f"Without T², the gradient falls as T to the power {slope:.2f} at last",
@@ -266,7 +255,7 @@ fig = plots.line_with_band(
     ylabel="length of the gradient",
 )
 fig.axes[0].set(xscale="log", yscale="log")
-plots.show(fig, alt=f"Length of the gradient. {plots.in_words(lengths, '{:.2g}')}", table=lengths)
+show.figure(fig, alt=f"Length of the gradient. {show.in_words(lengths, '{:.2g}')}", table=lengths)
 run.claim("inverse-square", "At high T, without T²: distance from -2 of the power of T with which the gradient falls",
           abs(slope + 2), at_most=0.1)  # fmt: skip
 ratios = lengths.max() / lengths.min()
@@ -311,7 +300,7 @@ run.claim("logits-are-the-limit", "Relative distance of the gradient at T = 10,0
 
 # %%
 images, labels = IMAGES[:64], LABELS[:64]
-careless, student = models.mlp_1200(), models.mlp_800()
+careless, student = nets.mlp_1200(), nets.mlp_800()
 with torch.no_grad():
     wobble = (careless(images) - careless(images)).abs().max().item()
 say(f"Ask it twice, and its logits differ by up to **{wobble:.2f}**.")
@@ -411,7 +400,7 @@ def looked_up(view, answers, loss):
 # 0.9$. Asked with the same random state, the cell's loss, the helper's, and a teacher who is asked anew must agree:
 
 # %%
-student, numbers = models.mlp_800(), torch.arange(64)
+student, numbers = nets.mlp_800(), torch.arange(64)
 
 
 def mixture(student, teacher, labels, temperature=4.0, share=0.9):
@@ -460,7 +449,7 @@ def tiny(loss, answers, seed, *, units=30, count=None, epochs=None, view=still):
     """Validation accuracy of a student of `units` units a layer, trained on the first `count` digits."""
     training.seed_everything(seed)
     options = {"numbers": torch.arange(count or S.digits), "epochs": epochs or S.epochs}
-    return accuracy(train(models.MLP(units), loss, answers, view, seed=seed, lr=LR[units], **options))
+    return accuracy(train(nets.MLP(units), loss, answers, view, seed=seed, lr=LR[units], **options))
 
 
 LR = {30: 2e-2, 300: 3e-3}
@@ -493,25 +482,25 @@ def show_arms(table, title):
     """One row for each column of `table`: the accuracy of each seed, and a bar at their mean."""
     fig, ax = plt.subplots(figsize=(8.5, 1.5 + 0.4 * table.shape[1]))
     for place, name in enumerate(table):
-        ax.plot(100 * table[name], [place] * len(table), "o", color=plots.COLOURS[0], alpha=0.6)
+        ax.plot(100 * table[name], [place] * len(table), "o", color=show.COLOURS[0], alpha=0.6)
         ax.plot(100 * table[name].mean(), place, "|", color="black", markersize=20, markeredgewidth=2)
     ax.set_yticks(range(table.shape[1]), list(table))
     ax.invert_yaxis()
     ax.set(title=title, xlabel="validation accuracy (%): dots are seeds, the bar their mean")
     means = pd.DataFrame({"mean (%)": 100 * table.mean()})
-    plots.show(fig, alt=f"Validation accuracy. {plots.in_words(means, '{:.2f}')}", table=100 * table.T)
+    show.figure(fig, alt=f"Validation accuracy. {show.in_words(means, '{:.2f}')}", table=100 * table.T)
 
 
 # %%
 def verdict(a, b):
     """What the paired 95 % interval of a - b decides."""
-    low, high = results.paired_interval(a, b)
+    low, high = statistics.paired_interval(a, b)
     return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
 
 def gain_of(table, a, b):
     """Say by how many points a leads b, with the paired 95 % interval over the seeds."""
-    low, high = (100 * end for end in results.paired_interval(table[a], table[b]))
+    low, high = (100 * end for end in statistics.paired_interval(table[a], table[b]))
     mean = 100 * (table[a] - table[b]).mean()
     return f"{mean:+.2f} points ({low:+.2f} to {high:+.2f}): {verdict(table[a], table[b])}"
 
@@ -553,7 +542,7 @@ say(
 # trained on labels alone, on digits that did not move; and once more, taught by the large one at $T = 20$.
 
 # %%
-published = results.literature("mnist-distillation").set_index("method")["accuracy"]
+published = evidence.literature("mnist-distillation").set_index("method")["accuracy"]
 theirs = (10_000 * (1 - published)).round().astype(int)
 say("Their errors, of 10,000 test digits: " + ", ".join(f"{how} **{count}**" for how, count in theirs.items()) + ".")
 
@@ -569,7 +558,7 @@ def one_more_teacher(index):
     seed = 1_000 * (SEED + 1) + index
     training.seed_everything(seed)
     state = run.scratch(f"teacher{index}.pt") if PROFILE == "full" else None
-    return training.fit(models.lenet5(), mnist.train.take(S.hinton), epochs=S.extra_epochs, lr=2e-3, optimizer="adam",
+    return training.fit(nets.lenet5(), mnist.train.take(S.hinton), epochs=S.extra_epochs, lr=2e-3, optimizer="adam",
                         augment=training.random_shift, seed=seed, checkpoint=state, progress=False).model  # fmt: skip
 
 
@@ -609,7 +598,7 @@ def hintons_student(name, loss):
     """Train 784-800-800-10; in full it can be resumed."""
     training.seed_everything(SEED)
     state = run.scratch(f"{name}.pt".replace(" ", "-")) if PROFILE == "full" else None
-    return train(models.mlp_800(), loss, pooled, moved, seed=SEED, numbers=torch.arange(S.hinton),
+    return train(nets.mlp_800(), loss, pooled, moved, seed=SEED, numbers=torch.arange(S.hinton),
                  epochs=S.hinton_epochs, lr=S.hinton_lr, precision=training.fast_precision(), checkpoint=state,
                  key=f"{name}, {len(committee)} teachers")  # fmt: skip
 
@@ -653,7 +642,7 @@ known = torch.arange(S.hinton)[LABELS[: S.hinton] != 3]
 def never_shown(loss):
     """Train 784-300-300-10 on digits without a three."""
     training.seed_everything(SEED)
-    return train(models.MLP(300), loss, pooled, moved, seed=SEED, numbers=known, lr=LR[300],
+    return train(nets.MLP(300), loss, pooled, moved, seed=SEED, numbers=known, lr=LR[300],
                  epochs=min(10, 2 * S.hinton_epochs))  # fmt: skip
 
 
@@ -701,7 +690,7 @@ run.record("unseen_three_labels", seen["labels alone"])
 # %%
 run.claim("never-shown", "Share of the threes read by a student that has never seen one, bias raised",
           seen["taught"]["after"], at_least=0.3)  # fmt: skip
-low, high = (100 * end for end in results.paired_interval(threes["taught"], threes["labels alone"]))
+low, high = (100 * end for end in statistics.paired_interval(threes["taught"], threes["labels alone"]))
 told_of_threes = {
     "better": "That much it owes to the teacher.",
     "worse": "So here elimination finds more threes than the teacher tells of.",
@@ -737,7 +726,7 @@ curves = pd.DataFrame(
     {f"{units} units": 100 * np.mean(rows, axis=0) for units, rows in heat.items()}, index=pd.Index(HEAT, name="T")
 )
 best_heat = {name: curve.idxmax() for name, curve in curves.items()}
-fig = plots.line_with_band(
+fig = show.line_with_band(
     HEAT,
     {f"{units} units": 100 * np.array(rows) for units, rows in heat.items()},
     title="Highest mean: " + ", ".join(f"{name} at T = {t:.0f}" for name, t in best_heat.items()),
@@ -747,7 +736,7 @@ fig = plots.line_with_band(
 fig.axes[0].set_xscale("log")
 fig.axes[0].set_xticks(HEAT, [f"{t:.0f}" for t in HEAT])
 fig.axes[0].minorticks_off()
-plots.show(fig, alt=f"Accuracy against temperature. {plots.in_words(curves, '{:.2f}')}", table=curves)
+show.figure(fig, alt=f"Accuracy against temperature. {show.in_words(curves, '{:.2f}')}", table=curves)
 
 # %%
 lines = []
@@ -784,8 +773,8 @@ say(
 # %%
 own = torch.arange(S.digits)
 training.seed_everything(SEED + 500)
-twin = train(models.MLP(30), labels_alone, plain, still, seed=SEED + 500, numbers=own, epochs=S.epochs, lr=LR[30])
-wide = train(models.mlp_1200(), labels_alone, plain, still, seed=SEED + 500, numbers=own, epochs=S.wide_epochs,
+twin = train(nets.MLP(30), labels_alone, plain, still, seed=SEED + 500, numbers=own, epochs=S.epochs, lr=LR[30])
+wide = train(nets.mlp_1200(), labels_alone, plain, still, seed=SEED + 500, numbers=own, epochs=S.wide_epochs,
              precision=training.fast_precision())  # fmt: skip
 teachers = {"a twin": twin, "1200 units": wide, "LeNet-300-100": checkpoints.load("lenet-300-100"), "LeNet-5": lenet}
 told = {name: ask(partial(training.predict, net), still, S.digits, 1) for name, net in teachers.items()}
@@ -860,7 +849,7 @@ def attention(features):
 
 cifar = data.cifar10()
 photos, unseen_photos = cifar.train.take(S.photos), cifar.validation.take(S.validation)
-big, small = checkpoints.load(S.teacher).to(memory_format=torch.channels_last), models.CifarNet(S.widths)
+big, small = checkpoints.load(S.teacher).to(memory_format=torch.channels_last), nets.CifarNet(S.widths)
 LAYERS = ["res1", "conv3", "res2"]
 
 # %% [markdown]
@@ -903,7 +892,7 @@ for ax, name in zip(axes[:, 0], shown, strict=True):
 for ax, name in zip(axes[0], ["photograph", *LAYERS], strict=True):
     ax.set_title(name)
 fig.suptitle("Bright is where a layer's squares are strong", x=0.01, ha="left", fontsize=14, fontweight="bold")
-plots.show(
+show.figure(
     fig,
     alt=f"Photographs ({', '.join(shown)}) and the teacher's attention maps at {', '.join(LAYERS)}: bright where the "
     "squares are strong.",
@@ -928,7 +917,7 @@ def turned(numbers, which):
 
 def logits_and_maps(model, images):
     """Logits (batch, 10), and the attention maps of all LAYERS side by side (batch, places)."""
-    logits, features = distillation.with_features(model, training.channels_last(images), LAYERS)
+    logits, features = distillation.with_features(model, modules.channels_last(images), LAYERS)
     return logits, torch.cat([distillation.attention_map(features[layer]) for layer in LAYERS], dim=1)
 
 
@@ -982,7 +971,7 @@ for way, (share, weight) in tqdm(WAYS.items(), leave=False):
     training.seed_everything(SEED)
     state = run.scratch(f"photos {way}.pt".replace(" ", "-")) if PROFILE == "full" else None
     pupils[way] = training.fit(
-        models.CifarNet(S.widths), numbered, epochs=S.photo_epochs, lr=S.lr, batch_size=S.batch, warmup=0.2, seed=SEED,
+        nets.CifarNet(S.widths), numbered, epochs=S.photo_epochs, lr=S.lr, batch_size=S.batch, warmup=0.2, seed=SEED,
         loss=taught_photos(share, weight), precision=training.fast_precision(), checkpoint=state, key=way, progress=False,
     ).model  # fmt: skip
 
@@ -996,14 +985,14 @@ def leader(scores):
 
 scores = {way: accuracy(model, unseen_photos) for way, model in pupils.items()}
 run.record("photos_validation", scores)
-fig = plots.bars(
+fig = show.bars(
     {way: 100 * score for way, score in scores.items()},
     title=f"After {counted(S.photo_epochs, 'epoch')}, one seed:\n{leader(scores)}",
     xlabel="validation accuracy (%)",
     label="{:.1f}",
 )
 table = pd.DataFrame({"validation accuracy (%)": {way: 100 * score for way, score in scores.items()}})
-plots.show(fig, alt=f"Accuracy of four students. {plots.in_words(table, '{:.1f}')}", table=table)
+show.figure(fig, alt=f"Accuracy of four students. {show.in_words(table, '{:.1f}')}", table=table)
 
 
 # %%
@@ -1114,7 +1103,7 @@ def bag_taught(loss, opinion, view=read_views):
     """Train a bag of embeddings as notebook 06 did, in batches of reviews of similar length."""
     training.seed_everything(SEED)
     return training.fit(
-        models.imdb_bag(), Split(torch.arange(len(whole)), whole.labels), epochs=S.review_epochs, lr=3e-3, optimizer="adam",
+        nets.imdb_bag(), Split(torch.arange(len(whole)), whole.labels), epochs=S.review_epochs, lr=3e-3, optimizer="adam",
         batch_size=64, batching=lambda split, size, generator: text.by_length(whole, size, generator), seed=SEED,
         loss=distillation.taught_from(opinion, view, loss=loss), progress=False,
     ).model  # fmt: skip
@@ -1131,9 +1120,9 @@ bags["labels alone, whole reviews"] = bag_taught(labels_alone, opinions["all thr
 bag_scores = {name: accuracy(bag, unseen_reviews) for name, bag in bags.items()}
 run.record("reviews_validation", bag_scores)
 table = pd.DataFrame({"validation accuracy (%)": {name: 100 * score for name, score in bag_scores.items()}})
-fig = plots.bars(table.iloc[:, 0].to_dict(), title=f"Reviews, one seed:\n{leader(bag_scores)}",
+fig = show.bars(table.iloc[:, 0].to_dict(), title=f"Reviews, one seed:\n{leader(bag_scores)}",
                  xlabel="validation accuracy (%)", label="{:.1f}")  # fmt: skip
-plots.show(fig, alt=f"Accuracy of {len(bags)} bags. {plots.in_words(table, '{:.1f}')}", table=table)
+show.figure(fig, alt=f"Accuracy of {len(bags)} bags. {show.in_words(table, '{:.1f}')}", table=table)
 
 # %%
 right = pd.DataFrame(
@@ -1176,7 +1165,7 @@ run.record("recipes", {recipe: values.tolist() for recipe, values in added.items
 order = [f"{S.few:,} digits", f"{S.digits:,} digits", f"{S.digits:,} digits, moved"]
 fig, ax = plt.subplots(figsize=(8.5, 3))
 for place, recipe in enumerate(order):
-    ax.plot(added[recipe], [place] * len(SEEDS), "o", color=plots.COLOURS[0], alpha=0.6)
+    ax.plot(added[recipe], [place] * len(SEEDS), "o", color=show.COLOURS[0], alpha=0.6)
     ax.plot(added[recipe].mean(), place, "|", color="black", markersize=20, markeredgewidth=2)
 ax.axvline(0, color="black", linewidth=1)
 ax.set_yticks(range(3), order)
@@ -1184,7 +1173,7 @@ ax.invert_yaxis()
 weak, strong = added[order[0]].mean(), added[order[-1]].mean()
 ax.set(title=f"From {weak:+.1f} points with the weakest recipe to {strong:+.1f}", xlabel="points that the teacher adds")
 table = pd.DataFrame({"points added": {recipe: added[recipe].mean() for recipe in order}})
-plots.show(fig, alt=f"Gain by recipe. {plots.in_words(table, '{:+.2f}')}", table=table)
+show.figure(fig, alt=f"Gain by recipe. {show.in_words(table, '{:+.2f}')}", table=table)
 
 # %%
 lines = [
@@ -1198,7 +1187,7 @@ say("\n".join(lines))
 says = {"better": "it grows", "worse": "it shrinks", "undecided": "undecided"}
 lines = []
 for before_it, recipe in pairwise(order):
-    low, high = results.paired_interval(added[recipe], added[before_it])
+    low, high = statistics.paired_interval(added[recipe], added[before_it])
     lines.append(
         f"- from {before_it} to {recipe}: {(added[recipe] - added[before_it]).mean():+.2f} points ({low:+.2f} to "
         f"{high:+.2f}): {says[verdict(added[recipe], added[before_it])]}"
@@ -1217,7 +1206,7 @@ say("The teacher's part, as the recipe improves:\n\n" + "\n".join(lines))
 #   answers for views drawn anew would be that very mistake.
 
 # %%
-published = pd.concat(results.literature(task) for task in ("imagenet-distillation", "cifar100-distillation"))
+published = pd.concat(evidence.literature(task) for task in ("imagenet-distillation", "cifar100-distillation"))
 lines = ["| network | trained by | accuracy (%) | source | read there |", "|---|---|---|---|---|"]
 for row in published.itertuples():
     read = "yes" if row.seen else "not yet"
@@ -1287,7 +1276,7 @@ if feedback.right:
     loss = distillation.taught_from(plain, still, loss=loss_with_few_labels)
     training.seed_everything(SEED)
     digits = Split(torch.arange(S.digits), few_labels)
-    model = training.fit(models.MLP(30), digits, epochs=S.epochs, lr=LR[30], optimizer="adam", loss=loss, seed=SEED,
+    model = training.fit(nets.MLP(30), digits, epochs=S.epochs, lr=LR[30], optimizer="adam", loss=loss, seed=SEED,
                          progress=False).model  # fmt: skip
     say(
         f"{LABELLED} labels and a teacher: {accuracy(model):.1%} (one seed). With all {S.digits:,} labels and the "
@@ -1344,7 +1333,7 @@ say("**Reviews**: " + ", ".join(f"{name} {score:.1%}" for name, score in review_
 # %%
 def over_seeds(key, current):
     """What each full run measured under `key` (rows: seeds): those on file, and this one if it is full."""
-    files = {seed: results.load("11_distill", profile="full", seed=seed) for seed in range(10)}
+    files = {seed: evidence.load("11_distill", profile="full", seed=seed) for seed in range(10)}
     of_seed = {seed: file["measurements"][key] for seed, file in files.items() if file and key in file["measurements"]}
     return pd.DataFrame(of_seed | ({SEED: current} if PROFILE == "full" else {})).T
 
@@ -1354,7 +1343,7 @@ on_reviews = over_seeds("reviews_test", review_scores)
 if len(on_photos) >= 2:
     lines = [f"- photographs, {way}: {gain_of(on_photos, way, 'labels alone')}" for way in tested[1:]]
     lines.append(f"- reviews, taught by all three: {gain_of(on_reviews, 'taught by all three', 'labels alone')}")
-    low, high = results.paired_interval(on_digits["labels alone"], on_digits["taught"])
+    low, high = statistics.paired_interval(on_digits["labels alone"], on_digits["taught"])
     mean = on_digits.mean()
     lines.append(
         f"- digits: {mean['labels alone']:.1f} errors with labels alone, {mean['taught']:.1f} taught; {low:.1f} to "

@@ -46,28 +46,26 @@ import torch
 
 from helpers import (
     checkpoints,
-    coding,
     data,
-    deploy,
     distillation,
+    evidence,
     exercises,
-    importance,
+    files,
     measure,
-    models,
-    packing,
-    paths,
-    plots,
+    nets,
     pruning,
     quantization,
-    removal,
-    results,
+    runtime,
+    show,
+    statistics,
     training,
 )
-from helpers.results import say
+from helpers.core import paths
+from helpers.evidence import say
 
 # %%
-run = results.start("12_combine", profile=PROFILE, seed=SEED)
-say(results.timetable("12_combine"))
+run = evidence.start("12_combine", profile=PROFILE, seed=SEED)
+say(evidence.timetable("12_combine"))
 
 # %% [markdown]
 # The settings. Section 1 rebuilds a published recipe with `classic` digits. Section 4 prunes to `ratio` times fewer
@@ -82,7 +80,7 @@ say(results.timetable("12_combine"))
 # `photos_seen` are validation images, `tested` test images, `timings` the rounds of each clock.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(classic=256, ratio=50, digits=256, views=2, digit_batch=64, epochs=2, tune=1, bits=dict(conv1=4, conv2=3, fc1=3, fc2=3),
                bias=5, order=(64, 1, 2, 400, 3), photo_order=(64, 1, 2, 40, 4), widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(1, 1),
@@ -102,7 +100,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 digits, photos = mnist.validation.take(S.digits_seen), cifar.validation.take(S.photos_seen)
@@ -120,7 +118,7 @@ def saved(name):
     return run.scratch(f"{name}.pt") if PROFILE == "full" else None
 
 
-dense_file = packing.write_dense(dense, run.scratch("lenet5.pack"))
+dense_file = files.write_dense(dense, run.scratch("lenet5.pack"))
 say(
     f"LeNet-5: {measure.count_weights(dense):,} weights, a file of {dense_file.bytes:,} bytes, {accuracy(dense):.2%} of "
     f"{len(digits):,} validation digits. All choices below are made on validation images."
@@ -279,8 +277,8 @@ nominal = 4 * measure.count_weights(dense) / (totals["Huffman"] + table_bytes)
 words = sum(len(Counter(symbols)) * 5 / 8 for symbols in lists.values())  # a length of five bits for each word
 biases = sum(parameter.numel() for parameter in dense.parameters()) - measure.count_weights(dense)
 whole = dense_file.bytes / (totals["Huffman"] + table_bytes + words + 4 * biases)
-gap_file = packing.write_quantized(shared, run.scratch("classic.pack"))
-coded_file = coding.write_coded(shared, run.scratch("classic.coded.pack"))
+gap_file = files.write_quantized(shared, run.scratch("classic.pack"))
+coded_file = files.write_coded(shared, run.scratch("classic.coded.pack"))
 accounts = {
     "nominal: values, gaps, tables": nominal,
     "the same with biases and word lengths": whole,
@@ -291,14 +289,14 @@ run.record("accounts", accounts)
 pd.Series(accounts).map("{:.1f}".format).to_frame("times smaller")
 
 # %%
-literature = results.literature("mnist", model="LeNet-5").dropna(subset="file_ratio")
+literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="file_ratio")
 literature["error"] = (100 * (1 - literature["accuracy"])).map("{:.2f}".format)
 literature.set_index("method")[["year", "file_ratio", "error", "seen"]].rename(
     columns={"file_ratio": "times smaller", "error": "test error (%)", "seen": "read in the paper itself"}
 )
 
 # %%
-packing.verify(coded_file.path, shared, digits.inputs[:256])
+files.verify(coded_file.path, shared, digits.inputs[:256])
 run.claim("coded-beats-fixed", "Bytes with fixed lengths over bytes range-coded, the same weights",
           gap_file.bytes / coded_file.bytes, at_least=1.1)  # fmt: skip
 say(
@@ -405,7 +403,7 @@ def bits_of_positions(kept):
 
 # %%
 kept = (pruning.weights_of(shared)["fc1.weight"] != 0).numpy()
-mine, helper = bits_of_positions(kept) / 8, coding.anatomy({"x": kept.astype(np.float32)})["x"]["positions"]
+mine, helper = bits_of_positions(kept) / 8, files.anatomy({"x": kept.astype(np.float32)})["x"]["positions"]
 gaps = huffman.loc[[("fc1.weight", "gaps")]].iloc[0]
 ways = {
     "a bit for each place": kept.size / 8,
@@ -428,10 +426,10 @@ say(
 )
 
 # %% [markdown]
-# `coding.write_coded` does this for a whole network: positions in contexts, values bit by bit in the same way, biases
+# `files.write_coded` does this for a whole network: positions in contexts, values bit by bit in the same way, biases
 # and steps beside it, and a header of a few dozen bytes. It goes one step further: the columns of a layer are asked in
 # the context of the unit that they read, so that a neuron that died in one layer is not paid for again in the next.
-# `packing.read` reads the file, with NumPy and `constriction`, without torch.
+# `files.read` reads the file, with NumPy and `constriction`, without torch.
 #
 # ## 4. As small as it gets
 #
@@ -446,7 +444,7 @@ answers = distillation.ask(dense, moved, examples=len(train), views=S.views)
 numbered = data.Split(torch.arange(len(train)), train.labels)
 taught = distillation.taught_from(answers, moved)
 fitted = pruning.prune_gradually(
-    models.lenet5() if PROFILE == "full" else dense,
+    nets.lenet5() if PROFILE == "full" else dense,
     numbered,
     amount=1 - 1 / S.ratio,
     epochs=S.epochs,
@@ -524,14 +522,14 @@ say(f"Rounded: {before_tuning:.2%}. Trained with the rounding, biases rounded as
 # **Code.** And look where the bytes are.
 
 # %%
-small = coding.write_coded(tuned, run.scratch("lenet5.coded.pack"))
-anatomy = pd.DataFrame(coding.anatomy(tuned)).T.fillna(0)
+small = files.write_coded(tuned, run.scratch("lenet5.coded.pack"))
+anatomy = pd.DataFrame(files.anatomy(tuned)).T.fillna(0)
 run.record("anatomy", anatomy.reset_index(names="part"))
 anatomy.loc["all"] = anatomy.sum()
 anatomy.map("{:,.0f}".format)
 
 # %% [markdown]
-# "Plain" is what is written without a code: steps, names and shapes. A file counts if it gives the same network back: to `packing.verify`, which compares logits bit for bit, and to a process
+# "Plain" is what is written without a code: steps, names and shapes. A file counts if it gives the same network back: to `files.verify`, which compares logits bit for bit, and to a process
 # that has just started and never loads torch.
 
 # %%
@@ -549,8 +547,8 @@ def read_elsewhere(path):
     return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
-packing.verify(small.path, tuned, digits.inputs[:256])
-arrays = packing.read(small.path)
+files.verify(small.path, tuned, digits.inputs[:256])
+arrays = files.read(small.path)
 digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 run.claim("fresh-process", "Files that a fresh process without torch decodes to other numbers",
           int(read_elsewhere(small.path) != [digest, "False"]), at_most=0)  # fmt: skip
@@ -558,12 +556,12 @@ run.claim("fresh-process", "Files that a fresh process without torch decodes to 
 # %%
 stages = {
     "dense": dense_file,
-    "pruned": packing.write_sparse(cleared, run.scratch("pruned.pack")),
-    "quantized": packing.write_quantized(tuned, run.scratch("quantized.pack")),
+    "pruned": files.write_sparse(cleared, run.scratch("pruned.pack")),
+    "quantized": files.write_quantized(tuned, run.scratch("quantized.pack")),
     "coded": small,
 }
 left = measure.count_nonzero(tuned)
-codes = quantization.integers(tuned)
+codes = files.integers(tuned)
 value_bits = sum(int((part.codes != 0).sum()) * part.bits for part in codes.values())
 value_entropy = sum(entropy(part.codes[part.codes != 0].tolist()) for part in codes.values())
 waterfall = pd.DataFrame(
@@ -575,12 +573,12 @@ waterfall = pd.DataFrame(
 )  # fmt: skip
 run.record("waterfall", waterfall.reset_index(names="step"))
 factor = dense_file.bytes / small.bytes
-fig = plots.bars(
+fig = show.bars(
     waterfall, title=f"{factor:,.0f} times smaller in three steps", xlabel="bytes (log scale)", label="{:,.0f}"
 )
 fig.axes[0].set_xscale("log")
 fig.axes[0].set_xlim(right=2e7)
-plots.show(fig, alt=f"Bytes after each step. {plots.in_words(waterfall)}", table=waterfall)
+show.figure(fig, alt=f"Bytes after each step. {show.in_words(waterfall)}", table=waterfall)
 
 # %%
 steps = waterfall["file"].shift() / waterfall["file"]
@@ -667,7 +665,7 @@ table = pd.DataFrame(
         "validation accuracy (%)": (100 * finish.mean()).map("{:.2f}".format),
         "spread": (100 * finish.std()).map("{:.2f}".format),
         "coded file (bytes), first seed": [
-            f"{coding.write_coded(found[0], run.scratch('race.pack')).bytes:,}" if loss == "taught" else "–"
+            f"{files.write_coded(found[0], run.scratch('race.pack')).bytes:,}" if loss == "taught" else "–"
             for (*_, loss), found in races.items()
         ],
     }
@@ -684,11 +682,11 @@ for net, start in {"LeNet-5": dense, "cifar_small": racer}.items():
     of_net = finish[net]
     first, *others = of_net.columns.unique(0)
     verdicts = [
-        f"`{first}` against `{other}`: {results.difference(of_net.xs('taught', axis=1, level=1), first, other)}"
+        f"`{first}` against `{other}`: {statistics.difference(of_net.xs('taught', axis=1, level=1), first, other)}"
         for other in others
     ]
     by_loss = of_net.T.groupby(level=1).mean().T
-    verdicts.append(f"the teacher, mean over the orders: {results.difference(by_loss, 'taught', 'labels')}")
+    verdicts.append(f"the teacher, mean over the orders: {statistics.difference(by_loss, 'taught', 'labels')}")
     say(
         f"**{net}** ({accuracy(start, VALIDATE[net]):.2%} before), {ratio} times fewer weights, {bits} bits, {REPEATS} seeds, "
         f"{count:,} images and {2 * epochs} epochs; paired by seed, in points with the 95 % interval:\n\n- "
@@ -704,7 +702,7 @@ run.claim("prune-first-learns", "LeNet-5, prune, then quantize: mean validation 
 
 # %%
 collected = {}
-for rows in results.measurements("12_combine", "orders").values():
+for rows in evidence.measurements("12_combine", "orders").values():
     for row in rows:
         collected.setdefault((row["net"], row["order"], row["loss"]), []).extend(row["accuracies"])
 many = pd.DataFrame(collected)
@@ -713,9 +711,9 @@ for net in many.columns.unique(0) if len(many) else []:
     by_order, pruned_first = many[net].T.groupby(level=0).mean().T, many[net]["prune, then quantize"]
     decided.append(
         f"**{net}**, {len(many)} seeds: `both at once` against `prune, then quantize`: "
-        f"{results.difference(by_order, 'both at once', 'prune, then quantize')}; `quantize, then prune` against it: "
-        f"{results.difference(by_order, 'quantize, then prune', 'prune, then quantize')}; the teacher against labels alone, "
-        f"pruning first: {results.difference(pruned_first, 'taught', 'labels')}"
+        f"{statistics.difference(by_order, 'both at once', 'prune, then quantize')}; `quantize, then prune` against it: "
+        f"{statistics.difference(by_order, 'quantize, then prune', 'prune, then quantize')}; the teacher against labels alone, "
+        f"pruning first: {statistics.difference(pruned_first, 'taught', 'labels')}"
     )
 say("- " + "\n- ".join(decided) if decided else "No full run is published yet.")
 (100 * many.mean()).map("{:.2f}".format).unstack() if len(many) else None
@@ -742,7 +740,7 @@ say(
 # cut: the filters and neurons with the highest Taylor score stay.
 
 # %%
-scores = importance.taylor_scores(dense, train.take(min(1_000, len(train))), names=["conv1", "conv2", "fc1"])
+scores = pruning.taylor_scores(dense, train.take(min(1_000, len(train))), names=["conv1", "conv2", "fc1"])
 
 
 def cut_out(widths):
@@ -751,7 +749,7 @@ def cut_out(widths):
         name: pruning.keep_largest(s, 1 - width / len(s))
         for (name, s), width in zip(scores.items(), widths, strict=True)
     }
-    return removal.remove_filters(dense, keep, TWO)
+    return pruning.remove_filters(dense, keep, TWO)
 
 
 def train_thin(model, epochs, lr, name, **options):
@@ -859,8 +857,8 @@ def as_dense(model):
 origin = max(thin, key=lambda name: accuracy(thin[name]))
 thin_rounded = quantization.quantize_model(thin[origin], weights=5, per_channel=False, learned=True)
 thin_small = round_biases(train_thin(thin_rounded, S.thin[1], 1e-3, "thin rounded"), S.bias)
-thin_file = coding.write_coded(thin_small, run.scratch("thin.coded.pack"))
-packing.verify(thin_file.path, thin_small, digits.inputs[:256])
+thin_file = files.write_coded(thin_small, run.scratch("thin.coded.pack"))
+files.verify(thin_file.path, thin_small, digits.inputs[:256])
 thin_dense = as_dense(thin_small)
 weights = measure.count_weights(thin_dense)
 difference = (training.predict(thin_dense, digits.inputs) - training.predict(thin_small, digits.inputs)).abs().max()
@@ -877,14 +875,14 @@ say(
 # **Predict** the speed-ups of the two small networks, the sparse and the thin one, in ONNX Runtime at batch 1.
 
 # %%
-graph = deploy.export_onnx(dense, TWO, run.scratch("lenet5.onnx"))
+graph = runtime.export_onnx(dense, TWO, run.scratch("lenet5.onnx"))
 graphs = {
     "LeNet-5": graph,
-    "sparse": deploy.export_like(quantization.bake(tuned), graph, TWO, run.scratch("sparse.onnx")),
-    "thin": deploy.export_onnx(thin_dense, TWO, run.scratch("thin.onnx")),
+    "sparse": runtime.export_like(quantization.bake(tuned), graph, TWO, run.scratch("sparse.onnx")),
+    "thin": runtime.export_onnx(thin_dense, TWO, run.scratch("thin.onnx")),
 }
-sessions = {name: deploy.session(path) for name, path in graphs.items()}
-calls = {name: partial(deploy.run, session, ONE.numpy()) for name, session in sessions.items()}
+sessions = {name: runtime.session(path) for name, path in graphs.items()}
+calls = {name: partial(runtime.run, session, ONE.numpy()) for name, session in sessions.items()}
 digit_clock = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
 measure.verdict_table(digit_clock)
 
@@ -908,11 +906,11 @@ say(
 big = checkpoints.load(S.net)
 PHOTO, TWO_PHOTOS = photos.inputs[:1], photos.inputs[:2]
 seen = cifar.train.take(S.photos)
-groups = removal.groups(big, TWO_PHOTOS)
-photo_scores = removal.group_scores(importance.taylor_scores(big, cifar.train.take(S.scored)), groups)
-keep = removal.choose_filters(big, photo_scores, TWO_PHOTOS, macs_ratio=S.cut, scope="global", round_to=S.round_to)
-lean = removal.remove_filters(big, keep, TWO_PHOTOS)
-lean = removal.refresh_batchnorm(lean, seen.inputs[: S.scored])
+groups = pruning.groups(big, TWO_PHOTOS)
+photo_scores = pruning.group_scores(pruning.taylor_scores(big, cifar.train.take(S.scored)), groups)
+keep = pruning.choose_filters(big, photo_scores, TWO_PHOTOS, macs_ratio=S.cut, scope="global", round_to=S.round_to)
+lean = pruning.remove_filters(big, keep, TWO_PHOTOS)
+lean = pruning.refresh_batchnorm(lean, seen.inputs[: S.scored])
 turned = distillation.fixed_views(seen.inputs, views=S.photo_views, mirror=True, seed=SEED)
 folded = quantization.fold_batchnorm(big, TWO_PHOTOS)
 photo_answers = distillation.ask(folded, turned, examples=len(seen), views=S.photo_views)
@@ -946,29 +944,29 @@ run.record("road", road)
 pd.Series(road).map("{:.1%}".format).to_frame("validation accuracy")
 
 # %%
-photo_graph = deploy.export_onnx(quantization.fold_batchnorm(big, TWO_PHOTOS), TWO_PHOTOS, run.scratch("dense.onnx"))
-float_graph = deploy.export_like(quantization.bake(combined), photo_graph, TWO_PHOTOS, run.scratch("lean.onnx"))
-int8 = deploy.quantize_static(float_graph, cifar.train.take(S.calibration), run.scratch("int8.onnx"))
-photo_dense = packing.write_dense(big, run.scratch("photos.dense.pack"))
+photo_graph = runtime.export_onnx(quantization.fold_batchnorm(big, TWO_PHOTOS), TWO_PHOTOS, run.scratch("dense.onnx"))
+float_graph = runtime.export_like(quantization.bake(combined), photo_graph, TWO_PHOTOS, run.scratch("lean.onnx"))
+int8 = runtime.quantize_static(float_graph, cifar.train.take(S.calibration), run.scratch("int8.onnx"))
+photo_dense = files.write_dense(big, run.scratch("photos.dense.pack"))
 photo_files = {
     "dense": photo_dense,
-    "filters removed": packing.write_dense(retrained, run.scratch("photos.lean.pack")),
-    "quantized": packing.write_quantized(combined, run.scratch("photos.quantized.pack")),
-    "coded": coding.write_coded(combined, run.scratch("photos.coded.pack")),
+    "filters removed": files.write_dense(retrained, run.scratch("photos.lean.pack")),
+    "quantized": files.write_quantized(combined, run.scratch("photos.quantized.pack")),
+    "coded": files.write_coded(combined, run.scratch("photos.coded.pack")),
 }
-packing.verify(photo_files["coded"].path, combined, photos.inputs[:256])
+files.verify(photo_files["coded"].path, combined, photos.inputs[:256])
 photo_bytes = {name: packed.bytes for name, packed in photo_files.items()} | {
     "int8, for the runtime": int8.stat().st_size
 }
 run.record("photo_bytes", photo_bytes)
-fig = plots.bars(
+fig = show.bars(
     {name: size / 1e3 for name, size in photo_bytes.items()},
     title=f"The coded file is {photo_dense.bytes / photo_bytes['coded']:.1f} times smaller",
     xlabel="kilobytes (1,000 bytes)",
     label="{:,.0f}",
 )
 table = pd.DataFrame({"bytes": photo_bytes})
-plots.show(fig, alt=f"Bytes of the photographs' network. {plots.in_words(table)}", table=table)
+show.figure(fig, alt=f"Bytes of the photographs' network. {show.in_words(table)}", table=table)
 
 
 # %% [markdown]
@@ -977,12 +975,12 @@ plots.show(fig, alt=f"Bytes of the photographs' network. {plots.in_words(table)}
 
 # %%
 photo_sessions = {
-    "dense, ONNX Runtime": deploy.session(photo_graph),
-    "lean, ONNX Runtime": deploy.session(float_graph),
-    "lean, int8, ONNX Runtime": deploy.session(int8),
+    "dense, ONNX Runtime": runtime.session(photo_graph),
+    "lean, ONNX Runtime": runtime.session(float_graph),
+    "lean, int8, ONNX Runtime": runtime.session(int8),
 }
 calls = {"dense, eager": partial(big, PHOTO)}
-calls |= {name: partial(deploy.run, session, PHOTO.numpy()) for name, session in photo_sessions.items()}
+calls |= {name: partial(runtime.run, session, PHOTO.numpy()) for name, session in photo_sessions.items()}
 with torch.inference_mode():
     photo_clock = measure.compare(measure.time_interleaved(calls, rounds=S.timings, threads=1))
     del calls["dense, eager"]  # and again, against the dense network in the runtime
@@ -992,7 +990,7 @@ pd.concat(
 )
 
 # %%
-runtime = photo_clock["dense, ONNX Runtime"].ratio
+engine = photo_clock["dense, ONNX Runtime"].ratio
 integer, floating = photo_clock["lean, int8, ONNX Runtime"].ratio, photo_clock["lean, ONNX Runtime"].ratio
 in_runtime = runtime_clock["lean, int8, ONNX Runtime"].ratio
 capabilities = torch.cpu.get_capabilities()
@@ -1008,7 +1006,7 @@ if PROFILE == "full" and VNNI:
     run.claim("photo-int8-runtime", "int8: speed-up over the dense network in ONNX Runtime, mean over the seeds",
               in_runtime, at_least=3, over_seeds=True, timing=True)  # fmt: skip
 say(
-    f"From eager PyTorch to int8 it is a factor of {integer:.1f}. The runtime alone gives {runtime:.1f} of it; the rest, "
+    f"From eager PyTorch to int8 it is a factor of {integer:.1f}. The runtime alone gives {engine:.1f} of it; the rest, "
     f"**{in_runtime:.1f}**, is what was removed and rounded. Removing filters gave "
     f"{runtime_clock['lean, ONNX Runtime'].ratio:.1f}, integers {integer / floating:.1f} on top."
 )
@@ -1023,18 +1021,18 @@ class InRuntime(torch.nn.Module):
 
     def __init__(self, path):
         super().__init__()
-        self.session = deploy.session(path, threads=torch.get_num_threads())
+        self.session = runtime.session(path, threads=torch.get_num_threads())
         self.nothing = torch.nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
 
     def forward(self, inputs):
-        return torch.from_numpy(deploy.run(self.session, inputs.contiguous().numpy()))
+        return torch.from_numpy(runtime.run(self.session, inputs.contiguous().numpy()))
 
 
 test_digits, test_photos = mnist.test.take(S.tested), cifar.test.take(S.tested)
 subjects = {
     "lenet5-dense": (dense, test_digits),
-    "lenet5-coded": (packing.load_into(models.lenet5(), small.path).eval(), test_digits),
-    "lenet5-thin-coded": (packing.load_into(thin_small, thin_file.path).eval(), test_digits),
+    "lenet5-coded": (files.load_into(nets.lenet5(), small.path).eval(), test_digits),
+    "lenet5-thin-coded": (files.load_into(thin_small, thin_file.path).eval(), test_digits),
     f"{S.net}-dense": (big, test_photos),
     f"{S.net}-combined": (combined, test_photos),
     f"{S.net}-combined-int8": (InRuntime(int8), test_photos),
@@ -1102,7 +1100,7 @@ exercises.check("12.1", canonical_words)
 # %% [markdown]
 # **12.2 · Predict the file.** A matrix of 600 × 700 numbers. One place in fifty is not zero, anywhere, at random. There stands
 # one of four values: the first half of the time, the second a quarter, the other two an eighth each. How many bytes does
-# `coding.write_coded` need? Return your number; within three percent is fine.
+# `files.write_coded` need? Return your number; within three percent is fine.
 
 
 # %%
@@ -1119,7 +1117,7 @@ def predicted_bytes():
 generator = np.random.default_rng(1)
 places = generator.random((600, 700)) < 1 / 50
 matrix = np.where(places, generator.choice([-2, -1, 1, 2], places.shape, p=[1 / 2, 1 / 4, 1 / 8, 1 / 8]), 0)
-measured = coding.write_coded({"x": matrix.astype(np.float32)}, run.scratch("exercise.pack")).bytes
+measured = files.write_coded({"x": matrix.astype(np.float32)}, run.scratch("exercise.pack")).bytes
 exercises.check("12.2", predicted_bytes, measured=measured)
 
 # %% [markdown]

@@ -57,27 +57,26 @@ from torch.nn import functional as F
 from helpers import (
     checkpoints,
     data,
-    deploy,
-    environment,
+    evidence,
     exercises,
     measure,
-    models,
-    packing,
-    paths,
-    plots,
-    predict,
+    nets,
     pruning,
     quantization,
-    results,
+    runtime,
+    show,
     training,
 )
-from helpers.results import say
+from helpers.core import paths, system
+from helpers.evidence import say
+from helpers.files import load_into, write_dense
+from helpers.show import figures
 
 warnings.filterwarnings("ignore", "Sparse (CSR|BSR) tensor support is in beta state")  # PyTorch says so, once
 
 # %%
-run = results.start("13_deploy", profile=PROFILE, seed=SEED)
-say(results.timetable("13_deploy"))
+run = evidence.start("13_deploy", profile=PROFILE, seed=SEED)
+say(evidence.timetable("13_deploy"))
 
 # %% [markdown]
 # The settings. `batches` are the batch sizes of section 4, `calls` how often each of them is timed. `layers` are the
@@ -86,7 +85,7 @@ say(results.timetable("13_deploy"))
 # section 5 is started.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", validation=50, batches=(1, 4), calls=20, rounds=20, layers=((60, 80),),
                zeros=(0.5, 0.9), columns=(1, 8), starts=1, tested=100),
@@ -99,7 +98,7 @@ S = results.settings(
 )  # fmt: skip
 
 # %%
-plots.style()
+show.style()
 training.seed_everything(SEED)
 cifar = data.cifar10()
 validation = cifar.validation.take(S.validation)
@@ -112,7 +111,7 @@ say(f"`{S.net}` names {base:.1%} of {len(validation):,} validation photographs."
 # ## 1. What the file holds
 #
 # **ONNX** is a format for networks: a list of *nodes*, each an operator with a name that the standard defines, and the
-# tensors that flow between them. `deploy.export_onnx` runs PyTorch's exporter and compares the logits before the file
+# tensors that flow between them. `runtime.export_onnx` runs PyTorch's exporter and compares the logits before the file
 # appears. BatchNorm is folded first, as in notebook 10.
 #
 # **Predict**: the network has 8 convolutions with ReLU, 3 poolings, 2 additions, and one linear layer. How many nodes are
@@ -120,7 +119,7 @@ say(f"`{S.net}` names {base:.1%} of {len(validation):,} validation photographs."
 
 # %%
 folded = quantization.fold_batchnorm(net, TWO)
-graph = deploy.export_onnx(folded, TWO, run.scratch("net.onnx"))
+graph = runtime.export_onnx(folded, TWO, run.scratch("net.onnx"))
 content = onnx.load(graph).graph
 stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in content.initializer}
 kinds = Counter(node.op_type for node in content.node)
@@ -184,12 +183,12 @@ def run_graph(content, images):
 
 # %%
 images = validation.inputs[:8]
-pack = packing.write_dense(net, run.scratch("net.pack")).path
+pack = write_dense(net, run.scratch("net.pack")).path
 answers = {
     "PyTorch": training.predict(net, images).numpy(),
     "the cells": run_graph(content, images.numpy()),
-    "the helper": predict.open_network(pack).logits(images.numpy()),
-    "ONNX Runtime": deploy.run(deploy.session(graph), images.numpy()),
+    "the helper": runtime.open_network(pack).logits(images.numpy()),
+    "ONNX Runtime": runtime.run(runtime.session(graph), images.numpy()),
 }
 
 
@@ -266,7 +265,7 @@ run.record("nodes", nodes.reset_index(names="operator"))
 nodes
 
 # %%
-same = max(gap(deploy.run(session, images.numpy())) for session, _ in made.values())
+same = max(gap(runtime.run(session, images.numpy())) for session, _ in made.values())
 theirs, ours = (nodes.loc["FusedConv", name] for name in ("extended", "disabled, fused by us"))
 run.claim("levels-agree", "Largest relative difference of the logits at any level", same, at_most=1e-4)
 run.claim("fused-by-hand", "Fusions that our rule and the level 'extended' do not share", abs(theirs - ours), at_most=0)
@@ -292,8 +291,8 @@ say(
 
 # %%
 one = ONE.numpy()
-calls = {"disabled": partial(deploy.run, made["disabled"][0], one)}
-calls |= {name: partial(deploy.run, session, one) for name, (session, _) in made.items() if name != "disabled"}
+calls = {"disabled": partial(runtime.run, made["disabled"][0], one)}
+calls |= {name: partial(runtime.run, session, one) for name, (session, _) in made.items() if name != "disabled"}
 calls |= {"PyTorch eager": partial(net, ONE), "PyTorch eager, folded": partial(folded, ONE)}
 cells = {"all": calls["all"], "the cells": partial(run_graph, content, one)}
 blocked = {"extended": calls["extended"], "all": calls["all"]}
@@ -340,17 +339,17 @@ print("input:", [d.dim_param or d.dim_value for d in fixed.graph.input[0].type.t
 fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 onnx.save(fixed, run.scratch("fixed.onnx"))
 try:
-    deploy.run(deploy.session(run.scratch("fixed.onnx")), TWO.numpy())
+    runtime.run(runtime.session(run.scratch("fixed.onnx")), TWO.numpy())
 except Exception as error:  # ONNX Runtime's classes have no other base
     print(type(error).__name__, *re.findall(r"Got: \d+ Expected: \d+", str(error)))
 else:
     raise AssertionError("not refused")
 
 # %%
-session = deploy.session(graph)
-apart = np.concatenate([deploy.run(session, images[i : i + 1].numpy()) for i in range(len(images))])
+session = runtime.session(graph)
+apart = np.concatenate([runtime.run(session, images[i : i + 1].numpy()) for i in range(len(images))])
 run.claim("any-batch", "Largest relative difference between photographs one by one and together",
-          gap(apart, deploy.run(session, images.numpy())), at_most=1e-5)  # fmt: skip
+          gap(apart, runtime.run(session, images.numpy())), at_most=1e-5)  # fmt: skip
 
 # %% [markdown]
 # ## 4. Threads, batches, and what "fast" means
@@ -364,9 +363,9 @@ run.claim("any-batch", "Largest relative difference between photographs one by o
 # does a second thread bring to each?
 
 # %%
-CORES = int(environment.machine()["cores"])
+CORES = int(system.machine()["cores"])
 THREADS = [2**i for i in range(10) if 2**i <= max(2, CORES)]
-sessions = {threads: deploy.session(graph, threads=threads) for threads in THREADS}
+sessions = {threads: runtime.session(graph, threads=threads) for threads in THREADS}
 say(f"This process may use {CORES} core{'s' * (CORES != 1)}."
     + (" So a second thread can only get in the way here; you will see it." if CORES == 1 else ""))  # fmt: skip
 
@@ -377,8 +376,8 @@ def eager(images, threads):
     return net(images)
 
 
-def name_of(runtime, threads):
-    return f"{runtime}, {threads} thread{'s' * bool(threads != 1)}"
+def name_of(engine, threads):
+    return f"{engine}, {threads} thread{'s' * bool(threads != 1)}"
 
 
 traces, clock = {}, {}
@@ -387,7 +386,9 @@ for batch in S.batches:
     images = validation.inputs[:batch]
     first = {name_of("PyTorch", 1): partial(eager, images, 1)}
     # PyTorch with more threads is timed apart: they go on spinning for a moment, on the cores of whoever comes next.
-    groups = [first | {name_of("ONNX Runtime", t): partial(deploy.run, s, images.numpy()) for t, s in sessions.items()}]
+    groups = [
+        first | {name_of("ONNX Runtime", t): partial(runtime.run, s, images.numpy()) for t, s in sessions.items()}
+    ]
     groups += [first | {name_of("PyTorch", t): partial(eager, images, t) for t in THREADS[1:]}]
     with torch.inference_mode():
         timed = [measure.time_interleaved(g, rounds=S.calls, warmup=3, threads=None, inner=1) for g in reversed(groups)]
@@ -413,10 +414,10 @@ measured.round(2)
 
 # %%
 fig, ax = plt.subplots()
-for i, ((runtime, threads), rows) in enumerate(measured.groupby(["runtime", "threads"])):
-    colour, marker = plots.COLOURS[i % 7], plots.MARKERS[i % 7]
-    ax.plot(rows["p50_ms"], rows["images_per_s"], marker=marker, color=colour, linestyle=plots.LINES[i % 7],
-            label=name_of(runtime, threads))  # fmt: skip
+for i, ((engine, threads), rows) in enumerate(measured.groupby(["runtime", "threads"])):
+    colour, marker = show.COLOURS[i % 7], figures.MARKERS[i % 7]
+    ax.plot(rows["p50_ms"], rows["images_per_s"], marker=marker, color=colour, linestyle=figures.LINES[i % 7],
+            label=name_of(engine, threads))  # fmt: skip
     if threads == 1:  # the numbers once for each runtime; the other lines have the same order
         for _, row in rows.iterrows():
             ax.annotate(f"{row['batch']:.0f}", (row["p50_ms"], row["images_per_s"]), (0, -16), textcoords="offset points",
@@ -429,10 +430,10 @@ fig.legend(loc="outside lower center", ncols=2)
 best = measured.loc[measured["images_per_s"].idxmax()]
 ax.set_title(f"The highest throughput: {name_of(best['runtime'], best['threads'])}, batch {best['batch']}")
 shown = measured.assign(name=[name_of(*pair) for pair in zip(measured["runtime"], measured["threads"], strict=True)])
-plots.show(
+show.figure(
     fig,
     alt="Throughput against latency; the numbers at the points are batch sizes. "
-    + plots.in_words(shown.pivot(index="batch", columns="name", values="images_per_s")),
+    + show.in_words(shown.pivot(index="batch", columns="name", values="images_per_s")),
     table=measured,
 )
 
@@ -560,9 +561,9 @@ say(
 
 # %%
 masked = pruning.mask(folded, pruning.global_masks(folded, 0.9))
-masked_file = deploy.export_like(masked, graph, TWO, run.scratch("masked.onnx"))
+masked_file = runtime.export_like(masked, graph, TWO, run.scratch("masked.onnx"))
 calls = {
-    name: partial(deploy.run, deploy.session(p), one) for name, p in {"whole": graph, "masked": masked_file}.items()
+    name: partial(runtime.run, runtime.session(p), one) for name, p in {"whole": graph, "masked": masked_file}.items()
 }
 mask_clock = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, threads=1))
 run.claim("mask-file", "Times that the masked network's ONNX file is smaller",
@@ -717,7 +718,7 @@ rows_even, blocks_even = (between(forms, list(LAYERS)) for forms in (kernels[:2]
 fig, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), sharey=True)
 for ax, batch in zip(axes, (few, many), strict=True):
     table = at(layer, batch)
-    plots.line_with_band(
+    show.line_with_band(
         1 / (1 - table.columns), {form: row.to_numpy() for form, row in table.iterrows()}, ax=ax,
         title=f"{batch} input{'s' * (batch > 1)} at a time", xlabel="share of zeros (%)",
         ylabel="speed, dense = 1 (log scale)" if batch == few else "",
@@ -738,7 +739,7 @@ fig.suptitle(
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 both = pd.concat({f"{batch} at a time": at(layer, batch) for batch in (few, many)})
 words = both.set_axis([f"{form}, {batch}" for batch, form in both.index]).T
-plots.show(fig, alt=f"Speed against dense, a layer of {layer}. {plots.in_words(words, '{:.2f}')}", table=both)
+show.figure(fig, alt=f"Speed against dense, a layer of {layer}. {show.in_words(words, '{:.2f}')}", table=both)
 
 # %%
 half, most = S.zeros[0], S.zeros[-1]
@@ -887,7 +888,7 @@ for name, text in printed.items():
 coded, digit = paths.MODELS / "12-lenet5-coded.seed0.pack", run.scratch("digit.png")
 digits = data.mnist().validation.take(1)
 Image.fromarray((digits.inputs[0, 0] * data.MNIST_STD + data.MNIST_MEAN).mul(255).round().byte().numpy()).save(digit)
-lenet = packing.load_into(models.lenet5(), coded).eval()
+lenet = load_into(nets.lenet5(), coded).eval()
 digit_label = str(int(training.predict(lenet, digits.inputs).argmax()))
 said = command(coded, digit)
 print(f"$ python -m helpers predict {coded.name} {digit.name}   ({coded.stat().st_size:,} bytes)\n{said}")
@@ -896,7 +897,7 @@ print(f"$ python -m helpers predict {coded.name} {digit.name}   ({coded.stat().s
 with torch.inference_mode():
     expected = net(ONE).softmax(1)[0]
 label = data.CIFAR10_CLASSES[int(expected.argmax())]
-found = {file.name: predict.predict(file, photo) for file in (pack, graph)}
+found = {file.name: runtime.predict(file, photo) for file in (pack, graph)}
 off = max(
     abs(found[n].probabilities[c] - p)
     for n in found
@@ -927,7 +928,7 @@ class InRuntime(nn.Module):
         self.session, self.where = session, nn.Parameter(torch.empty(0))
 
     def forward(self, inputs):
-        return torch.from_numpy(deploy.run(self.session, inputs.contiguous().numpy()))
+        return torch.from_numpy(runtime.run(self.session, inputs.contiguous().numpy()))
 
 
 test = cifar.test.take(S.tested)

@@ -42,25 +42,14 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import (
-    board,
-    checkpoints,
-    data,
-    exercises,
-    judging,
-    packing,
-    paths,
-    plots,
-    pruning,
-    quantization,
-    results,
-    training,
-)
-from helpers.results import say
+from helpers import checkpoints, data, evidence, exercises, files, pruning, quantization, show, statistics, training
+from helpers.capstone import judging
+from helpers.core import paths
+from helpers.evidence import say
 
 # %%
-run = results.start("14_leaderboard", profile=PROFILE, seed=SEED)
-say(results.timetable("14_leaderboard"))
+run = evidence.start("14_leaderboard", profile=PROFILE, seed=SEED)
+say(evidence.timetable("14_leaderboard"))
 
 # %% [markdown]
 # The settings concern your own model only, at the end: `digits` are what it trains on, `judged` those that it is judged
@@ -68,7 +57,7 @@ say(results.timetable("14_leaderboard"))
 # the results files, whatever the profile.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(digits=500, epochs=1, judged=100, rounds=20, tested=100, trials=50),
     quick=dict(digits=20_000, epochs=2, judged=2_500, rounds=60, tested=5_000, trials=500),
@@ -78,14 +67,14 @@ S = results.settings(
 # %% [markdown]
 # ## 1. What was recorded
 #
-# Each notebook leaves a file of results for each profile and seed. `board.runs` reads them all: your own, if you have run
+# Each notebook leaves a file of results for each profile and seed. `evidence.runs` reads them all: your own, if you have run
 # the notebook here, else the published ones. Where a model has full results, its quick ones step back.
 
 # %%
-plots.style()
+show.style()
 pd.set_option("display.max_colwidth", None)
 pd.set_option("display.float_format", lambda x: f"{x:,.0f}" if abs(x) >= 1_000 else f"{x:.4g}")
-runs = board.runs()
+runs = evidence.runs()
 TASKS = sorted(set(runs["task"]))
 if runs.empty:
     say("No notebook has recorded a model yet. Run some, then come back: sections 1 to 8 have nothing to show.")
@@ -103,7 +92,7 @@ runs.groupby(["notebook", "profile", "source"]).agg(
 # - Three runs that evaluate the *same* committed network have measured one network three times, not three.
 
 # %%
-boards = {task: board.board(runs, task) for task in TASKS}
+boards = {task: evidence.board(runs, task) for task in TASKS}
 everything = pd.concat(boards, names=["task"]).reset_index("task") if boards else runs.head(0).assign(n=0, networks=0)
 split = sorted({row.recipe for row in everything.itertuples() if row.recipe != row.model})
 repeated = [row.model for row in everything.itertuples() if row.networks < row.n]
@@ -166,7 +155,7 @@ different, lengths = 0, []
 for trial in range(S.trials):
     steps = 5 if trial % 2 else 10**6  # few steps: many twins
     table = random.integers(0, steps, (2, 20)).tolist()
-    fronts = [pareto(*table), by_definition(*table), list(np.flatnonzero(board.front(table[1], table[0])))]
+    fronts = [pareto(*table), by_definition(*table), list(np.flatnonzero(evidence.front(table[1], table[0])))]
     different += len({tuple(map(int, found)) for found in fronts}) > 1
     lengths += [len(fronts[0])] * (trial % 2 == 0)
 run.claim("same-front", f"Tables on which walk, definition and helper differ, of {S.trials}", different, at_most=0)
@@ -205,7 +194,7 @@ def wilson(correct, count, z=1.959964):
 gap = 0.0
 for correct, count in itertools.product((0, 1, 50, 97, 100), (100, 2_500, 10_000)):
     theirs = binomtest(correct, count).proportion_ci(method="wilson")
-    helper = board.image_interval(correct / count, count)
+    helper = statistics.image_interval(correct / count, count)
     ours = wilson(correct, count)
     gap = max(gap, *(abs(a - b) for a, b in zip(ours + ours, [*theirs, *helper[:2]], strict=True)))
 run.claim("wilson", "Largest difference between the cell's interval, SciPy's and the helper's", gap, at_most=1e-6)
@@ -220,7 +209,7 @@ for row in everything.itertuples():
     accuracies = runs[(runs["task"] == row.task) & (runs["model"] == row.model)]["accuracy"].tolist()
     if row.networks > 1 and row.images == row.images:
         exact = binomtest(round(row.accuracy * row.images), int(row.images)).proportion_ci(method="exact")
-        seeds, images = board.seed_interval(accuracies), board.image_interval(row.accuracy, int(row.images))
+        seeds, images = statistics.seed_interval(accuracies), statistics.image_interval(row.accuracy, int(row.images))
         rows.append({"task": row.task, "model": row.model, "n": row.n, "images": int(row.images),
                      "± other trainings": 50 * (seeds.high - seeds.low), "± other images": 50 * (images.high - images.low),
                      "± the same, Clopper-Pearson": 50 * (exact.high - exact.low)})  # fmt: skip
@@ -272,7 +261,7 @@ def shown(frame):
 
 
 # %%
-ranked = {task: board.ranked(boards[task], runs[runs["task"] == task]) for task in TASKS}
+ranked = {task: evidence.ranked(boards[task], runs[runs["task"] == task]) for task in TASKS}
 for task, frame in ranked.items():
     pairs = len(frame) * (len(frame) - 1) // 2
     by_chance = 0.05 * pairs  # an interval of 95 % misses 0 on either side, and the better one stands above
@@ -305,14 +294,14 @@ def figure(task, cost, label):
     low, high = ((100 - 100 * frame[end]).clip(lower=0.01) for end in ("high", "low"))
     fig, ax = plt.subplots(figsize=(6.2, 3.4))
     for place, row in enumerate(frame.itertuples()):
-        colour = plots.COLOURS[0] if row.dense else plots.COLOURS[4]
+        colour = show.COLOURS[0] if row.dense else show.COLOURS[4]
         ax.plot(getattr(row, cost), error.iloc[place], "o" if row.dense else "s", color=colour, zorder=3,
                 markerfacecolor=colour if row.dense else "white", markersize=7 if row.profile == "full" else 4)  # fmt: skip
         if row.over:
             ax.vlines(getattr(row, cost), low.iloc[place], high.iloc[place], color=colour, linewidth=1, alpha=0.6)
     best = frame[frame[f"front_{cost}"]]
     stairs = np.repeat(best[cost], 2)[1:], np.repeat(error[best.index], 2)[:-1]
-    ax.plot(*stairs, color=plots.COLOURS[2], linewidth=1.5, zorder=1)
+    ax.plot(*stairs, color=show.COLOURS[2], linewidth=1.5, zorder=1)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test accuracy (%)")
     # An interval from two seeds would squeeze all else into a corner: it is cut off where it leaves the picture.
     ax.set_ylim(max(low.min(), error.min() / 1.5) / 1.3, min(high.max(), error.max() * 1.5) * 1.3)
@@ -327,10 +316,10 @@ def figure(task, cost, label):
     ax.yaxis.set_minor_formatter("")
     dense = int(best["dense"].sum())
     ax.set_title(f"{task}: {len(best)} of {len(frame)} on the front, {dense} dense")
-    homeless = board.label_points(ax, frame[cost], error, frame["model"])
+    homeless = show.label_points(ax, frame[cost], error, frame["model"])
     table = frame.set_index("model")[["accuracy", "low", "high", "bytes", "bytes_low", "bytes_high", "macs"]]
-    words = plots.in_words((100 * best.set_index("model")[["accuracy"]]).round(2), "{:.2f} %")
-    plots.show(fig, alt=f"Accuracy against {label} of {len(frame)} models. On the front, {words}", table=table)
+    words = show.in_words((100 * best.set_index("model")[["accuracy"]]).round(2), "{:.2f} %")
+    show.figure(fig, alt=f"Accuracy against {label} of {len(frame)} models. On the front, {words}", table=table)
     return homeless
 
 
@@ -377,7 +366,7 @@ for task in TASKS:
     part = runs[runs["task"] == task].drop_duplicates("model").set_index("model")
     small = part.index[part["technique"] == "a thin dense net"]
     for cost, name in (("bytes", "bytes"), ("macs", "MACs")):
-        by = board.dominated_by(boards[task], cost)
+        by = evidence.dominated_by(boards[task], cost)
         models = [m for m in by if not part.loc[m, "dense"]]
         losers = {m: [d for d in by[m] if d in small] for m in models}
         losers = {m: winners for m, winners in losers.items() if winners}
@@ -411,7 +400,7 @@ def folded(table, title):
     display({"text/html": rows, "text/plain": title}, raw=True)
 
 
-times = board.latencies(runs)
+times = evidence.latencies(runs)
 single = times[times["batch"] == 1]
 folded(times.round(2).drop(columns="technique"), f"All {len(times)} latency ratios")
 
@@ -421,7 +410,7 @@ if len(single):
     single = single.assign(same=single["technique"] == "another runtime")
     single = single.sort_values(["same", "task", "runtime", "ratio"], ignore_index=True)
     for place, row in enumerate(single.itertuples()):
-        colour = plots.COLOURS[0] if row.runtime == "onnxruntime" else plots.COLOURS[1]
+        colour = show.COLOURS[0] if row.runtime == "onnxruntime" else show.COLOURS[1]
         ax.hlines(place, row.low, row.high, color=colour, linewidth=2)
         ax.plot(row.ratio, place, "o" if row.runtime == "onnxruntime" else "s", color=colour)
     ax.axvline(1, color="black", linewidth=1)
@@ -438,7 +427,7 @@ if len(single):
     ax.grid(False, axis="y")
     ax.set_title(f"{faster} of {len(smaller)} are faster", x=0)
     table = single.set_index("model")[["runtime", "against", "ratio", "low", "high", "verdicts"]]
-    plots.show(fig, alt=f"Speed ratios with intervals. {plots.in_words(table[['ratio']], '{:.2f}')}", table=table)
+    show.figure(fig, alt=f"Speed ratios with intervals. {show.in_words(table[['ratio']], '{:.2f}')}", table=table)
 
 # %% [markdown]
 # ## 7. What each technique bought
@@ -448,8 +437,8 @@ if len(single):
 # techniques, by bytes and by time. Is it the same?
 
 # %%
-paid = board.bought(runs)
-factors = list(board.GOALS.values())
+paid = evidence.bought(runs)
+factors = list(evidence.GOALS.values())
 table = paid.sort_values(["technique", "task", "model"])[
     ["technique", "task", "model", "n", *factors, "clock", "points lost", "low", "high", "over"]
 ]
@@ -518,7 +507,7 @@ def beside(task, unit):
     ours = boards[task][(boards[task][unit] > 1.05)]
     rows = [{"model": row.model, "method": row.method, "ratio": getattr(row, unit), "accuracy (%)": 100 * row.accuracy,
              "source": f"here, n = {row.n}", "read": ""} for row in ours.itertuples()]  # fmt: skip
-    known = results.literature(task)
+    known = evidence.literature(task)
     for row in known.to_dict("records"):
         if row.get(unit) == row.get(unit) and row.get(unit):
             rows.append({"model": row["model"], "method": row["method"], "ratio": row[unit], "accuracy (%)": 100 * row["accuracy"],
@@ -549,9 +538,9 @@ def credited(technique, goal):
     return " + ".join(part for part in technique.split(" + ") if part not in IDLE.get(goal, ()))
 
 
-picks = {goal: board.first_to_try(paid, goal) for goal in board.GOALS}
+picks = {goal: evidence.first_to_try(paid, goal) for goal in evidence.GOALS}
 for goal, chosen in picks.items():
-    factor = board.GOALS[goal]
+    factor = evidence.GOALS[goal]
     chosen = chosen.assign(technique=[credited(each, goal) for each in chosen["technique"]])
     lines = []
     for row in chosen.to_dict("records"):
@@ -601,7 +590,7 @@ say(f"The best of ten looks {curse:.1f} points better than it is, and nothing at
 # The course's rule: a claim over seeds needs three of them. Which of the notebooks' claims have fewer?
 
 # %%
-claims = board.claims_over_seeds()
+claims = evidence.claims_over_seeds()
 open_ones = claims[claims["outcome"] == "undecided"]
 failed = claims[claims["outcome"] == "does not hold"]
 alone = everything[everything["networks"] == 1]
@@ -678,7 +667,7 @@ training.seed_everything(SEED)
 thin = training.fit(
     Thin(), train, epochs=S.epochs, lr=5e-3, batch_size=64, optimizer="adam", seed=SEED, progress=False
 ).model
-honest = packing.write_quantized(quantization.quantize_model(thin, weights=4), run.scratch("thin.pack"))
+honest = files.write_quantized(quantization.quantize_model(thin, weights=4), run.scratch("thin.pack"))
 judged = judging.judge(
     honest.path, "mnist", budget, build=Thin, split=unseen, rounds=S.rounds, claimed={"bytes": 9_999, "accuracy": 0.999}
 )
@@ -715,7 +704,7 @@ class Hollow(nn.Module):
 
 build = Hollow
 """
-hollow = packing.write_dense({"scale": np.ones(1, "<f4")}, run.scratch("hollow.pack"))
+hollow = files.write_dense({"scale": np.ones(1, "<f4")}, run.scratch("hollow.pack"))
 caught = judging.judge(hollow.path, "mnist", budget, build=CHEAT, split=unseen.take(min(100, S.judged)))
 run.claim("cheat-caught", "Cheats that the judge let pass", int(caught.passed), at_most=0)
 caught.table()
@@ -785,17 +774,17 @@ def largest_that_fits(prepare, write):
 
 wide = Thin(9, 20, 70)
 candidates = {
-    "pruned": (largest_that_fits(lambda model: model, packing.write_sparse), packing.write_sparse),
-    "fewer bits": (quantization.quantize_model(lenet, weights=2), packing.write_quantized),
+    "pruned": (largest_that_fits(lambda model: model, files.write_sparse), files.write_sparse),
+    "fewer bits": (quantization.quantize_model(lenet, weights=2), files.write_quantized),
     "pruned, 4 bits": (
-        largest_that_fits(lambda model: quantization.quantize_model(model, weights=4), packing.write_quantized),
-        packing.write_quantized,
+        largest_that_fits(lambda model: quantization.quantize_model(model, weights=4), files.write_quantized),
+        files.write_quantized,
     ),
     "thin and dense": (
         training.fit(
             wide, train, epochs=S.epochs, lr=5e-3, batch_size=64, optimizer="adam", seed=SEED, progress=False
         ).model,
-        packing.write_dense,
+        files.write_dense,
     ),
 }
 contest = pd.DataFrame(
@@ -813,7 +802,7 @@ order = contest["accuracy"].sort_values(ascending=False)
 as_runs = {
     name: pd.DataFrame({"seed": [SEED], "accuracy": [value], "images": [len(unseen)]}) for name, value in order.items()
 }
-tied = [name for name in order.index[1:] if board.lead(as_runs[order.index[0]], as_runs[name]).low <= 0]
+tied = [name for name in order.index[1:] if evidence.lead(as_runs[order.index[0]], as_runs[name]).low <= 0]
 say(
     f"*{order.index[0]}* reads most, {order.iloc[0]:.2%}"
     + (f"; {' and '.join(tied)} cannot be told apart from it" if tied else "")
@@ -854,7 +843,7 @@ build = Net
     net = training.fit(
         names["build"](), train, epochs=2, lr=5e-3, batch_size=64, optimizer="adam", progress=False
     ).model
-    packing.write_quantized(quantization.quantize_model(net, weights=4), folder / "model.pack")
+    files.write_quantized(quantization.quantize_model(net, weights=4), folder / "model.pack")
     (folder / "model.py").write_text(source)
     ### END SOLUTION
 

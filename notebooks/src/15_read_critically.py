@@ -47,26 +47,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from helpers import (
-    checkpoints,
-    data,
-    distillation,
-    exercises,
-    measure,
-    plots,
-    pruning,
-    removal,
-    results,
-    snippets,
-    training,
-    transfer,
-)
+from helpers import checkpoints, data, distillation, evidence, exercises, measure, pruning, show, training
+from helpers.capstone import snippets
 from helpers.data import Split
-from helpers.results import say
+from helpers.evidence import say
 
 # %%
-run = results.start("15_read_critically", profile=PROFILE, seed=SEED)
-say(results.timetable("15_read_critically"))
+run = evidence.start("15_read_critically", profile=PROFILE, seed=SEED)
+say(evidence.timetable("15_read_critically"))
 
 # %% [markdown]
 # The settings. `digits` are training images, seen `epochs` times, for what has to be trained; `unseen` are validation
@@ -74,13 +62,13 @@ say(results.timetable("15_read_critically"))
 # timing, of a `batch` of images.
 
 # %%
-S = results.settings(
+S = evidence.settings(
     PROFILE,
     smoke=dict(digits=512, epochs=1, unseen=200, steps=10, rounds=20, batch=1),
     quick=dict(digits=10_000, epochs=3, unseen=5_000, steps=100, rounds=40, batch=16),
     full=dict(digits=55_000, epochs=5, unseen=5_000, steps=300, rounds=100, batch=16),
 )
-plots.style()
+show.style()
 training.seed_everything(SEED)
 mnist = data.mnist()
 digits, unseen = mnist.train.take(S.digits), mnist.validation.take(S.unseen)
@@ -652,7 +640,7 @@ for layer in (zeroed[0], zeroed[3]):
     prune.remove(prune.ln_structured(layer, "weight", amount=0.2, n=1, dim=0), "weight")
 photos = torch.randn(7, 3, 32, 32)
 alive = {name: zeroed.get_submodule(name).weight.abs().sum(dim=(1, 2, 3)) > 0 for name in ("0", "3")}
-removed = removal.remove_filters(dense, alive, photos)
+removed = pruning.remove_filters(dense, alive, photos)
 nets = {"dense": dense, "20 % of the filters' weights zero": scattered, "20 % of the channels zero": zeroed,
         "20 % of the channels removed": removed}  # fmt: skip
 
@@ -972,7 +960,7 @@ say(
 # **Mended**: frozen BatchNorm layers stay in evaluation mode. `training.fit` sees to it.
 
 # %%
-body_frozen = transfer.freeze(resnet.net)
+body_frozen = training.freeze(resnet.net)
 few = Split(resnet.images, resnet.labels)
 head_only = training.fit(body_frozen, few, epochs=2, lr=0.01, batch_size=7, seed=SEED).model
 old = body_frozen.state_dict()
@@ -1239,7 +1227,7 @@ ax.set(xlabel="check (✗ it fires, ✓ it passes, blank: it has nothing to look
 title = f"No check catches more than {best.max()} of {faulty.sum()} faulty versions"
 fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
 alt = "; ".join(f"{title} fires on {', '.join(fires.index[fires[title]]) or 'none'}" for title in fires)
-plots.show(fig, alt=f"Which check fires on which version. {alt}.", table=matrix)
+show.figure(fig, alt=f"Which check fires on which version. {alt}.", table=matrix)
 
 # %%
 alone = [title for title in fires if (fires[title] & (fires.sum(axis=1) == 1))[faulty].any()]

@@ -1,0 +1,1 @@
+"""The judge of compressed models, its sandbox, and published snippets run apart."""

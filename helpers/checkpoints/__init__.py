@@ -1,0 +1,16 @@
+"""Trained weights that notebooks start from, and the recipes that trained them."""
+
+from helpers.checkpoints.recipes import RECIPES, Recipe, load, manifest, pretrained_resnet18, train, words
+from helpers.checkpoints.weights import read_weights, write_weights
+
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "load",
+    "manifest",
+    "pretrained_resnet18",
+    "read_weights",
+    "train",
+    "words",
+    "write_weights",
+]

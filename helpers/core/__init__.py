@@ -1,0 +1,1 @@
+"""What every room stands on: checks of arguments, paths, networks' modules, this machine, identities of code."""

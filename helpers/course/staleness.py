@@ -1,0 +1,95 @@
+"""Which stored notebooks are older than their source, the helpers or the results that they show."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from helpers.core import paths, system
+from helpers.core.identity import imported, modules_sha256
+from helpers.course.chapters import BUILT, sources
+
+SHOWN = re.compile(r"results\.(?:measurements|load)\(\"(\w+)\"")  # the notebook whose results are read
+
+
+def stale() -> dict[str, str]:
+    """Return why each notebook in notebooks/ that is not up to date is not, by its name."""
+    built = {path.stem for path in BUILT.glob("*.ipynb")}
+    gone = {name: "has no source" for name in built - {path.stem for path in sources()}}
+    reasons = {source.stem: _why_stale(source) for source in sources()}
+    return {name: reason for name, reason in sorted((reasons | gone).items()) if reason}
+
+
+def identity(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of a source and of the code of the helpers that it imports."""
+    return {
+        "source_sha256": paths.text_sha256(source),
+        "helpers_sha256": modules_sha256(imported(source.read_bytes())),
+    }
+
+
+def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
+    """Return what a built notebook's metadata say: source, code, results read, profile, seed, versions, machine."""
+    return {
+        **identity(source),
+        "results_sha256": _results_sha256(source),
+        "profile": profile,
+        "seed": seed,
+        "versions": system.versions(),
+        "machine": system.machine(),
+    }
+
+
+def recorded_in(path: Path) -> dict[str, Any]:
+    """Return the provenance in the metadata of a notebook that ran to its end and is whole, an empty dict otherwise."""
+    try:
+        recorded = json.loads(path.read_bytes())["metadata"]["course"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _why_stale(source: Path) -> str:
+    path = BUILT / f"{source.stem}.ipynb"
+    if not path.exists():
+        return "is not built"
+    recorded = recorded_in(path)
+    if not recorded:
+        return "holds no provenance: it is damaged, or was not built here"
+    if recorded.get("source_sha256") != paths.text_sha256(source):
+        return "is older than its source"
+    if recorded.get("helpers_sha256") != modules_sha256(imported(source.read_bytes())):
+        return "was built with other helpers"
+    if recorded.get("results_sha256", "") != _results_sha256(source):
+        return "shows other results than those in data"
+    if not _gives_published_time(source, path):
+        return "gives another time for the full profile than the results"
+    return ""
+
+
+def _gives_published_time(source: Path, built: Path) -> bool:
+    from helpers import evidence
+
+    if "results.timetable(" not in source.read_text(encoding="utf-8"):
+        return True
+    return evidence.timetable(source.stem).partition("*full*")[2] in built.read_text(encoding="utf-8")
+
+
+def _results_sha256(source: Path) -> str:
+    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none.
+
+    A notebook with `board` shows all; others those that they name in `evidence.measurements` or `evidence.load`.
+    """
+    from helpers import evidence
+
+    code = source.read_bytes()
+    names = "*" if "board" in imported(code) else set(SHOWN.findall(code.decode()))
+    files = [path for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
+    found = [evidence.read(path) for path in files]
+    shown = [
+        [each[part] for part in ("models", "claims", "measurements")]
+        for each in found
+        if each["notebook"] != source.stem or each["profile"] == "full"
+    ]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest() if shown else ""

@@ -1,0 +1,99 @@
+"""`make test` and `make check`: what is run, and what is said at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+from helpers.core import paths
+from helpers.course.commands import _report, execute, minutes, shown
+
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
+
+
+def _data(args: argparse.Namespace) -> int:
+    from helpers import fetching
+
+    for name in ("mnist", "cifar10", "imdb"):
+        print(f"{name}: {shown(fetching.fetch(name))}")
+    return 0
+
+
+def _test(args: argparse.Namespace) -> int:
+    from helpers.course import chapters
+
+    began = time.monotonic()
+    _data(args)
+    folder = paths.ROOT / "build" / "test"  # not the reader's own results
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["COURSE_BUILD_DIR"] = str(folder)
+    parts = {"unit tests": _pytest(folder / "unit.xml", ["tests"])}
+    print("\nEvery notebook in the quick profile, its claims asserted", flush=True)
+    failures = [line for source in chapters.sources() for line in execute(source, profile="quick", seed=0)]
+    parts["notebooks, quick"] = Counter(failed=len(failures), passed=len(chapters.sources()) - len(failures))
+    built = [str(path) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+    single = {"OMP_NUM_THREADS": "1"}  # the tests run side by side
+    smoke = {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": str(folder / "smoke"), **single}
+    if built:
+        options = ["--nbval-lax", "--nbval-current-env", "--dist=loadfile", *built]  # the cells of one in one kernel
+        parts["notebooks, nbval smoke"] = _pytest(folder / "nbval.xml", options, **smoke)
+    first = {"COURSE_SMOKE_DIR": str(folder / "smoke")} if built else {}
+    options = ["-m", "notebook", "tests"]
+    parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first, **single)
+    _report(failures)
+    return _closing(parts, time.monotonic() - began)
+
+
+def _closing(parts: dict[str, Counter[str]], seconds: float) -> int:
+    """Print what each part gave and, last, one line over all; return the exit code."""
+    print(f"\nDone in {minutes(seconds)}")
+    for name, counts in parts.items():
+        print(f"  {name:32} {_counts(counts)}")
+    total = sum(parts.values(), Counter())
+    print(_counts(total), flush=True)
+    return 1 if total["failed"] or not total["passed"] else 0
+
+
+def _counts(counts: Counter[str]) -> str:
+    return f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
+
+
+def _pytest(report: Path, options: list[str], **variables: str) -> Counter[str]:
+    """Run pytest on all cores; return how many tests passed, failed and were skipped, as its report says."""
+    from helpers.course.notebooks import kernel_environment
+
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with kernel_environment(**variables):
+        command = [sys.executable, "-m", "pytest", "-q", *PARALLEL, f"--junitxml={report}", *options]
+        code = subprocess.run(command, cwd=paths.ROOT).returncode
+    suite = ElementTree.parse(report).find(".//testsuite") if report.exists() else None
+    seen = {name: int(value) for name, value in suite.items() if value.isdigit()} if suite is not None else {}
+    failed, skipped = seen.get("failures", 0) + seen.get("errors", 0), seen.get("skipped", 0)
+    passed = max(seen.get("tests", 0) - failed - skipped, 0)
+    return Counter(passed=passed, skipped=skipped, failed=max(failed, int(code not in (0, 5))))
+
+
+def _check(args: argparse.Namespace) -> int:
+    tools = [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pytest", "-q", *PARALLEL, "-m", "not notebook and not slow and not data", "tests"],
+    ]
+    codes = [subprocess.run([sys.executable, "-m", *tool], cwd=paths.ROOT).returncode for tool in tools]
+    failed = [tool[0] for tool, code in zip(tools, codes, strict=True) if code]
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+def _mutants(args: argparse.Namespace) -> int:
+    given = {"count": args.count, "seed": args.seed}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return subprocess.run([sys.executable, str(paths.ROOT / "tests/mutants.py"), *args.module, *options]).returncode

@@ -1,0 +1,148 @@
+"""From build/ to data/: what is whole, small enough, and holds over its seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers.core import checks, paths
+from helpers.core.paths import build_dir, write_atomically
+from helpers.evidence.reading import build_file, data_file, read, results_in
+from helpers.evidence.schema import ClaimError, bound_text, claim_holds, dump, failure, number, sha256
+from helpers.statistics import Summary, mean_std
+
+MIN_SEEDS = 3
+MAX_FILE_BYTES = 6_000_000
+MAX_FILES_BYTES = 30_000_000
+
+
+def decided(claims: Sequence[Mapping[str, Any]]) -> tuple[Summary, bool | None]:
+    """Return what the seeds' records of one claim measured, and whether it holds: None below three seeds.
+
+    The mean is NaN, and the claim does not hold, where a seed measured nothing finite.
+    """
+    values = [claim["value"] for claim in checks.not_empty("claims", claims)]
+    summary = Summary(math.nan, math.nan, len(values)) if None in values else mean_std(values)
+    side = "at_most" if "at_most" in claims[-1] else "at_least"
+    return summary, claim_holds(summary.mean, side, claims[-1][side]) if summary.n >= MIN_SEEDS else None
+
+
+def promote_quick(notebook: str) -> Path:
+    """Copy this machine's quick results of seed 0 into data/results/quick and return the new file.
+
+    Model files stay in build: only those of full runs are published. Raises FileNotFoundError if there are no
+    such results, ClaimError if one of their claims does not hold.
+    """
+    path = build_file(notebook, "quick", 0)
+    if not path.exists():
+        raise FileNotFoundError(f"{notebook} has no quick results of seed 0 in build; run it first")
+    result = read(path)
+    _require_claims([result])
+    for model in result["models"]:
+        model.pop("file", None)
+    target = data_file(notebook, "quick", 0)
+    write_atomically(target, dump(result))
+    return target
+
+
+def publish(notebook: str | None = None) -> list[str]:
+    """Copy finished full runs from build into data, and return sentences that say what was published.
+
+    All seeds of a notebook go together, or none does: a seed left out because its claim failed would be
+    cherry-picking. A claim over seeds is checked on the mean over all published seeds, and "not yet decided"
+    below three. Of seed 0, the model files on the notebook's own accuracy/bytes front go to data/models,
+    except those above 6 MB. Raises ClaimError naming each claim that does not hold, ValueError for a file
+    that changed since it was recorded or for more than 30 MB in all; then nothing of that notebook is
+    published.
+    """
+    folder = build_dir() / "results" / "full"
+    notebooks = [notebook] if notebook else sorted({r["notebook"] for r in results_in(folder)})
+    if not notebooks or not all(results_in(folder, name) for name in notebooks):
+        raise FileNotFoundError(f"{notebook or 'no notebook'} has no full results in build; run it first")
+    return [line for name in notebooks for line in _publish_one(name, results_in(folder, name))]
+
+
+def _publish_one(notebook: str, new: list[dict]) -> list[str]:
+    seeds = {r["seed"]: r for r in [*results_in(paths.RESULTS / "full", notebook), *new]}
+    results = [seeds[seed] for seed in sorted(seeds)]
+    _require_claims(new)
+    over_seeds = dict.fromkeys(c["id"] for result in results for c in result["claims"] if c["over_seeds"])
+    outcomes = [_over_seeds(id, results) for id in over_seeds]
+    broken = [f"over seeds, {line}" for line, holds in outcomes if holds is False]
+    if broken:
+        raise ClaimError(f"{notebook}: " + "; ".join(broken))
+    files = [file for result in new for file in _files_to_publish(result)]
+    _require_room(files)
+    for target, content in files:
+        write_atomically(target, content)
+    for result in new:
+        write_atomically(data_file(notebook, "full", result["seed"]), dump(_published(result, files)))
+    sources = {r["provenance"]["source_sha256"] for r in results}
+    said = [f"{notebook}: published for n = {len(seeds)}, seeds: {', '.join(map(str, sorted(seeds)))}."]
+    if len(sources) > 1:
+        said.append(f"  Its seeds ran from {len(sources)} versions of the source; run the older ones again.")
+    return said + [f"  {line}" for line, _ in outcomes]
+
+
+def _over_seeds(id: str, results: list[dict]) -> tuple[str, bool | None]:
+    claims = [claim for result in results for claim in result["claims"] if claim["id"] == id]
+    (mean, std, n), holds = decided(claims)
+    outcome = {True: "holds", False: "does not hold", None: f"not yet decided, needs {MIN_SEEDS} seeds"}[holds]
+    spread = f" ± {number(std)}" if n > 1 else ""
+    measured = f"{number(mean)}{spread} (n = {n})"
+    return (
+        f"{id}: {outcome}. {claims[-1]['text']} — measured {measured}, claimed {bound_text(claims[-1])}.",
+        holds,
+    )
+
+
+def _require_claims(results: list[dict]) -> None:
+    broken = [
+        f"{r['notebook']} seed {r['seed']}, {failure(c)}"
+        for r in results
+        for c in r["claims"]
+        if not c["holds"] and not c["over_seeds"]
+    ]
+    if broken:
+        raise ClaimError("; ".join(broken))
+
+
+def _files_to_publish(result: dict) -> list[tuple[Path, bytes]]:
+    """Return (target, content) of the model files to publish: those on the front of a seed-0 result."""
+    if result["seed"] != 0:
+        return []
+    stored = [m for m in result["models"] if m.get("file") and m["file_bytes"] <= MAX_FILE_BYTES]
+    files = []
+    for model in stored:
+        if any(beats(other, model) for other in stored):
+            continue
+        source = build_dir() / model["file"]
+        content = source.read_bytes() if source.exists() else b""
+        if sha256(content) != model["file_sha256"]:
+            raise ValueError(f"{model['file']} is not what {result['notebook']} recorded; run it again")
+        files.append((paths.DATA / "models" / source.name, content))
+    return files
+
+
+def beats(a: dict, b: dict) -> bool:
+    """Return whether record `a` beats `b`: same task, accuracy and bytes no worse, and one of them better."""
+    if a["task"] != b["task"] or a["accuracy"] < b["accuracy"] or a["file_bytes"] > b["file_bytes"]:
+        return False
+    return a["accuracy"] > b["accuracy"] or a["file_bytes"] < b["file_bytes"]
+
+
+def _require_room(files: list[tuple[Path, bytes]]) -> None:
+    replaced = {target for target, _ in files}
+    kept = [p.stat().st_size for p in (paths.DATA / "models").glob("*") if p not in replaced]
+    total = sum(kept) + sum(len(content) for _, content in files)
+    if total > MAX_FILES_BYTES:
+        raise ValueError(f"data/models would hold {total:,} bytes; allowed: {MAX_FILES_BYTES:,}")
+
+
+def _published(result: dict, files: list[tuple[Path, bytes]]) -> dict:
+    names = {target.name for target, _ in files}
+    for model in result["models"]:
+        name = Path(model.pop("file", None) or "").name
+        if name in names:
+            model["file"] = f"models/{name}"
+    return result

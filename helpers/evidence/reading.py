@@ -1,0 +1,133 @@
+"""Results read back: of this build, or the published ones."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from helpers.core import checks, paths
+from helpers.core.paths import build_dir
+from helpers.evidence.schema import PROFILES, checked_result, duration, refuse_constant
+from helpers.statistics import mean_std
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def settings(profile: str, *, smoke: dict, quick: dict, full: dict) -> SimpleNamespace:
+    """Return the settings of `profile` as attributes; ValueError unless all profiles name the same ones."""
+    tables = {"smoke": smoke, "quick": quick, "full": full}
+    checks.choice("profile", profile, PROFILES)
+    for name, table in tables.items():
+        if table.keys() != smoke.keys():
+            different = ", ".join(sorted(table.keys() ^ smoke.keys()))
+            raise ValueError(f"{name} and smoke differ in {different}; allowed: the same names in each")
+    return SimpleNamespace(**tables[profile])
+
+
+def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None:
+    """Return a notebook's results: this machine's own (build) if there are any, else the published (data).
+
+    Raises ValueError for an unknown profile, and for a file that is damaged.
+    """
+    checks.choice("profile", profile, PROFILES)
+    for path in (build_file(notebook, profile, seed), data_file(notebook, profile, seed)):
+        if path.exists():
+            return read(path)
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the results in a file that `Run.finish` wrote; ValueError, with what to do next, if it is damaged."""
+    try:
+        result = checked_result(json.loads(path.read_bytes(), parse_constant=refuse_constant))
+        if path.name != f"{result['notebook']}.seed{result['seed']}.json":
+            raise ValueError(f"it holds {result['notebook']}, seed {result['seed']}")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        advice = "restore it with git" if paths.RESULTS in path.parents else "delete it, and run the notebook again"
+        raise ValueError(f"{_shown(path)} is damaged ({type(error).__name__}: {error}); {advice}") from error
+    return result
+
+
+def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int, Any]:
+    """Return what each run of `notebook` recorded as `key`, by seed; this machine's own (build) go first."""
+    checks.choice("profile", profile, PROFILES)
+    folders = (paths.RESULTS / profile, build_dir() / "results" / profile)
+    found = {result["seed"]: result["measurements"] for folder in folders for result in results_in(folder, notebook)}
+    return {seed: found[seed][key] for seed in sorted(found) if key in found[seed]}
+
+
+def expected_seconds(notebook: str, profile: str) -> float | None:
+    """Return how long `notebook` took for its published results, mean over seeds; None if unknown."""
+    checks.choice("profile", profile, PROFILES)
+    found = results_in(paths.RESULTS / profile, notebook)
+    return mean_std([r["provenance"]["seconds"] for r in found]).mean if found else None
+
+
+def timetable(notebook: str) -> str:
+    """Return a sentence for a notebook's opening: how long each profile takes, from the published results."""
+    quick, full = (expected_seconds(notebook, profile) for profile in ("quick", "full"))
+    parts = [
+        "*smoke* under half a minute",
+        f"*quick* about {duration(quick)}" if quick else "*quick* at most two minutes",
+        f"*full* about {duration(full)} for each seed" if full else "*full* not published yet",
+    ]
+    return f"**Time**: {', '.join(parts)}."
+
+
+def comparable(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `result` without what may differ between two runs of the same code: provenance and timings."""
+    kept = {k: v for k, v in result.items() if k not in ("provenance", "timings")}
+    kept["models"] = [{k: v for k, v in model.items() if k != "latency"} for model in result["models"]]
+    kept["claims"] = [claim for claim in result["claims"] if not claim.get("timing")]
+    return kept
+
+
+def literature(task: str, *, model: str | None = None) -> "pd.DataFrame":
+    """Return the reference results of `task`; `seen` is False where a row was not read in its own paper."""
+    import pandas as pd
+
+    rows = pd.DataFrame(literature_file())
+    checks.choice("task", task, sorted(set(rows["task"])))
+    rows = rows[rows["task"] == task]
+    if model is not None:
+        checks.choice("model", model, sorted(set(rows["model"])))
+        rows = rows[rows["model"] == model]
+    return rows.dropna(axis="columns", how="all").reset_index(drop=True)
+
+
+def build_file(notebook: str, profile: str, seed: int) -> Path:
+    """Return where a run's results lie in build, existing or not; ValueError as `build_dir` raises it."""
+    return build_dir() / "results" / profile / f"{notebook}.seed{seed}.json"
+
+
+def data_file(notebook: str, profile: str, seed: int) -> Path:
+    """Return where a run's published results lie in data, existing or not."""
+    return paths.RESULTS / profile / f"{notebook}.seed{seed}.json"
+
+
+def results_in(folder: Path, notebook: str = "*", damaged: list[str] | None = None) -> list[dict]:
+    """Return a folder's results by notebook and seed; ValueError if one is damaged, or a message in `damaged`."""
+    found = []
+    for path in sorted(folder.glob(f"{notebook}.seed*.json")):
+        try:
+            found.append(read(path))
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+    return sorted(found, key=lambda r: (r["notebook"], r["seed"]))
+
+
+def literature_file() -> list[dict[str, Any]]:
+    """Return the rows of data/literature.json; ValueError if it is damaged, FileNotFoundError if missing."""
+    path = paths.DATA / "literature.json"
+    try:
+        return json.loads(path.read_bytes())["rows"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{_shown(path)} is damaged ({error}); restore it with git") from error
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(paths.ROOT)) if paths.ROOT in path.parents else str(path)

@@ -1,0 +1,257 @@
+"""What a notebook measured: record it, claim it, publish it, compare it.
+
+A notebook calls `start`, records models and claims on the `Run` that it gets, and calls `Run.finish` last.
+The outcome of a claim is computed from the measured value and a bound; nobody can state it. Results are JSON
+files in build/results/<profile>/ ("build"); `publish` and `promote_quick` copy them to
+data/results/<profile>/ ("data").
+"""
+
+import math
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import helpers
+from helpers.core import checks, paths
+from helpers.core.checks import is_float
+from helpers.core.paths import build_dir, text_sha256, write_atomically
+from helpers.evidence.reading import build_file
+from helpers.evidence.schema import (
+    PROFILES,
+    ClaimError,
+    bound_text,
+    checked_model,
+    claim_holds,
+    dump,
+    duration,
+    execution_count,
+    failure,
+    is_text,
+    is_whole,
+    number,
+    plain,
+    sha256,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from helpers.data.splits import Split
+    from helpers.training.evaluation import Evaluation
+
+
+def start(notebook: str, *, profile: str, seed: int, save: bool = True) -> "Run":
+    """Start recording `notebook` (such as "02_prune_weights"); `save=False` writes no file.
+
+    Raises ValueError for an unknown profile, a negative seed or a name that is not a notebook's.
+    """
+    return Run(notebook, profile=profile, seed=seed, save=save)
+
+
+class Run:
+    """The record of one execution of a notebook. Made by `start`; ended by `finish`."""
+
+    def __init__(self, notebook: str, *, profile: str, seed: int, save: bool = True) -> None:
+        if not re.fullmatch(r"\d\d_\w+", is_text("notebook", notebook)):
+            raise ValueError(f"notebook={notebook!r}; allowed: two digits, an underscore and a name")
+        is_whole("seed", seed, at_least=0)
+        self.profile = checks.choice("profile", profile, PROFILES)
+        self.notebook, self.seed, self.save = notebook, seed, save
+        self._began, self._resumed = time.monotonic(), _resumed_seconds()
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._models: dict[str, dict] = {}
+        self._claims: dict[str, dict] = {}
+        self._tests: list[dict] = []
+        self._measurements: dict[str, Any] = {}
+        self._timings: dict[str, Any] = {}
+        self._cells: dict[str, int] = {}
+
+    def claim(
+        self,
+        id: str,
+        text: str,
+        value: float,
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
+        over_seeds: bool = False,
+        timing: bool = False,
+    ) -> None:
+        """State that `value` lies on the right side of exactly one bound; show and record whether it does.
+
+        NaN and infinity never hold. `over_seeds` claims are recorded here and checked by `publish`, on the mean over
+        the seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
+        """
+        if (at_most is None) == (at_least is None):
+            raise ValueError(f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them")
+        side, bound = ("at_most", at_most) if at_most is not None else ("at_least", at_least)
+        limit = checks.number(f"claim {id!r}: {side}", is_float(f"claim {id!r}: {side}", bound))
+        measured = is_float(f"claim {id!r}: value", value)
+        record: dict[str, Any] = {"id": is_text("id", id), "text": is_text("text", text)}
+        record |= {"value": measured if math.isfinite(measured) else None, side: bound}
+        record |= {"holds": claim_holds(record["value"], side, limit), "over_seeds": over_seeds, "timing": timing}
+        before = self._claims.get(id)
+        self._unique(f"claim {id!r}", same=before is None or before["text"] == text)
+        self._claims[id] = record
+        say(_claim_line(record, self.profile))
+
+    def test(self, name: str, model: "nn.Module", split: "Split") -> "Evaluation":
+        """Evaluate `model` on the test `split` and log that it was done: the only way to touch test data.
+
+        Raises ValueError for a split that is not marked as the test split (`is_test`).
+        """
+        from helpers.training import evaluate
+
+        is_text("name", name)
+        if not getattr(split, "is_test", False):
+            raise ValueError("split.is_test=False; allowed: the test split, such as that of data.mnist()")
+        evaluation = evaluate(model, split)
+        self._tests.append(
+            {
+                "name": name,
+                "accuracy": float(evaluation.accuracy),
+                "correct": int(evaluation.correct),
+                "count": int(evaluation.count),
+            }
+        )
+        return evaluation
+
+    def model(
+        self,
+        name: str,
+        *,
+        task: str,
+        method: str,
+        accuracy: float,
+        weights: int,
+        nonzero: int,
+        macs: int,
+        split: str = "test",
+        base: str | None = None,
+        file: Path | None = None,
+        latency: Iterable[Mapping[str, Any]] = (),
+        **more: Any,
+    ) -> None:
+        """Record one model for the leaderboard.
+
+        accuracy: a fraction. weights: those of its shape, without biases. nonzero: those that the stored
+        model keeps, at least one and at most all. macs: at least one. split: "test" or "validation", what the accuracy
+        is of. base: the name of the dense model that it is compared with. file: what `packing` wrote; it is copied
+        under build/models/, and its hash and bytes recorded. latency: `measure.latency_records`. more: any further
+        fields. Raises ValueError for a number that cannot be, a name with a slash and an empty file.
+        """
+        record: dict[str, Any] = {"name": name, "task": task, "method": method, "split": split}
+        record |= {"accuracy": accuracy, "base": base}
+        record |= {"weights": weights, "nonzero": nonzero, "macs": macs, "latency": list(latency)}
+        if wrong := sorted({"file_bytes", "file_sha256"} & more.keys()):
+            raise ValueError(f"{wrong[0]}={more[wrong[0]]!r}; allowed: file, of which bytes and hash are taken")
+        record = plain(checked_model(record | more), f"model {name}")
+        content = None if file is None else checks.not_empty("file", Path(file).read_bytes())
+        self._unique(f"model {name!r}", same=True)
+        if file is not None and content is not None:
+            record |= self._keep_file(name, Path(file).suffix, content)
+        self._models[name] = record
+
+    def record(self, key: str, value: Any, *, timing: bool = False) -> None:
+        """Keep any further measurement: numbers, texts, lists, dicts or a DataFrame (kept as a list of rows).
+
+        `timing` marks what differs from one execution to the next. Raises ValueError for NaN and infinity.
+        """
+        (self._timings if timing else self._measurements)[key] = plain(value, key)
+
+    def scratch(self, name: str) -> Path:
+        """Return a path for a resumable training's state, this notebook's, profile's and seed's own.
+
+        Raises ValueError for a name that leads out of its folder.
+        """
+        if Path(is_text("name", name)).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"name={name!r}; allowed: a name inside the run's own folder")
+        path = build_dir() / "scratch" / self.profile / f"{self.notebook}.seed{self.seed}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self) -> None:
+        """Write the results; then, in quick and full, raise ClaimError if a claim does not hold."""
+        if self.save:
+            write_atomically(build_file(self.notebook, self.profile, self.seed), dump(self._result()))
+        broken = [c for c in self._claims.values() if not c["holds"] and not c["over_seeds"]]
+        seconds = time.monotonic() - self._began
+        say(f"{_closing(list(self._claims.values()), self.profile)} This run took {duration(seconds)}.")
+        if broken and self.profile != "smoke":
+            raise ClaimError("; ".join(map(failure, broken)))
+
+    def _unique(self, what: str, *, same: bool) -> None:
+        """Refuse a second `what`, except from a cell that is run again: readers change and repeat cells."""
+        cell = execution_count()
+        if what in self._cells and (cell == self._cells[what] or not same):
+            raise ValueError(f"{what} is there twice; allowed: once in a notebook")
+        self._cells[what] = cell
+
+    def _keep_file(self, name: str, suffix: str, content: bytes) -> dict[str, Any]:
+        kept = f"models/{self.profile}/{self.notebook[:2]}-{name}.seed{self.seed}{suffix}"
+        if self.save:
+            write_atomically(build_dir() / kept, content)
+        return {"file": kept, "file_sha256": sha256(content), "file_bytes": len(content)}
+
+    def _result(self) -> dict[str, Any]:
+        result = {"notebook": self.notebook, "profile": self.profile, "seed": self.seed}
+        result |= {"provenance": self._provenance(), "models": list(self._models.values())}
+        result |= {"claims": list(self._claims.values()), "test_evaluations": self._tests}
+        result |= {"measurements": self._measurements, "timings": self._timings}
+        return plain(result, self.notebook)
+
+    def _provenance(self) -> dict[str, Any]:
+        import torch
+
+        from helpers.core.system import machine
+        from helpers.measure import peak_memory_mb
+
+        source = paths.ROOT / "notebooks" / "src" / f"{self.notebook}.py"
+        return {
+            "source_sha256": text_sha256(source) if source.exists() else None,
+            "helpers_version": helpers.__version__,
+            "torch": torch.__version__,
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+            "started": self._started,
+            "seconds": round(time.monotonic() - self._began + _resumed_seconds() - self._resumed, 1),
+            "peak_memory_mb": round(peak_memory_mb()),
+        }
+
+
+def _resumed_seconds() -> float:
+    """Return what this process did not have to train again: it belongs to the time that the results took."""
+    training = sys.modules.get("helpers.training")  # absent: nothing was trained
+    return training.resumed_seconds() if training else 0.0
+
+
+def say(text: str) -> None:
+    """Show Markdown: the way a notebook renders a sentence that was generated from results."""
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if get_ipython() is not None:
+            display({"text/markdown": text, "text/plain": text}, raw=True)
+            return
+    print(text)
+
+
+def _claim_line(claim: Mapping[str, Any], profile: str) -> str:
+    outcome = "Holds" if claim["holds"] else "Does not hold"
+    if profile == "smoke":
+        outcome = "Recorded only (smoke)"
+    elif claim["over_seeds"]:
+        outcome = "Recorded (decided over all seeds)"
+    return f"**{outcome}:** {claim['text']} — measured {number(claim['value'])}, claimed {bound_text(claim)}."
+
+
+def _closing(claims: list[dict], profile: str) -> str:
+    checked = [claim for claim in claims if not claim["over_seeds"]]
+    if profile == "smoke":
+        return f"{len(claims)} claims recorded; smoke asserts none of them."
+    return f"{sum(c['holds'] for c in checked)} of {len(checked)} claims hold."

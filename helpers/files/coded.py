@@ -1,0 +1,326 @@
+"""Entropy coding: a compressed model at the length that its own statistics allow, in a file that `files.read` reads.
+
+A *range coder* (Martin 1979, "Range encoding: an algorithm for removing redundancy from a digitised message") turns
+decisions of probability p into -log2 p bits each, with a few bytes over for the whole file. `constriction` (Bamler
+2022, "Understanding entropy coding with asymmetric numeral systems") computes it. What is left to us are the
+probabilities, and they must be the same wherever the file is read. So each is a whole number over 2^16, found from
+counts by whole numbers alone; floating point, which `constriction` takes, holds such a number exactly.
+
+All numbers are little-endian:
+
+    offset      bytes   content
+    0           6       magic: b"MCPACK"
+    6           2       version, 2 for this kind of file
+    8           4       checksum: the first 4 bytes of the SHA-256 of everything else, in order
+    12          …       header: JSON in UTF-8, a raw deflate stream (it knows its end) with the dictionary `WORDS`
+    …           …       plain numbers of all arrays, in the order of the header
+    …           …       what the range coder made of all arrays, in the same order: words of four bytes
+
+The header is a list: how many bytes the plain numbers take, then a list for each array: its name, its type, its shape,
+whether positions are coded (1 or 0), the kind of its values, and what that kind needs:
+
+    "raw"     the values are plain numbers
+    "grid"    value = scale · step; then the lowest step, how many steps there are from there, zero among them, at most
+              2,048, and how many scales: one, or one for each entry of the first dimension. They are finite plain
+              numbers (<f4)
+    "table"   then how many values there are, at most 256; they are plain numbers of at most 8 bytes each, rising as
+              unsigned integers
+
+*Positions.* The array is seen as a matrix: a row for each entry of the first dimension, or a single row for an array of
+one dimension or none. First comes a decision for each column, then, unless there is one row only, for each row: is
+anything in it not zero? Then, row by row, for each place where both say yes: is it not zero? So what belongs to a unit
+that was removed costs next to nothing. The context of a decision is what may tell something about it:
+
+- a column's: whether the unit is alive that it reads from. The units are the rows of an array before, if the number of
+  columns is a multiple of theirs: the most rows, of these the latest array;
+- a row's: the same entry of the latest array of a single row that has the same length (its bias, usually);
+- a place's: of n places of its row before it, k of them not zero, the length in bits of (n + 4) // (k + 1); and how
+  many of the last four were not zero: 0, 1 or more.
+
+*Values.* Steps count from the lowest, table entries from the first; where positions are coded, only those that are not
+zero have a value, and the step 0 has no number. Up to 65,536 values of an array are coded bit by bit, the highest
+first, each in the context of those before it. More of them come with their frequencies, one for each number: plain
+numbers (<u2), less 1, that add up to 2^16.
+
+*Counts.* Each array has its contexts, and each context counts its decisions. After n of them, k with the answer 1, the
+probability of a 1 is (5 k + 2) / (5 n + 4), rounded down to a whole number over 2^16, but at least 1: the estimator of
+Krichevsky and Trofimov 1981, with 0.4 in place of their 0.5. Nothing of it has to be stored.
+
+A reader believes nothing: names, types, shapes and sizes are as `packing` has them, plain numbers end where the last
+array does, and each decision or value has to be paid for. Where b bits are coded there are 2 b + 2^14 to spend; a
+decision takes its -log2 p and 1/32 more, a value with frequencies 1/1,024 more. So nothing short takes long to read.
+
+Zero means that all bits are zero, so -0.0 and every NaN come back as they were. Reading needs NumPy, `constriction` and
+the standard library.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from helpers.core.paths import write_atomically
+from helpers.files import decoding, model_arrays, payload
+from helpers.files.arrays import Arrays, Integers, Packed, PackingError, Writable, has_bits, shown, spread
+from helpers.files.payload import Entry, Payload
+from helpers.files.range_coder import SUM, Reader, Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+START = b"MCPACK" + struct.pack("<H", 2)
+CHECKSUM_BYTES = 4
+ADAPTIVE = 2**16  # values; with more, learning their frequencies saves nothing over storing them, and takes seconds
+LARGEST_TABLE = 256
+LARGEST_STEP = 2**11
+LARGEST_POWER = 127  # of two, that float32 has
+WORDS = (
+    b'.running_mean.running_var.num_batches_tracked","<i8",[],0,"raw"],["stem.res2.res1.block2.block1.conv3.conv.weight'
+    b'.input_grid","<f4",[4],0,"raw"],["fc.fc3.bias","<f4",[10],1,"table",["fc2.weight","<f4",[10,500],1,"grid",-2,4,1'
+    b'],["fc2.bias","<f4",[10],1,"grid",-16,32,1],["fc1.weight","<f4",[500,800],1,"grid",-4,8,1],["fc1.bias","<f4",[500'
+    b'],1,"grid",-8,16,1],["conv2.weight","<f4",[50,20,5,5],1,"grid",-8,16,1],["conv2.bias","<f4",[50],1,"grid",-8,16,1'
+    b'],["conv1.weight","<f4",[20,1,5,5],1,"grid",-8,16,1],["conv1.bias","<f4",[20],1,"grid",-8,16,1],["'
+)  # what headers are made of, the likeliest last; to change it is to change the format
+
+
+def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", path: Path) -> Packed:
+    """Write a model, or arrays by name, with positions and values entropy-coded; `files.read` reads the file.
+
+    Of a model, the weights that carry a grid (`quantization.quantize_model`) are stored as whole numbers; masked
+    weights are zeros. Every other array is stored as what takes least: steps of a power of two, if all its values are
+    such (biases rounded to multiples of 1/32, say), a table of at most 256 values (`quantization.share_weights`), or
+    its values as they are. Zeros are left out, and all comes back bit for bit.
+
+    The file appears only after its content was decoded again and compared. Raises PackingError if they differ, or if
+    more than half a million values say next to nothing (zeros alone) and would take a reader too long; ValueError for
+    a type that NumPy does not have (bfloat16), or that is not a number.
+    """
+    arrays = model_arrays.arrays_of(tensors, quantized=True)
+    content, _ = _encode(arrays)
+    model_arrays.require_identical(arrays, decode(content))
+    write_atomically(Path(path), content)
+    return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
+
+
+def anatomy(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module") -> dict[str, dict[str, float]]:
+    """Return where the bytes of `write_coded`'s file go: {array: {"positions": …, "values": …, "plain": …}}.
+
+    Positions and values are sums of -log2 p, in bytes. "header", the last entry, has {"plain": …}: what belongs to no
+    array, that is the header, what stands before it, and what the range coder needs to end.
+    """
+    content, costs = _encode(model_arrays.arrays_of(tensors, quantized=True))
+    return costs | {"header": {"plain": len(content) - sum(sum(parts.values()) for parts in costs.values())}}
+
+
+def _encode(arrays: Writable) -> tuple[bytes, dict[str, dict[str, float]]]:
+    """Return the content of the file, and the bytes of each array's parts."""
+    coder, plain = Writer(), b""
+    entries: list[list[Any]] = []
+    costs: dict[str, dict[str, float]] = {}
+    for name, array in arrays.items():
+        plan = _plan(array)
+        if plan.has_positions:
+            coder.positions(plan.kept.shape, plan.kept)
+        costs[name] = {"positions": coder.spent()}
+        frequencies = _frequencies(plan.symbols, plan.alphabet)
+        coder.values(plan.symbols.size, plan.alphabet, frequencies, plan.symbols)
+        stored = plan.plain + (b"" if frequencies is None else (frequencies - 1).astype("<u2").tobytes())
+        costs[name] |= {"values": coder.spent(), "plain": len(stored)}
+        entries.append([name, plan.dtype.str, list(plan.shape), int(plan.has_positions), *plan.kind])
+        plain += stored
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=WORDS)
+    text = json.dumps([len(plain), *entries], separators=(",", ":"), ensure_ascii=False)
+    body = packer.compress(text.encode()) + packer.flush() + plain + coder.words()
+    return START + _checksum(body) + body, costs
+
+
+def body_of(content: bytes) -> bytes:
+    """Return what follows the checksum of a file; raises PackingError if it is cut off, changed or of another kind."""
+    if not content.startswith(START):
+        raise PackingError("this is not an entropy-coded model")
+    checksum, body = content[len(START) :][:CHECKSUM_BYTES], content[len(START) + CHECKSUM_BYTES :]
+    if checksum != _checksum(body):
+        raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
+    return body
+
+
+def decode(content: bytes) -> Arrays:
+    """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
+    body, unpacker = body_of(content), zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
+    header = payload.header_list(payload.unpacked("the header", unpacker, body, payload.HEADER_BYTES))
+    rest = unpacker.unused_data
+    if not header or not all(isinstance(line, list) and len(line) >= 5 for line in header[1:]):
+        raise PackingError("the header is no number and a list for each array")
+    length = payload.whole("the length of the plain numbers", header[0], 0, len(rest))
+    if (len(rest) - length) % 4:
+        raise PackingError("what is coded does not end with a word of four bytes")
+    plain, coder = Payload(memoryview(rest)[:length]), Reader(rest[length:])
+    known = payload.entries([tuple(line[:3]) for line in header[1:]], len(content))
+    arrays = {
+        entry.name: _decode_array(coder, plain, entry, *line[3:]) for entry, line in zip(known, header[1:], strict=True)
+    }
+    plain.end()
+    return arrays
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(START + body).digest()[:CHECKSUM_BYTES]
+
+
+class _Plan(NamedTuple):
+    """How an array is stored: the last entries of its line in the header, and what is coded."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    kept: np.ndarray  # (rows, columns), boolean
+    has_positions: bool
+    kind: list[Any]
+    symbols: np.ndarray  # from 0 to alphabet - 1, of what is kept, in the order of rows
+    alphabet: int
+    plain: bytes
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    size = int(np.prod(shape, dtype=np.int64))
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, size // max(rows, 1)
+
+
+def _plan(array: np.ndarray | Integers) -> _Plan:
+    if isinstance(array, Integers):
+        steps = array.codes.astype(np.int64) - spread(array.zero_point, array.codes.ndim).astype(np.int64)
+        return _on_grid(steps, array.scale.astype("<f4"))
+    flat = array.reshape(-1)
+    kept, has_positions = _kept(has_bits(flat))
+    values = flat[kept]
+    plans = [_Plan(array.dtype, array.shape, kept, has_positions, ["raw"], np.zeros(0, int), 1, values.tobytes())]
+    if 0 < array.itemsize <= 8:
+        bits, symbols = np.unique(values.view(f"<u{array.itemsize}"), return_inverse=True)
+        if 0 < len(bits) <= LARGEST_TABLE:
+            kind = ["table", len(bits)]
+            plans.append(_Plan(array.dtype, array.shape, kept, has_positions, kind, symbols, len(bits), bits.tobytes()))
+    if (scale := _power_of_two(flat)) is not None:
+        plans.append(_on_grid(np.rint(array / scale).astype(np.int64), scale))
+    plans = [plan._replace(kept=plan.kept.reshape(_as_matrix(array.shape))) for plan in plans]
+    return min(plans, key=lambda plan: len(plan.plain) + _entropy(plan.symbols) * plan.symbols.size / 8)
+
+
+def _kept(nonzero: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return what has a value, and whether positions are coded: where that is cheap, or leaves out half at least."""
+    zeros = nonzero.size - np.count_nonzero(nonzero)
+    if zeros and (nonzero.size <= ADAPTIVE or 2 * zeros >= nonzero.size):
+        return nonzero, True
+    return np.ones_like(nonzero), False
+
+
+def _on_grid(steps: np.ndarray, scale: np.ndarray) -> _Plan:
+    flat = steps.reshape(-1)
+    kept, has_positions = _kept(flat != 0)
+    values = flat[kept]
+    lowest, highest = int(min(values.min(initial=0), 0)), int(max(values.max(initial=0), 0))
+    symbols = values - lowest - (has_positions & (values > 0))
+    kind = ["grid", lowest, highest - lowest + 1, scale.size]
+    alphabet = highest - lowest + 1 - has_positions
+    kept = kept.reshape(_as_matrix(steps.shape))
+    return _Plan(np.dtype("<f4"), steps.shape, kept, has_positions, kind, symbols, alphabet, scale.tobytes())
+
+
+def _power_of_two(flat: np.ndarray) -> np.ndarray | None:
+    """Return the largest power of two of which all these float32 values are multiples, none if it takes many steps."""
+    if flat.dtype != np.dtype("<f4") or not np.isfinite(flat).all() or not flat.any():
+        return None
+    _, exponent = np.frexp(np.abs(flat).max())
+    for power in range(min(int(exponent), LARGEST_POWER), int(exponent) - 9, -1):
+        steps = np.rint(np.ldexp(flat.astype(np.float64), -power))
+        scale = np.ldexp(np.float32(1), power).astype("<f4")
+        with np.errstate(over="ignore"):
+            values = scale * steps.astype("<f4") + np.float32(0)
+        if scale > 0 and values.tobytes() == flat.tobytes():
+            return scale
+    return None
+
+
+def _entropy(symbols: np.ndarray) -> float:
+    """Return the bits that a symbol takes on average, by Shannon's formula."""
+    _, counts = np.unique(symbols, return_counts=True)
+    shares = counts / max(symbols.size, 1)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _frequencies(symbols: np.ndarray, alphabet: int) -> np.ndarray | None:
+    """Return frequencies of at least 1 that add up to SUM, none for so few symbols that they are learned on the way."""
+    if symbols.size <= ADAPTIVE or alphabet < 2:
+        return None
+    shares = np.bincount(symbols, minlength=alphabet) * (SUM - alphabet) // symbols.size + 1
+    shares[shares.argmax()] += SUM - shares.sum()
+    return shares
+
+
+def _decode_array(
+    coder: "Reader", plain: Payload, entry: Entry, has_positions: Any, kind: Any, *how: Any
+) -> np.ndarray:
+    name = shown(entry.name)
+    if kind not in [*NUMBERS]:
+        raise PackingError(f"{name} has values of the unknown kind {shown(kind)}")
+    if len(how) != NUMBERS[kind]:
+        raise PackingError(f"{name} has {len(how)} numbers for the kind {kind!r}; allowed: {NUMBERS[kind]}")
+    rows, columns = _as_matrix(entry.shape)
+    if payload.whole(f"whether {name} has positions", has_positions, 0, min(entry.size, 1)):
+        kept = coder.positions((rows, columns))
+    else:
+        kept = np.ones((rows, columns), bool)
+    return _decode_kinds[kind](coder, plain, entry, kept, has_positions, *how).reshape(entry.shape)
+
+
+def _decode_raw(coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int) -> np.ndarray:
+    values = plain.take(entry.dtype, int(np.count_nonzero(kept)))
+    return _among_zeros(kept, values)
+
+
+def _decode_table(
+    coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, length: Any
+) -> np.ndarray:
+    name = shown(entry.name)
+    length = payload.whole(f"the table of {name}", length, 1, LARGEST_TABLE)
+    if entry.dtype.itemsize > 8:
+        raise PackingError(f"{name} has a table of {entry.dtype.str}; allowed: at most 8 bytes each")
+    table = plain.take(entry.dtype, length)
+    return _among_zeros(kept, table[_decode_values(coder, plain, int(np.count_nonzero(kept)), length)])
+
+
+def _decode_grid(
+    coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, *how: Any
+) -> np.ndarray:
+    lowest = payload.whole("the lowest step", how[0], -LARGEST_STEP, 0)
+    steps = payload.whole("the number of steps", how[1], 1 - lowest, LARGEST_STEP)
+    scale = decoding.finite_scales(entry, how[2], plain)
+    values = _decode_values(coder, plain, int(np.count_nonzero(kept)), steps - has_positions) + lowest
+    found = _among_zeros(kept, values + (has_positions & (values >= 0)))
+    return Integers(found.reshape(entry.shape), scale, np.zeros(1, np.int64), lowest, 8).values()
+
+
+NUMBERS = {"raw": 0, "table": 1, "grid": 3}
+_decode_kinds: dict[str, Any] = {"raw": _decode_raw, "table": _decode_table, "grid": _decode_grid}
+
+
+def _among_zeros(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
+    found = np.zeros(kept.shape, values.dtype)
+    found[kept] = values
+    return found
+
+
+def _decode_values(coder: "Reader", plain: Payload, count: int, alphabet: int) -> np.ndarray:
+    frequencies = None
+    if count > ADAPTIVE and alphabet > 1:
+        frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1
+        if frequencies.sum() != SUM:
+            raise PackingError(f"frequencies add up to {frequencies.sum()}; allowed: {SUM}")
+    values = coder.values(count, alphabet, frequencies)
+    if values.size and values.max() >= alphabet:
+        raise PackingError(f"a value is number {values.max()} of {alphabet}")
+    return values

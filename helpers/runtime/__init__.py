@@ -1,0 +1,23 @@
+"""Other ways to run a network: ONNX Runtime, and NumPy alone."""
+
+from helpers.runtime.export import export_like, export_onnx
+from helpers.runtime.images import read_image
+from helpers.runtime.integer_graphs import CALIBRATIONS, quantize_static
+from helpers.runtime.prediction import Network, Prediction, open_network, predict
+from helpers.runtime.sessions import DeployError, operator_times, run, session
+
+__all__ = [
+    "CALIBRATIONS",
+    "DeployError",
+    "Network",
+    "Prediction",
+    "export_like",
+    "export_onnx",
+    "open_network",
+    "operator_times",
+    "predict",
+    "quantize_static",
+    "read_image",
+    "run",
+    "session",
+]

@@ -1,0 +1,89 @@
+"""Networks recognised by their arrays' names and shapes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers.runtime.images import Floats
+from helpers.runtime.layers import Layers, max_pool, relu
+
+
+def _lenet5(layers: Layers, x: Floats) -> Floats:
+    x = max_pool(relu(layers.conv("conv1", x)), 2)
+    x = max_pool(relu(layers.conv("conv2", x)), 2)
+    x = relu(layers.linear("fc1", x.reshape(len(x), -1)))
+    return layers.linear("fc2", x)
+
+
+def _mlp(layers: Layers, x: Floats) -> Floats:
+    x = x.reshape(len(x), -1)
+    for name in ("fc1", "fc2"):
+        x = relu(layers.linear(name, x))
+    return layers.linear("fc3", x)
+
+
+def _cifar_net(layers: Layers, x: Floats) -> Floats:
+    def block(name: str, x: Floats) -> Floats:
+        return relu(layers.norm(f"{name}.bn", layers.conv(f"{name}.conv", x, padding=1)))
+
+    def residual(name: str, x: Floats) -> Floats:
+        if not layers.has(f"{name}.block1.conv"):  # removed: what is left is the shortcut
+            return x
+        return x + block(f"{name}.block2", block(f"{name}.block1", x))
+
+    x = residual("res1", max_pool(block("conv1", block("stem", x)), 2))
+    x = max_pool(block("conv2", x), 2)
+    x = residual("res2", max_pool(block("conv3", x), 2))
+    return layers.linear("fc", x.max(axis=(2, 3)))
+
+
+def _resnet18(layers: Layers, x: Floats) -> Floats:
+    def norm_conv(number: int, name: str, x: Floats, **options: int) -> Floats:
+        return layers.norm(f"{name}.bn{number}", layers.conv(f"{name}.conv{number}", x, **options))
+
+    def shortcut(name: str, x: Floats, stride: int) -> Floats:
+        if not layers.has(f"{name}.0"):
+            return x
+        return layers.norm(f"{name}.1", layers.conv(f"{name}.0", x, stride=stride))
+
+    def residual(name: str, x: Floats, stride: int) -> Floats:
+        if not layers.has(f"{name}.conv1"):
+            return x
+        y = relu(norm_conv(1, name, x, stride=stride, padding=1))
+        return relu(norm_conv(2, name, y, padding=1) + shortcut(f"{name}.downsample", x, stride))
+
+    x = relu(layers.norm("bn1", layers.conv("conv1", _enlarged(x, 64), stride=2, padding=3)))
+    x = max_pool(x, 3, stride=2, padding=1)
+    for stage in (1, 2, 3, 4):
+        x = residual(f"layer{stage}.0", x, 1 if stage == 1 else 2)
+        x = residual(f"layer{stage}.1", x, 1)
+    return layers.linear("fc", x.mean(axis=(2, 3)))
+
+
+def _enlarged(x: Floats, pixels: int) -> Floats:
+    """Enlarge images as `nets.ResNet18` does: between two pixels lies their mean, weighted by the distances."""
+    size = x.shape[-1]
+    places = np.clip((np.arange(pixels) + 0.5) * size / pixels - 0.5, 0, size - 1)
+    below = np.minimum(places.astype(int), size - 2)
+    mix = np.zeros((pixels, size), np.float32)
+    mix[np.arange(pixels), below] = 1 - (places - below)
+    mix[np.arange(pixels), below + 1] = places - below
+    return mix @ x @ mix.T
+
+
+class _Family(NamedTuple):
+    """Networks of one shape, at any width: the arrays by which they are known, their images' channels, the answer."""
+
+    name: str
+    names: tuple[str, ...]
+    channels: int
+    forward: Callable[[Layers, Floats], Floats]
+
+
+FAMILIES = (
+    _Family("LeNet-5", ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"), 1, _lenet5),
+    _Family("a perceptron of two hidden layers", ("fc1.weight", "fc2.weight", "fc3.weight"), 1, _mlp),
+    _Family("a CIFAR net", ("stem.conv.weight", "conv1.conv.weight", "fc.weight"), 3, _cifar_net),
+    _Family("a ResNet-18", ("conv1.weight", "layer2.0.conv1.weight", "fc.weight"), 3, _resnet18),
+)

@@ -1,0 +1,48 @@
+"""What several tests of `results` share."""
+
+from helpers import evidence
+
+NB = "02_prune_weights"
+
+
+def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", nonzero=10, macs=2_293_000, **more):
+    """Record a small model; `size` makes a file of that many bytes."""
+    if size is not None:
+        file = run.scratch(f"{name}.pack")
+        file.write_bytes(name.encode().ljust(size, b"."))
+    run.model(
+        name,
+        task="mnist",
+        method="magnitude",
+        accuracy=accuracy,
+        base=base,
+        weights=100,
+        nonzero=nonzero,
+        macs=macs,
+        file=file,
+        **more,
+    )
+
+
+def timed(ratio, *, runtime="onnxruntime", batch=1, **more):
+    """Return a record as `measure.latency_records` makes it."""
+    interval = [0.9 * ratio, 1.1 * ratio]
+    return {"runtime": runtime, "batch": batch, "ratio": ratio, "interval": interval, "verdict": "faster"} | more
+
+
+def loaded(notebook, **which):
+    """Return the results of a notebook that has some."""
+    result = evidence.load(notebook, **which)
+    assert result is not None
+    return result
+
+
+def finished(notebook=NB, profile="full", seed=0, claims=(), models=()):
+    """Run and finish a notebook with claims (id, value, at_most, over_seeds) and models (keyword dicts)."""
+    run = evidence.start(notebook, profile=profile, seed=seed)
+    for id, value, bound, over_seeds in claims:
+        run.claim(id, f"{id} is small", value, at_most=bound, over_seeds=over_seeds)
+    for model in models:
+        add(run, **model)
+    run.finish()
+    return loaded(notebook, profile=profile, seed=seed)

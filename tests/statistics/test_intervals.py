@@ -1,0 +1,110 @@
+"""Tests of `helpers.statistics.intervals`."""
+
+import math
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from helpers.statistics import difference, mean_std, paired_interval, ranking
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
+def test_mean_std_agrees_with_the_standard_library(values):
+    mean, std, n = mean_std(values)
+    assert mean == pytest.approx(statistics.fmean(values), abs=1e-6)
+    assert std == pytest.approx(statistics.stdev(values), abs=1e-6)
+    assert n == len(values)
+
+
+def test_mean_std_of_one_and_none():
+    assert mean_std([3.0]).mean == 3 and math.isnan(mean_std([3.0]).std)
+    with pytest.raises(ValueError, match="values is empty"):
+        mean_std([])
+    with pytest.raises(ValueError, match=r"values\[1\]=nan; allowed: a finite number"):
+        mean_std([1.0, math.nan])
+    with pytest.raises(ValueError, match=r"values\[0\]='1' is not a number"):
+        mean_std(["1"])
+
+
+def test_paired_interval_agrees_with_scipy():
+    a, b = [0.991, 0.993, 0.992, 0.990], [0.990, 0.990, 0.9915, 0.9905]
+    expected = stats.ttest_rel(a, b).confidence_interval(0.9)
+    assert paired_interval(a, b, confidence=0.9) == pytest.approx((expected.low, expected.high))
+    for bad in ([1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="allowed: equally many, at least two"):
+            paired_interval(bad, a)
+    with pytest.raises(ValueError, match="hold 1 and 1 values"):
+        paired_interval([1.0], [1.0])
+    for bad, name in [(([math.nan, 1], [0, 1]), "a"), (([0, 1], [0, math.inf]), "b")]:
+        with pytest.raises(ValueError, match=rf"{name}\[\d\]=(nan|inf)"):
+            paired_interval(*bad)
+    for confidence in (0, 1, -0.5, 95, math.nan, "0.9"):
+        with pytest.raises(ValueError, match="confidence="):
+            paired_interval([0, 1], [0, 2], confidence=confidence)
+    assert len(paired_interval([0, 1], [0, 2])) == 2, "two are enough"
+
+
+ACCURACIES = pd.DataFrame(
+    {
+        "low": [0.80, 0.90, 0.85],
+        "noisy": [0.86, 0.84, 0.89],
+        "high": [0.81, 0.91, 0.861],  # about one point above "low" in each seed, although the seeds differ by ten
+    },
+    index=[0, 1, 2],
+)
+
+
+def test_ranking_counts_who_beats_a_column_and_lets_those_share_a_rank_that_cannot_be_told_apart():
+    ranked = ranking(ACCURACIES)
+    assert list(ranked.index) == ["noisy", "high", "low"]
+    assert ranked["rank"].to_dict() == {"noisy": 1, "high": 1, "low": 1}  # "low" cannot be told from "noisy"
+    assert ranked["beaten by"].to_dict() == {"noisy": 0, "high": 0, "low": 1}
+    assert ranked.loc["low", "accuracy (%)"] == f"85.00 ± {100 * statistics.stdev([0.80, 0.90, 0.85]):.2f}"
+    two = ranking(ACCURACIES[["low", "high"]].assign(lowest=[0.1, 0.11, 0.12]))
+    assert two["rank"].to_dict() == {"high": 1, "low": 2, "lowest": 3}
+    with pytest.raises(ValueError, match=r"accuracies has 1 row\(s\); allowed: at least two"):
+        ranking(ACCURACIES.iloc[:1])
+    with pytest.raises(ValueError, match=r"accuracies\['low'\]\[0\]=nan"):
+        ranking(ACCURACIES.assign(low=math.nan))
+    with pytest.raises(ValueError, match="allowed: each name once"):
+        ranking(ACCURACIES[["low", "low"]])
+    with pytest.raises(ValueError, match="accuracies is empty"):
+        ranking(ACCURACIES[[]])
+
+
+def test_a_difference_of_what_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="b='lowest' is unknown; allowed: "):
+        difference(ACCURACIES, "low", "lowest")
+    with pytest.raises(ValueError, match=r"a\[0\]=nan"):
+        difference(ACCURACIES.assign(low=math.nan), "low", "high")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_rank_ends_only_where_scipy_tells_every_pair_apart(seed):
+    random = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        random.choice([0.0, 0.03, 0.2], 4) + 0.02 * random.standard_normal((3, 4)), columns=list("abcd")
+    )
+    ranks = ranking(table)["rank"]
+    names = list(ranks.index)
+    apart = {(a, b): stats.ttest_rel(table[a], table[b]).confidence_interval().low > 0 for a in names for b in names}
+    for place in range(1, 4):
+        parted = all(apart[a, b] for a in names[:place] for b in names[place:])
+        assert ranks[names[place]] == (place + 1 if parted else ranks[names[place - 1]])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [("high", "low", "higher"), ("low", "high", "lower"), ("noisy", "low", "not to be told apart")],
+)
+def test_a_difference_says_what_scipys_interval_decides(a, b, verdict):
+    low, high = stats.ttest_rel(ACCURACIES[a], ACCURACIES[b]).confidence_interval()
+    mean = 100 * (ACCURACIES[a].mean() - ACCURACIES[b].mean())
+    said = f"{verdict} ({mean:+.2f} points, {100 * low:.2f} to {100 * high:.2f})"
+    assert difference(ACCURACIES, a, b) == said
