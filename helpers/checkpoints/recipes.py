@@ -36,7 +36,7 @@ def pretrained_resnet18(source: str = "course") -> ResNet18:
 
     Raises:
         ValueError: `source` is unknown, or the checkpoint is missing or changed.
-        sources.SourceError: torchvision's weights could not be had, or the cached file is damaged.
+        fetching.SourceError: torchvision's weights could not be had, or the cached file is damaged.
     """
     if checks.choice("source", source, ("course", "imagenet")) == "course":
         return load("resnet18")  # type: ignore[return-value]
@@ -54,6 +54,7 @@ class Recipe:
     half: bool = False  # store half precision: half the bytes, three digits, which is enough for trained weights
 
 
+TRAINING = b"from helpers.checkpoints import recipes\nrecipes.train"  # the code whose SHA-256 a manifest names
 _CIFAR = {
     "lr": 0.4,
     "batch_size": 512,
@@ -188,7 +189,7 @@ def train(name: str, *, seed: int = 0) -> Path:
         "test_accuracy": training.evaluate(stored, dataset.test).accuracy,
         "seconds": round(sum(row["seconds"] for row in fitted.history), 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "helpers_sha256": identity.modules_sha256(["training", "models", "data"]),
+        "helpers_sha256": identity.sha256(TRAINING, package=paths.ROOT / "helpers"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processes": devices.count(),

@@ -159,7 +159,7 @@ def _ask_for_patience(
 
 def _submit(client: "Client", each: Run, profile: str, worker: str) -> "Future":
     source, seed = each
-    identity = staleness.identity(source)
+    identity = staleness.identity_of(source)
     key = f"{source.stem}-{profile}-seed{seed}-{'-'.join(digest[:12] for digest in identity.values())}"
     # Another worker may take it over only when this one is gone.
     return client.submit(
@@ -222,7 +222,7 @@ def _note(each: Run, profile: str) -> Path:
 
 
 def _note_states(each: Run, profile: str, threads: int) -> None:
-    content = staleness.identity(each[0]) | {"threads": threads}
+    content = staleness.identity_of(each[0]) | {"threads": threads}
     paths.write_atomically(_note(each, profile), json.dumps(content).encode())
 
 
@@ -233,7 +233,7 @@ def _threads_of_states(each: Run, profile: str) -> int | None:
         threads = known.pop("threads")
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return threads if known == staleness.identity(each[0]) and isinstance(threads, int) else None
+    return threads if known == staleness.identity_of(each[0]) and isinstance(threads, int) else None
 
 
 def _execute(name: str, profile: str, seed: int, identity: Mapping[str, str]) -> _Returned:
@@ -260,7 +260,7 @@ def _failure(name: str, profile: str, seed: int, identity: Mapping[str, str], fo
     """Execute a notebook with `folder` as build/; return why it failed, or nothing."""
     try:
         source = chapters.find([name])[0]
-        if staleness.identity(source) != identity:
+        if staleness.identity_of(source) != identity:
             return f"{name}: a worker's clone has another version of it or of helpers; bring all to the same commit"
         for dataset in chapters.datasets(source):
             fetching.fetch(dataset)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.core import paths
-from helpers.course import setup
-from helpers.course.chapters import BUILT, SOURCES, NotebookError
+from helpers.course import chapters, setup
 from helpers.course.staleness import provenance, recorded_in
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ def publish(source: Path, *, progress: Mapping[str, Any] | None = None) -> Path:
     content = executed.read_bytes()
     if len(content) >= MAX_BYTES:
         raise NotebookError(f"{source.stem} has {len(content):,} bytes; allowed: less than {MAX_BYTES:,}")
-    paths.write_atomically(BUILT / name, content)
-    return BUILT / name
+    paths.write_atomically(chapters.BUILT / name, content)
+    return chapters.BUILT / name
 
 
 def _read(source: Path) -> "NotebookNode":
@@ -167,7 +166,7 @@ def _run(source: Path, path: Path, *, parameters: dict[str, Any], progress: Mapp
             build(source),
             re.sub(r"[{}]", r"\g<0>\g<0>", str(running)),  # papermill fills in what stands between braces
             parameters=parameters,
-            cwd=SOURCES.parent,
+            cwd=chapters.SOURCES.parent,
             start_timeout=START_SECONDS,
             kernel_manager_class=_this_python(),
             progress_bar=dict(progress) if progress else False,

@@ -6,33 +6,50 @@ import re
 from pathlib import Path
 from typing import Any
 
-from helpers.core import paths, system
-from helpers.core.identity import imported, modules_sha256
-from helpers.course.chapters import BUILT, sources
+import yaml
 
-SHOWN = re.compile(r"results\.(?:measurements|load)\(\"(\w+)\"")  # the notebook whose results are read
+from helpers.core import identity, paths, system
+from helpers.course import chapters
+from helpers.course.chapters import NotebookError
+
+HELPERS = paths.ROOT / "helpers"
+HEADER = re.compile(r"# ---\n(.*?)# ---\n", re.DOTALL)  # of a source: YAML in comments
 
 
 def stale() -> dict[str, str]:
     """Return why each notebook in notebooks/ that is not up to date is not, by its name."""
-    built = {path.stem for path in BUILT.glob("*.ipynb")}
-    gone = {name: "has no source" for name in built - {path.stem for path in sources()}}
-    reasons = {source.stem: _why_stale(source) for source in sources()}
+    built = {path.stem for path in chapters.BUILT.glob("*.ipynb")}
+    gone = {name: "has no source" for name in built - {path.stem for path in chapters.sources()}}
+    reasons = {source.stem: _why_stale(source) for source in chapters.sources()}
     return {name: reason for name, reason in sorted((reasons | gone).items()) if reason}
 
 
-def identity(source: Path) -> dict[str, str]:
-    """Return the SHA-256 of a source and of the code of the helpers that it imports."""
-    return {
-        "source_sha256": paths.text_sha256(source),
-        "helpers_sha256": modules_sha256(imported(source.read_bytes())),
-    }
+def identity_of(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of a source and of the code of the helpers that it uses, its exercises included."""
+    return {"source_sha256": paths.text_sha256(source), "helpers_sha256": _helpers_sha256(source)}
+
+
+def reads(source: Path) -> list[str]:
+    """Return whose published results a source shows: names of notebooks, or "all", as its header declares.
+
+    In the header, under `jupyter`, stands `reads: [12_combine]`. Raises NotebookError for anything else than a list of
+    names.
+    """
+    header = HEADER.match(source.read_text(encoding="utf-8"))
+    try:
+        fields = yaml.safe_load(header[1].replace("# ", "")) if header else {}
+        named = fields.get("jupyter", {}).get("reads", [])
+    except (yaml.YAMLError, AttributeError) as error:
+        raise NotebookError(f"{source.stem}: its header is damaged ({error})") from error
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise NotebookError(f"{source.stem}: reads={named!r} in the header; allowed: a list of notebooks, or [all]")
+    return named
 
 
 def provenance(source: Path, *, profile: str, seed: int) -> dict[str, Any]:
     """Return what a built notebook's metadata say: source, code, results read, profile, seed, versions, machine."""
     return {
-        **identity(source),
+        **identity_of(source),
         "results_sha256": _results_sha256(source),
         "profile": profile,
         "seed": seed,
@@ -51,7 +68,7 @@ def recorded_in(path: Path) -> dict[str, Any]:
 
 
 def _why_stale(source: Path) -> str:
-    path = BUILT / f"{source.stem}.ipynb"
+    path = chapters.BUILT / f"{source.stem}.ipynb"
     if not path.exists():
         return "is not built"
     recorded = recorded_in(path)
@@ -59,7 +76,7 @@ def _why_stale(source: Path) -> str:
         return "holds no provenance: it is damaged, or was not built here"
     if recorded.get("source_sha256") != paths.text_sha256(source):
         return "is older than its source"
-    if recorded.get("helpers_sha256") != modules_sha256(imported(source.read_bytes())):
+    if recorded.get("helpers_sha256") != _helpers_sha256(source):
         return "was built with other helpers"
     if recorded.get("results_sha256", "") != _results_sha256(source):
         return "shows other results than those in data"
@@ -71,20 +88,21 @@ def _why_stale(source: Path) -> str:
 def _gives_published_time(source: Path, built: Path) -> bool:
     from helpers import evidence
 
-    if "results.timetable(" not in source.read_text(encoding="utf-8"):
+    if "evidence.timetable(" not in source.read_text(encoding="utf-8"):
         return True
     return evidence.timetable(source.stem).partition("*full*")[2] in built.read_text(encoding="utf-8")
 
 
-def _results_sha256(source: Path) -> str:
-    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none.
+def _helpers_sha256(source: Path) -> str:
+    exercises = [f"helpers.exercises.{path.stem}" for path in HELPERS.glob(f"exercises/notebook_{source.stem[:2]}.py")]
+    return identity.sha256(source.read_bytes(), package=HELPERS, extra=exercises)
 
-    A notebook with `board` shows all; others those that they name in `evidence.measurements` or `evidence.load`.
-    """
+
+def _results_sha256(source: Path) -> str:
+    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none."""
     from helpers import evidence
 
-    code = source.read_bytes()
-    names = "*" if "board" in imported(code) else set(SHOWN.findall(code.decode()))
+    names = {"*" if name == "all" else name for name in reads(source)}
     files = [path for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
     found = [evidence.read(path) for path in files]
     shown = [

@@ -1,7 +1,8 @@
 """Every recorded model on one board: intervals that say of what, ranks that are shared, fronts, and what was bought.
 
 `evidence.leaderboard` averages what has one name. This module starts from the single runs (`runs`), and keeps apart
-what a mean would hide: seeds that chose another method, networks of another size, one network that several runs measured.
+what a mean would hide: seeds that chose another method, networks of another size, one network that several runs
+measured.
 """
 
 import math

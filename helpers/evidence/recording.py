@@ -225,8 +225,8 @@ class Run:
 
 def _resumed_seconds() -> float:
     """Return what this process did not have to train again: it belongs to the time that the results took."""
-    training = sys.modules.get("helpers.training")  # absent: nothing was trained
-    return training.resumed_seconds() if training else 0.0
+    resuming = sys.modules.get("helpers.training.resuming")  # absent: nothing was trained
+    return resuming.resumed_seconds() if resuming else 0.0
 
 
 def say(text: str) -> None:

@@ -2,14 +2,13 @@
 
 `check("00.1", answer)` runs the student's function against properties and independently computed answers,
 and returns one sentence of feedback, with a hint where the answer is not right yet. To add an exercise, write
-its check in the `notebook_NN.py` beside this file, as a function that raises `Wrong`, and its plausible wrong answers in
-tests/exercises/notebook_NN.py.
+its check in the `notebook_NN.py` beside this file, as a function that raises `Wrong`, and its plausible wrong
+answers in tests/exercises/notebook_NN.py.
 """
 
 import html
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,7 +91,7 @@ def exercise(exercise_id: str) -> Callable[[Check], Check]:
 
 def _import_checks(number: str) -> None:
     """Import the exercises of a notebook, which registers them; of a number that has none, nothing."""
-    with suppress(ModuleNotFoundError):
+    if Path(__file__).with_name(f"notebook_{number}.py").exists():
         import_module(f"helpers.exercises.notebook_{number}")
 
 

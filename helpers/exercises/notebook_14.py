@@ -96,7 +96,7 @@ def _submission(submit: Callable[..., object], *, train: Any, unseen: Any, budge
         judging.ACCURACY: "More digits, more epochs, or quantize less; a wider network can be pruned afterwards.",
         judging.SPEED: "Zeros are multiplied like any other number: the network itself must be thinner.",
         answering.WEIGHTS: "The module gets all it knows from the file that is weighed.",
-        submission.FILE: "Write two files into the folder, model.pack (packing) and model.py (with build), or model.onnx.",
+        submission.FILE: "Write two files into the folder, model.pack and model.py (with build), or model.onnx.",
     }
     asked = f" (asked: {first.asked})" if first.asked else ""
     hint = hints.get(first.criterion, "Call judging.judge yourself on your folder, and read its table.")

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from helpers.files.arrays import CODE_BITS, INPUT_GRID, TYPES, Arrays, Integers, PackingError, Writable, shown
-from helpers.pruning import weights
-from helpers.quantization import quantize, weight_grids
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def arrays_of(
@@ -162,11 +159,14 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def integers(model: nn.Module) -> dict[str, Integers]:
+def integers(model: "nn.Module") -> dict[str, Integers]:
     """Return the codes of the quantized weights, masks applied, as `files.write_quantized` stores them.
 
     A tensor that several layers share has one entry, under its first name.
     """
+    from helpers.pruning import weights
+    from helpers.quantization import quantize, weight_grids
+
     found = {}
     for name, grid in weight_grids(model).items():
         weight = getattr(*weights.owner_of(model, name))

@@ -92,6 +92,7 @@ def _autocorrelation(values: np.ndarray) -> np.ndarray:
 
 
 def checked_confidence(confidence: float) -> float:
+    """Return a confidence between 0 and 1, both excluded; raise ValueError for another."""
     if not checks.fraction("confidence", confidence):
         raise ValueError(f"confidence={confidence!r}; allowed: a fraction above 0")
     return float(confidence)

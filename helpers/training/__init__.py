@@ -1,14 +1,13 @@
 """Training, resuming, losses, augmentation, evaluation. Several devices are in `helpers.training.devices`."""
 
 from helpers.training.augmentation import flip_and_shift, random_shift
-from helpers.training.code import StandIn
 from helpers.training.evaluation import Evaluation, evaluate, predict
-from helpers.training.fingerprint import Network, of
-from helpers.training.loop import Fitted, fit, resumed_seconds, watching
+from helpers.training.loop import Fitted, fit, watching
 from helpers.training.losses import IGNORED, check_labels, cross_entropy, logits_of, smoothed_cross_entropy
 from helpers.training.optimizers import OPTIMIZERS
 from helpers.training.precision import PRECISIONS, device, fast_precision
 from helpers.training.reproducibility import seed_everything
+from helpers.training.resuming import resumed_seconds
 from helpers.training.transfer import features, freeze, replace_head
 
 __all__ = [
@@ -17,8 +16,6 @@ __all__ = [
     "PRECISIONS",
     "Evaluation",
     "Fitted",
-    "Network",
-    "StandIn",
     "check_labels",
     "cross_entropy",
     "device",
@@ -29,7 +26,6 @@ __all__ = [
     "flip_and_shift",
     "freeze",
     "logits_of",
-    "of",
     "predict",
     "random_shift",
     "replace_head",

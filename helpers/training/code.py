@@ -88,6 +88,7 @@ def held(cell: CellType) -> list[Any]:
 
 
 def has_docstring(code: CodeType) -> bool:
+    """Return whether the first constant of a function's code is its docstring."""
     return bool(code.co_consts) and isinstance(code.co_consts[0], str) and not code.co_name.startswith("<")
 
 

@@ -26,7 +26,7 @@ from helpers.training.losses import Loss, cross_entropy
 from helpers.training.optimizers import OPTIMIZERS, learning_rate, parameter_groups
 from helpers.training.precision import PRECISIONS, computing_in, device
 from helpers.training.reproducibility import checked_seed
-from helpers.training.resuming import load_state, saved, say_damaged
+from helpers.training.resuming import load_state, note_resumed, saved, say_damaged
 
 RULES = 2  # to be raised when `fit` trains otherwise than before: older states are not resumed
 Batching = Callable[[Split[Any, Any], int, torch.Generator], Sequence[Tensor]]
@@ -164,7 +164,7 @@ class _Training:
                 self.history.append(self._epoch(epoch, bar))
                 if plan.checkpoint is not None:
                     paths.write_atomically(plan.checkpoint, saved(self._state()))
-        _resumed.append(self.resumed)
+        note_resumed(self.resumed)
         return Fitted(_at_rest(self.model), self.history)
 
     def _state(self) -> dict[str, Any]:
@@ -380,11 +380,3 @@ def _check_trainable(model: nn.Module) -> None:
         if parameter.dtype not in (torch.float32, torch.float64):
             allowed = "float32 or float64 (model.float()); precision='bfloat16' computes in bfloat16 all the same"
             raise ValueError(f"model holds {name!r} in {parameter.dtype}; allowed: {allowed}")
-
-
-_resumed: list[float] = []
-
-
-def resumed_seconds() -> float:
-    """Return the seconds of the epochs that trainings in this process found done, in their checkpoints."""
-    return sum(_resumed)

@@ -8,6 +8,18 @@ from typing import Any
 
 import torch
 
+_resumed: list[float] = []
+
+
+def note_resumed(seconds: float) -> None:
+    """Take down how many seconds a training did not take, because its checkpoint held them."""
+    _resumed.append(seconds)
+
+
+def resumed_seconds() -> float:
+    """Return the seconds of the epochs that trainings in this process found done, in their checkpoints."""
+    return sum(_resumed)
+
 
 def saved(value: Any) -> bytes:
     """Return the bytes that `torch.save` writes for a value."""

@@ -56,11 +56,14 @@ NAMES = [source.stem for source in SOURCES]
 @pytest.fixture
 def course(tmp_path, monkeypatch):
     """A course of one tiny notebook, 90_tiny, with helpers of its own."""
-    folders = {"SOURCES": tmp_path / "notebooks/src", "BUILT": tmp_path / "notebooks", "HELPERS": tmp_path / "helpers"}
-    for name, folder in folders.items():
+    for module, name, folder in (
+        (chapters, "SOURCES", tmp_path / "notebooks/src"),
+        (chapters, "BUILT", tmp_path / "notebooks"),
+        (staleness, "HELPERS", tmp_path / "helpers"),
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        monkeypatch.setattr(notebooks, name, folder)
-    (folders["SOURCES"] / "90_tiny.py").write_text(TINY)
+        monkeypatch.setattr(module, name, folder)
+    write(tmp_path, TINY)
     return tmp_path
 
 
@@ -169,8 +172,10 @@ def test_real_student_versions_hold_no_solution_and_compile(source, tmp_path):
 def built(course):
     """The tiny course, built, with helpers a and b: the notebook imports a, and a imports b inside a function."""
     helper = {"a": 'def f():\n    """Doc."""\n    from helpers import b\n    return b.x\n', "b": "x = 1  # one\n"}
-    for name, code in (helper | {"c": "y = 1\n", "environment": "z = 1\n"}).items():
-        (course / "helpers" / f"{name}.py").write_text(code)
+    for name, code in (helper | {"c": "y = 1\n", "course/setup": "z = 1\n"}).items():
+        path = course / "helpers" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
     source = write(course, "from helpers.a import f\n" + TINY)
     store(course, source)
     assert staleness.stale() == {}
@@ -191,9 +196,10 @@ def store(course: Path, source: Path) -> None:
         ("helpers/a.py", "def f(): return 'Doc.'\n", "was built with other helpers"),
         ("helpers/b.py", "'''Doc.'''\nx = (1)\n", None),
         ("helpers/b.py", "x = 2\n", "was built with other helpers"),
-        ("helpers/b.py", "from . import c\nx = 1\n", "was built with other helpers"),
+        ("helpers/b.py", "from . import c\nx = c.y\n", "was built with other helpers"),
+        ("helpers/b.py", "x = 1\nunused = 2\n", None),
         ("helpers/c.py", "y = 2\n", None),
-        ("helpers/environment.py", "z = 2\n", None),
+        ("helpers/course/setup.py", "z = 2\n", None),
         ("notebooks/src/90_tiny.py", f"from helpers.a import f\n{TINY}# a comment\n", "is older than its source"),
     ],
 )
@@ -202,9 +208,19 @@ def test_stale_is_what_has_other_code_or_another_source(built, file, code, expec
     assert staleness.stale() == ({"90_tiny": expected} if expected else {})
 
 
+def reading(name: str) -> str:
+    return f"# ---\n# jupyter:\n#   reads: [{name}]\n# ---\n\n{TINY}"
+
+
+@pytest.mark.parametrize("header", ["#   reads: all", "#   reads: [3]", "#   reads: [", "#  a: b: c", "# - 1"])
+def test_a_header_that_declares_no_list_of_names_is_refused(course, header):
+    source = write(course, f"# ---\n# jupyter:\n{header}\n# ---\n\n{TINY}")
+    with pytest.raises(NotebookError, match="90_tiny: "):
+        staleness.reads(source)
+
+
 def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(course, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", course / "results")
-    (course / "helpers/board.py").write_text("")
 
     def record(notebook: str, accuracy: float) -> None:
         path = course / f"results/quick/{notebook}.seed0.json"
@@ -214,8 +230,8 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
         path.write_text(json.dumps(result))
 
     record("01_other", 0.5)
-    store(course, write(course, "from helpers import board\n" + TINY))
-    store(course, write(course, TINY + 'results.load("01_other", profile="quick")\n', "91_one"))
+    store(course, write(course, reading("all")))
+    store(course, write(course, reading("01_other"), "91_one"))
     store(course, write(course, TINY, "92_none"))
     for name in ("90_tiny", "91_one"):
         record(name, 0.6)  # its own
@@ -227,7 +243,7 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
 
 def test_a_notebook_that_gives_another_full_time_than_the_results_is_stale(course, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", course / "results")
-    source = write(course, TINY + 'print(results.timetable("90_tiny"))\n')
+    source = write(course, TINY + 'print(evidence.timetable("90_tiny"))\n')
     store(course, source)
     assert staleness.stale() == {"90_tiny": "gives another time for the full profile than the results"}
     path = course / "notebooks/90_tiny.ipynb"
@@ -247,9 +263,8 @@ def test_a_damaged_notebook_is_stale_and_not_done(built, content):
 
 def test_line_ends_make_nothing_stale(built):
     """As git for Windows writes them into a clone without .gitattributes."""
-    for path in [built / "notebooks/src/90_tiny.py", *(built / "helpers").iterdir()]:
+    for path in [built / "notebooks/src/90_tiny.py", *(built / "helpers").glob("*.py")]:
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    identity._named.cache_clear(), identity._canonical_code.cache_clear()
     assert staleness.stale() == {}
 
 
@@ -257,22 +272,6 @@ def test_stale_names_what_is_not_built_and_what_has_no_source(built):
     write(built, TINY, "91_new")
     (built / "notebooks/src/90_tiny.py").unlink()
     assert staleness.stale() == {"90_tiny": "has no source", "91_new": "is not built"}
-
-
-def test_imports_are_followed_in_every_form_and_in_circles(course):
-    code = {"a": "import helpers.b\n", "b": "from helpers import c, __version__\n", "c": "from .d import x\n"}
-    for name, text in (code | {"d": "x = 1\nfrom helpers import a\n", "e": ""}).items():
-        (course / "helpers" / f"{name}.py").write_text(text)
-    before = {name: identity.modules_sha256([name]) for name in "abcde"}
-    (course / "helpers/d.py").write_text("x = 2\nfrom helpers import a\n")
-    assert {name for name in before if identity.modules_sha256([name]) != before[name]} == set("abcd")
-
-
-def test_the_hash_does_not_depend_on_the_order_of_names(course):
-    for name in "ab":
-        (course / "helpers" / f"{name}.py").write_text(f"x = '{name}'\n")
-    assert identity.modules_sha256(["a", "b"]) == identity.modules_sha256(["b", "a"])
-    assert identity.modules_sha256(["a"]) != identity.modules_sha256(["b"])
 
 
 # ---------------------------------------------------------------- execution (seconds each)
@@ -455,8 +454,8 @@ def wait_until(condition, seconds: float) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
 def test_every_notebook_uses_the_shared_package_and_its_record(source):
     code = source.read_text()
-    assert identity.imported(code.encode()), "imports helpers"
-    assert f'results.start("{source.stem}", profile=PROFILE, seed=SEED' in code
+    assert identity.used(code.encode(), package=staleness.HELPERS), "uses helpers"
+    assert f'evidence.start("{source.stem}", profile=PROFILE, seed=SEED' in code
     assert "run.finish()" in code
 
 

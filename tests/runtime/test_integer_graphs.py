@@ -131,8 +131,9 @@ def test_percentiles_are_onnx_runtimes_own_one_batch_at_a_time(exported, tmp_pat
         integer_graphs._prepare(exported, prepared)
         kinds = {"activation_type": library.QuantType.QUInt8, "weight_type": library.QuantType.QInt8}
         library.quantize_static(
-            str(prepared), str(theirs), integer_graphs._Batches(images), calibrate_method=library.CalibrationMethod.Percentile,
-            per_channel=True, extra_options={"CalibTensorRangeSymmetric": False}, **kinds,
+            str(prepared), str(theirs), integer_graphs._Batches(images), per_channel=True,
+            calibrate_method=library.CalibrationMethod.Percentile,
+            extra_options={"CalibTensorRangeSymmetric": False}, **kinds,
         )  # fmt: skip
     collected = library.calibrate.HistogramCollector.collect
     sizes = []
