@@ -1,14 +1,11 @@
 """Count the right answers of a model file: `main` prints them, and of how many they are, given FILE and TASK.
 
-Knows the file and the task, nothing of the run that wrote the file. The shapes of the arrays in it say how wide the
-network is, and whether BatchNorm is folded.
+Knows the file and the task, nothing of the run that wrote the file: which network it is, the file itself says.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,68 +15,12 @@ from helpers import data, fetching, files, runtime, training
 from helpers.core import vocabulary
 from helpers.data import Split
 from helpers.files import payload
-from helpers.files.arrays import INPUT_GRID
 
 BATCH = 50  # what a batch makes fits into the processor's cache, and 250 take up to half as long again
 MAX_TOKENS = 1_000  # `text.MAX_TOKENS`, of a module that takes seconds to import
-STEP = ".step"  # notebook 00's own format: a weight's whole numbers, and under this name the step that they count
-
-NETWORKS = {
-    "mnist": ["lenet5"],
-    "cifar10": ["cifar_small"],
-    "cat-or-dog": ["cifar_small", "resnet18"],
-    "imdb": ["imdb_bag"],
-}
 
 
 # ---------------------------------------------------------------- the network
-
-
-def build(task: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """Return an untrained network of the task whose arrays have these shapes; ValueError if none has these layers."""
-    from helpers import nets  # brings torchvision, which an ONNX file can do without
-
-    for network in NETWORKS[task]:
-        model = getattr(nets, network)()
-        layers = {name: layer for name, layer in model.named_modules() if "weight" in layer._parameters}
-        needed = {name for name, layer in layers.items() if not isinstance(layer, nn.BatchNorm2d)}
-        found = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
-        if needed <= found <= {*layers}:
-            for name, layer in layers.items():
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, resized(layer, name, shapes))
-            return model.eval()
-    raise ValueError(f"no network for {task!r} has the layers of the file: {', '.join(shapes)}")
-
-
-def resized(layer: nn.Module, name: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """Return a layer of the same kind in the file's shape; of a BatchNorm that is not in the file nothing is left."""
-    shape, bias = shapes.get(f"{name}.weight"), f"{name}.bias" in shapes
-    if shape is None:
-        return nn.Identity()
-    if isinstance(layer, nn.Conv2d):
-        options: Any = {"stride": layer.stride, "padding": layer.padding, "bias": bias}
-        return nn.Conv2d(shape[1], shape[0], shape[2:], **options)
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(shape[1], shape[0], bias=bias)
-    if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(shape[0], eps=layer.eps)
-    if isinstance(layer, nn.EmbeddingBag):
-        return nn.EmbeddingBag(shape[0], shape[1], mode=layer.mode, padding_idx=layer.padding_idx)
-    raise ValueError(f"{name!r} is a {type(layer).__name__}, which this code cannot resize")
-
-
-def load(task: str, path: Path) -> nn.Module:
-    """Return the network in a file of `packing`; it computes in float32."""
-    arrays = files.read(path)
-    steps = {name.removesuffix(STEP): arrays.pop(name) for name in [*arrays] if name.endswith(STEP)}
-    grids = f".{INPUT_GRID}"
-    model = build(task, {name: array.shape for name, array in arrays.items() if not name.endswith(grids)})
-    if not steps:
-        return files.load_into(model, path)
-    numbers = {name: np.asarray(array * steps.get(name, 1), np.float32) for name, array in arrays.items()}
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in numbers.items()})
-    return model
 
 
 class InRuntime(nn.Module):
@@ -121,10 +62,16 @@ def numbered(reviews: Split, words: list[str]) -> Split:
     return Split(torch.from_numpy(vocabulary.encode(tokens, words)), torch.tensor(reviews.labels))
 
 
+def _load(path: Path) -> nn.Module:
+    from helpers import files  # brings torchvision, which an ONNX file can do without
+
+    return files.load(path)
+
+
 def count_right(path: Path, task: str) -> tuple[int, int]:
     """Return how many test examples the model in the file gets right, and of how many."""
     packed = path.read_bytes().startswith(payload.MAGIC)
-    model = load(task, path) if packed else InRuntime(path)
+    model = _load(path) if packed else InRuntime(path)
     test = numbered(data.imdb().test, files.read_words(path)) if task == "imdb" else images(task)
     result = training.evaluate(model, test, batch_size=BATCH)
     return result.correct, result.count
@@ -141,6 +88,6 @@ def main() -> None:
     """Evaluate the file that the command line names, on the test set of the task that stands behind it."""
     path, task = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    if "resnet18" not in NETWORKS[task]:
+    if task != "cat-or-dog":
         leave_out_torchvision()
     print(*count_right(path, task))

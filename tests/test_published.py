@@ -17,7 +17,8 @@ from torch import nn
 from helpers import data, files, nets, quantization
 from helpers.core import paths
 from helpers.data import Split, text
-from tests.evaluate_file import MAX_TOKENS, build, images, load, numbered
+from helpers.files import load
+from tests.evaluate_file import MAX_TOKENS, images, numbered
 
 RESULTS = [json.loads(path.read_text()) for path in sorted((paths.RESULTS / "full").glob("*.json"))]
 PUBLISHED = [
@@ -103,7 +104,7 @@ def test_a_fresh_process_gets_the_recorded_accuracy(result, model, tmp_path):
     assert abs(right - expected) <= ROUNDED, f"{right} right answers of {count}; recorded: {expected}"
 
 
-# ---------------------------------------------------------------- the builder
+# ---------------------------------------------------------------- networks as they are published
 
 
 @pytest.fixture
@@ -144,12 +145,12 @@ def photos(count: int = 4) -> torch.Tensor:
 def test_a_thin_lenet5_comes_back_from_a_range_coded_file(tmp_path):
     net, digits = thin_lenet5(), photos()[:, :1, :28, :28]
     file = files.write_coded(net, tmp_path / "thin.pack")
-    assert torch.equal(answers(load("mnist", file.path), digits), answers(net, digits))
+    assert torch.equal(answers(load(file.path), digits), answers(net, digits))
 
 
 def test_a_lean_cifar_net_comes_back(tmp_path, lean):
     file = files.write_sparse(lean, tmp_path / "lean.pack")
-    assert torch.equal(answers(load("cifar10", file.path), photos()), answers(lean, photos()))
+    assert torch.equal(answers(load(file.path), photos()), answers(lean, photos()))
 
 
 @pytest.mark.parametrize("write", [files.write_quantized, files.write_coded])
@@ -159,7 +160,7 @@ def test_a_folded_quantized_cifar_net_comes_back(tmp_path, lean, write, activati
     rounded = quantization.quantize_model(lean, weights=4, activations=activations, calibration=seen)
     folded = quantization.fold_batchnorm(rounded, photos())
     file = write(folded, tmp_path / "folded.pack")
-    again = load("cifar10", file.path)
+    again = load(file.path)
     assert not [layer for layer in again.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert torch.equal(answers(again, photos()), answers(folded, photos()))
 
@@ -170,7 +171,7 @@ def test_networks_in_half_precision_come_back_in_float32(tmp_path, lean, network
     net.fc = nn.Linear(net.fc.in_features, 2)
     halves = {name: t.half() if t.is_floating_point() else t for name, t in net.state_dict().items()}
     file = files.write_dense(halves, tmp_path / "half.pack")
-    again = load("cat-or-dog", file.path)
+    again = load(file.path)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     assert torch.equal(answers(again, photos()), answers(net.half().float(), photos()))
 
@@ -199,7 +200,7 @@ def test_whole_numbers_and_their_steps_are_multiplied(tmp_path):
             arrays |= {name: (parameter.detach() / step).round().to(torch.int8), f"{name}.step": step}
             parameter.data = arrays[name] * step
     file = files.write_dense(arrays, tmp_path / "steps.pack")
-    assert torch.equal(answers(load("mnist", file.path), digits), answers(net, digits))
+    assert torch.equal(answers(load(file.path), digits), answers(net, digits))
 
 
 def test_a_text_classifier_has_the_files_words(tmp_path):
@@ -210,24 +211,11 @@ def test_a_text_classifier_has_the_files_words(tmp_path):
     pairs = numbered(reviews, files.read_words(file.path))
     assert pairs.inputs.tolist() == [[3, 2, 5, 1, 1, 1, 1], [2, 4, 0, 2, 0, 0, 0]]  # "good", "film", ",", "good", pairs
     assert numbered(reviews, words[:5]).inputs.tolist() == [[3, 2, 1, 1], [2, 4, 0, 2]]
-    assert torch.equal(answers(load("imdb", file.path), pairs.inputs), answers(net, pairs.inputs))
+    assert torch.equal(answers(load(file.path), pairs.inputs), answers(net, pairs.inputs))
 
 
 def test_reviews_are_cut_where_the_notebooks_cut_them():
     assert MAX_TOKENS == text.MAX_TOKENS
-
-
-def test_a_file_of_another_network_is_refused():
-    shapes = {name: tuple(tensor.shape) for name, tensor in nets.lenet5().state_dict().items()}
-    with pytest.raises(ValueError, match="no network for 'cifar10' has the layers of the file: conv1.weight, "):
-        build("cifar10", shapes)
-
-
-def test_a_file_with_a_layer_less_is_refused():
-    shapes = {name: tuple(tensor.shape) for name, tensor in nets.cifar_small().state_dict().items()}
-    del shapes["res2.block1.conv.weight"]
-    with pytest.raises(ValueError, match="no network for 'cifar10'"):
-        build("cifar10", shapes)
 
 
 # ---------------------------------------------------------------- the test sets

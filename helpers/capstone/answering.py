@@ -120,6 +120,8 @@ def _batches(inputs: np.ndarray, size: int) -> list[np.ndarray]:
 def _network(requests: IO[bytes], replies: IO[bytes]) -> None:
     import torch
 
+    from helpers import files, quantization, training  # noqa: F401  all that is read before the guard stands
+
     torch.set_num_threads(1)
     _greet(requests, replies)
     content = _payload(requests)[1]
@@ -137,7 +139,7 @@ def _network(requests: IO[bytes], replies: IO[bytes]) -> None:
 
 
 class _Student:
-    """A student's module, filled with the weights of the file, or with the same in another order."""
+    """A student's module, or without source the file's, with the weights of the file, or the same in another order."""
 
     def __init__(self, content: bytes, source: str) -> None:
         from helpers.files import read_words
@@ -145,6 +147,8 @@ class _Student:
         self.files, self.source, self.names = _written(content), source, _names(source)
         self.words = read_words(Path(self.files[0]))
         self.models: dict[int, nn.Module] = {}
+        if not source:
+            from helpers import files  # noqa: F401  read before the guard stands
 
     def model(self, weights: int) -> "nn.Module":
         """Return the module with these weights; its source is executed anew for each."""
@@ -164,14 +168,16 @@ class _Student:
 
 def _written(content: bytes) -> list[str]:
     """Write the file and its shuffled copies into the present folder; return their absolute paths."""
-    from helpers.files import read, write_dense
+    from helpers.files import contents, encoding, writing
+    from helpers.files.arrays import Writable
 
     files = [Path(f"{number}.pack").absolute() for number in range(1 + SHUFFLES)]
     files[0].write_bytes(content)
-    arrays = read(files[0])
+    arrays, _, architecture = contents(files[0])
     for seed, path in enumerate(files[1:]):
         generator = np.random.default_rng(seed)
-        write_dense({name: _shuffled(name, array, generator) for name, array in arrays.items()}, path)
+        shuffled: Writable = {name: _shuffled(name, array, generator) for name, array in arrays.items()}
+        writing.write(shuffled, path, [], code=encoding.encode_dense, architecture=architecture)
     return [str(path) for path in files]
 
 
@@ -200,6 +206,8 @@ def _filled(source: str, names: Mapping[str, Any], path: str) -> "nn.Module":
 
     from helpers.files import load_into
 
+    if not source:
+        return _of_the_course(path)
     namespace = dict(names)
     exec(compile(source, "<submission>", "exec"), namespace)
     if not callable(namespace.get("build")):
@@ -208,6 +216,17 @@ def _filled(source: str, names: Mapping[str, Any], path: str) -> "nn.Module":
     if not isinstance(module, nn.Module):
         raise _Refused(PROCESS, f"build() returns a {type(module).__name__}; asked: an nn.Module.")
     return load_into(module, Path(path)).eval()
+
+
+def _of_the_course(path: str) -> "nn.Module":
+    from helpers.files import load
+
+    try:
+        network = load(Path(path))
+    except ValueError as error:
+        raise _Refused(PROCESS, f"{error}; say by `build` which module the numbers fill.") from None
+    vars(network).pop("words", None)  # of the file, and not numbers beside it
+    return network
 
 
 def _encoded(texts: list[str], words: list[str]) -> np.ndarray:

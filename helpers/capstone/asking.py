@@ -16,6 +16,7 @@ import numpy as np
 from helpers.capstone import answering, sandbox
 from helpers.capstone.answering import PROCESS
 from helpers.capstone.submission import Refused, check_graph
+from helpers.files.payload import MAGIC
 
 if TYPE_CHECKING:
     from helpers.data.splits import Split
@@ -81,13 +82,15 @@ class Answers:
 def ask(
     content: bytes, source: str, examples: "Split", *, classes: int, shape: tuple[int, ...], export: bool
 ) -> Answers:
-    """Return what a file and its source ("" for a graph) answer; with `export`, also what the module's graph answers.
+    """Return what a file and its source answer; with `export`, also what the module's graph answers.
+
+    A graph has no source, "", and a packed file none if `files.load` knows its network.
 
     `shape` is that of one input. Raises Refused for what answers otherwise than with finite logits.
     """
     questions = _questions(examples)
     try:
-        if not source:
+        if not source and not content.startswith(MAGIC):
             ways, walls = _of_graph(content, questions, classes)
             return Answers(questions, [ways], walls, [], 0, content)
         with sandbox.Sandbox("network") as child:

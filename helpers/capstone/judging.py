@@ -148,12 +148,13 @@ def judge(
     """Measure a submission and say which criteria of `budget` it meets.
 
     Args:
-        submission: an .onnx or .pack file, or a folder with model.onnx, or with model.pack and model.py, and no more.
+        submission: an .onnx or .pack file, or a folder with model.onnx, or with model.pack and perhaps model.py.
         task: one of `BUDGETS`. Inputs are those of `data`; for imdb the packed file holds the vocabulary.
         budget: what it must meet.
         build: for a single .pack file, what makes the module: a function or class without required arguments, a
-            sequence of which the last is called, or source that defines `build`. Only its source reaches the process
-            that decodes; torch, nn, F, np, math and models are at hand there.
+            sequence of which the last is called, or source that defines `build`. A network that `files.load`
+            knows needs none. Only its source reaches the process that decodes; torch, nn, F, np, math and models are
+            at hand there.
         split: the examples, by default the task's validation split.
         run: the notebook's record, at the end only: then the test split is judged (`split`, or all of it), through
             `run.test`, which logs it.

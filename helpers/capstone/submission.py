@@ -42,10 +42,11 @@ class Refused(Exception):
 
 
 def opened(submission: Path, build: Any) -> tuple[bytes, str]:
-    """Return the content of the model's file and the source that goes with it, "" for ONNX.
+    """Return the content of the model's file and the source that goes with it.
 
-    Raises Refused for what no honest submission is, FileNotFoundError if there is no such file, ValueError if `build`
-    has no source.
+    The source is "" for ONNX, and for a packed file that comes alone, as one of a network of the course may: see
+    `files.load`. Raises Refused for what no honest submission is, FileNotFoundError if there is no such file,
+    ValueError if `build` has no source.
     """
     path, source = submission, "" if build is None else source_of(build)
     if submission.is_dir():
@@ -54,8 +55,6 @@ def opened(submission: Path, build: Any) -> tuple[bytes, str]:
     if content.startswith(PICKLES):
         raise Refused(FILE, f"{path.name} is a pickle or a zip, which can hold code: write it with packing or as ONNX.")
     if content.startswith(b"MCPACK"):
-        if not source:
-            raise Refused(FILE, "a packed file holds numbers only: say by `build` which module they fill.")
         _check_imports(source)
         return content, source
     check_graph(content)
@@ -64,15 +63,15 @@ def opened(submission: Path, build: Any) -> tuple[bytes, str]:
 
 def _in_folder(folder: Path) -> tuple[Path, str]:
     names = sorted(path.name for path in folder.iterdir())
-    if names == ["model.onnx"]:
-        return folder / "model.onnx", ""
+    if names in (["model.onnx"], ["model.pack"]):
+        return folder / names[0], ""
     if names == ["model.pack", "model.py"]:
         try:
             return folder / "model.pack", _content(folder / "model.py").decode()
         except UnicodeDecodeError:
             raise Refused(FILE, "model.py is not a text in UTF-8.") from None
     raise Refused(
-        FILE, f"the folder holds {', '.join(names) or 'nothing'}; allowed: model.onnx, or model.pack and model.py."
+        FILE, f"the folder holds {', '.join(names) or 'nothing'}; allowed: model.onnx, model.pack, or it and model.py."
     )
 
 

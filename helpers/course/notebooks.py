@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core import paths
 from helpers.course import chapters, setup
+from helpers.course.chapters import NotebookError
 from helpers.course.staleness import provenance, recorded_in
 
 if TYPE_CHECKING:

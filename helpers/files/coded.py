@@ -10,14 +10,16 @@ All numbers are little-endian:
 
     offset      bytes   content
     0           6       magic: b"MCPACK"
-    6           2       version, 2 for this kind of file
+    6           2       version, 2 or 4 for this kind of file
     8           4       checksum: the first 4 bytes of the SHA-256 of everything else, in order
-    12          …       header: JSON in UTF-8, a raw deflate stream (it knows its end) with the dictionary `WORDS`
+    12          …       header: JSON in UTF-8, a raw deflate stream (it knows its end) with the dictionary `WORDS`,
+                        in version 4 `NAMED_WORDS`
     …           …       plain numbers of all arrays, in the order of the header
     …           …       what the range coder made of all arrays, in the same order: words of four bytes
 
-The header is a list: how many bytes the plain numbers take, then a list for each array: its name, its type, its shape,
-whether positions are coded (1 or 0), the kind of its values, and what that kind needs:
+The header is a list: how many bytes the plain numbers take, in version 4 the architecture of the network (a text, see
+`packing`), then a list for each array: its name, its type, its shape, whether positions are coded (1 or 0), the kind of
+its values, and what that kind needs:
 
     "raw"     the values are plain numbers
     "grid"    value = scale · step; then the lowest step, how many steps there are from there, zero among them, at most
@@ -56,7 +58,6 @@ the standard library.
 
 import hashlib
 import json
-import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,27 +66,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from helpers.core.paths import write_atomically
-from helpers.files import decoding, model_arrays, payload
-from helpers.files.arrays import Arrays, Integers, Packed, PackingError, Writable, has_bits, shown, spread
-from helpers.files.payload import Entry, Payload
-from helpers.files.range_coder import SUM, Reader, Writer
+from helpers.files import model_arrays, stating
+from helpers.files.arrays import Integers, Packed, Writable, has_bits, spread
+from helpers.files.coded_reading import (
+    ADAPTIVE,
+    LARGEST_TABLE,
+    NAMED_START,
+    NAMED_WORDS,
+    START,
+    WORDS,
+    as_matrix,
+    checksum_of_body,
+    decode,
+)
+from helpers.files.range_coder import SUM, Writer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-START = b"MCPACK" + struct.pack("<H", 2)
-CHECKSUM_BYTES = 4
-ADAPTIVE = 2**16  # values; with more, learning their frequencies saves nothing over storing them, and takes seconds
-LARGEST_TABLE = 256
-LARGEST_STEP = 2**11
 LARGEST_POWER = 127  # of two, that float32 has
-WORDS = (
-    b'.running_mean.running_var.num_batches_tracked","<i8",[],0,"raw"],["stem.res2.res1.block2.block1.conv3.conv.weight'
-    b'.input_grid","<f4",[4],0,"raw"],["fc.fc3.bias","<f4",[10],1,"table",["fc2.weight","<f4",[10,500],1,"grid",-2,4,1'
-    b'],["fc2.bias","<f4",[10],1,"grid",-16,32,1],["fc1.weight","<f4",[500,800],1,"grid",-4,8,1],["fc1.bias","<f4",[500'
-    b'],1,"grid",-8,16,1],["conv2.weight","<f4",[50,20,5,5],1,"grid",-8,16,1],["conv2.bias","<f4",[50],1,"grid",-8,16,1'
-    b'],["conv1.weight","<f4",[20,1,5,5],1,"grid",-8,16,1],["conv1.bias","<f4",[20],1,"grid",-8,16,1],["'
-)  # what headers are made of, the likeliest last; to change it is to change the format
 
 
 def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module", path: Path) -> Packed:
@@ -101,7 +100,7 @@ def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Modu
     a type that NumPy does not have (bfloat16), or that is not a number.
     """
     arrays = model_arrays.arrays_of(tensors, quantized=True)
-    content, _ = _encode(arrays)
+    content, _ = _encode(arrays, stating.architecture_of(tensors, arrays))
     model_arrays.require_identical(arrays, decode(content))
     write_atomically(Path(path), content)
     return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
@@ -113,11 +112,12 @@ def anatomy(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module")
     Positions and values are sums of -log2 p, in bytes. "header", the last entry, has {"plain": …}: what belongs to no
     array, that is the header, what stands before it, and what the range coder needs to end.
     """
-    content, costs = _encode(model_arrays.arrays_of(tensors, quantized=True))
+    arrays = model_arrays.arrays_of(tensors, quantized=True)
+    content, costs = _encode(arrays, stating.architecture_of(tensors, arrays))
     return costs | {"header": {"plain": len(content) - sum(sum(parts.values()) for parts in costs.values())}}
 
 
-def _encode(arrays: Writable) -> tuple[bytes, dict[str, dict[str, float]]]:
+def _encode(arrays: Writable, architecture: str | None) -> tuple[bytes, dict[str, dict[str, float]]]:
     """Return the content of the file, and the bytes of each array's parts."""
     coder, plain = Writer(), b""
     entries: list[list[Any]] = []
@@ -133,43 +133,11 @@ def _encode(arrays: Writable) -> tuple[bytes, dict[str, dict[str, float]]]:
         costs[name] |= {"values": coder.spent(), "plain": len(stored)}
         entries.append([name, plan.dtype.str, list(plan.shape), int(plan.has_positions), *plan.kind])
         plain += stored
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=WORDS)
-    text = json.dumps([len(plain), *entries], separators=(",", ":"), ensure_ascii=False)
+    start, words, stated = (START, WORDS, []) if architecture is None else (NAMED_START, NAMED_WORDS, [architecture])
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=words)
+    text = json.dumps([len(plain), *stated, *entries], separators=(",", ":"), ensure_ascii=False)
     body = packer.compress(text.encode()) + packer.flush() + plain + coder.words()
-    return START + _checksum(body) + body, costs
-
-
-def body_of(content: bytes) -> bytes:
-    """Return what follows the checksum of a file; raises PackingError if it is cut off, changed or of another kind."""
-    if not content.startswith(START):
-        raise PackingError("this is not an entropy-coded model")
-    checksum, body = content[len(START) :][:CHECKSUM_BYTES], content[len(START) + CHECKSUM_BYTES :]
-    if checksum != _checksum(body):
-        raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
-    return body
-
-
-def decode(content: bytes) -> Arrays:
-    """Return the arrays in the content of a file; raises PackingError if it is cut off, changed or of another kind."""
-    body, unpacker = body_of(content), zlib.decompressobj(-zlib.MAX_WBITS, WORDS)
-    header = payload.header_list(payload.unpacked("the header", unpacker, body, payload.HEADER_BYTES))
-    rest = unpacker.unused_data
-    if not header or not all(isinstance(line, list) and len(line) >= 5 for line in header[1:]):
-        raise PackingError("the header is no number and a list for each array")
-    length = payload.whole("the length of the plain numbers", header[0], 0, len(rest))
-    if (len(rest) - length) % 4:
-        raise PackingError("what is coded does not end with a word of four bytes")
-    plain, coder = Payload(memoryview(rest)[:length]), Reader(rest[length:])
-    known = payload.entries([tuple(line[:3]) for line in header[1:]], len(content))
-    arrays = {
-        entry.name: _decode_array(coder, plain, entry, *line[3:]) for entry, line in zip(known, header[1:], strict=True)
-    }
-    plain.end()
-    return arrays
-
-
-def _checksum(body: bytes) -> bytes:
-    return hashlib.sha256(START + body).digest()[:CHECKSUM_BYTES]
+    return start + checksum_of_body(start, body) + body, costs
 
 
 class _Plan(NamedTuple):
@@ -183,12 +151,6 @@ class _Plan(NamedTuple):
     symbols: np.ndarray  # from 0 to alphabet - 1, of what is kept, in the order of rows
     alphabet: int
     plain: bytes
-
-
-def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    size = int(np.prod(shape, dtype=np.int64))
-    rows = shape[0] if len(shape) > 1 else 1
-    return rows, size // max(rows, 1)
 
 
 def _plan(array: np.ndarray | Integers) -> _Plan:
@@ -206,7 +168,7 @@ def _plan(array: np.ndarray | Integers) -> _Plan:
             plans.append(_Plan(array.dtype, array.shape, kept, has_positions, kind, symbols, len(bits), bits.tobytes()))
     if (scale := _power_of_two(flat)) is not None:
         plans.append(_on_grid(np.rint(array / scale).astype(np.int64), scale))
-    plans = [plan._replace(kept=plan.kept.reshape(_as_matrix(array.shape))) for plan in plans]
+    plans = [plan._replace(kept=plan.kept.reshape(as_matrix(array.shape))) for plan in plans]
     return min(plans, key=lambda plan: len(plan.plain) + _entropy(plan.symbols) * plan.symbols.size / 8)
 
 
@@ -226,7 +188,7 @@ def _on_grid(steps: np.ndarray, scale: np.ndarray) -> _Plan:
     symbols = values - lowest - (has_positions & (values > 0))
     kind = ["grid", lowest, highest - lowest + 1, scale.size]
     alphabet = highest - lowest + 1 - has_positions
-    kept = kept.reshape(_as_matrix(steps.shape))
+    kept = kept.reshape(as_matrix(steps.shape))
     return _Plan(np.dtype("<f4"), steps.shape, kept, has_positions, kind, symbols, alphabet, scale.tobytes())
 
 
@@ -259,68 +221,3 @@ def _frequencies(symbols: np.ndarray, alphabet: int) -> np.ndarray | None:
     shares = np.bincount(symbols, minlength=alphabet) * (SUM - alphabet) // symbols.size + 1
     shares[shares.argmax()] += SUM - shares.sum()
     return shares
-
-
-def _decode_array(
-    coder: "Reader", plain: Payload, entry: Entry, has_positions: Any, kind: Any, *how: Any
-) -> np.ndarray:
-    name = shown(entry.name)
-    if kind not in [*NUMBERS]:
-        raise PackingError(f"{name} has values of the unknown kind {shown(kind)}")
-    if len(how) != NUMBERS[kind]:
-        raise PackingError(f"{name} has {len(how)} numbers for the kind {kind!r}; allowed: {NUMBERS[kind]}")
-    rows, columns = _as_matrix(entry.shape)
-    if payload.whole(f"whether {name} has positions", has_positions, 0, min(entry.size, 1)):
-        kept = coder.positions((rows, columns))
-    else:
-        kept = np.ones((rows, columns), bool)
-    return _decode_kinds[kind](coder, plain, entry, kept, has_positions, *how).reshape(entry.shape)
-
-
-def _decode_raw(coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int) -> np.ndarray:
-    values = plain.take(entry.dtype, int(np.count_nonzero(kept)))
-    return _among_zeros(kept, values)
-
-
-def _decode_table(
-    coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, length: Any
-) -> np.ndarray:
-    name = shown(entry.name)
-    length = payload.whole(f"the table of {name}", length, 1, LARGEST_TABLE)
-    if entry.dtype.itemsize > 8:
-        raise PackingError(f"{name} has a table of {entry.dtype.str}; allowed: at most 8 bytes each")
-    table = plain.take(entry.dtype, length)
-    return _among_zeros(kept, table[_decode_values(coder, plain, int(np.count_nonzero(kept)), length)])
-
-
-def _decode_grid(
-    coder: "Reader", plain: Payload, entry: Entry, kept: np.ndarray, has_positions: int, *how: Any
-) -> np.ndarray:
-    lowest = payload.whole("the lowest step", how[0], -LARGEST_STEP, 0)
-    steps = payload.whole("the number of steps", how[1], 1 - lowest, LARGEST_STEP)
-    scale = decoding.finite_scales(entry, how[2], plain)
-    values = _decode_values(coder, plain, int(np.count_nonzero(kept)), steps - has_positions) + lowest
-    found = _among_zeros(kept, values + (has_positions & (values >= 0)))
-    return Integers(found.reshape(entry.shape), scale, np.zeros(1, np.int64), lowest, 8).values()
-
-
-NUMBERS = {"raw": 0, "table": 1, "grid": 3}
-_decode_kinds: dict[str, Any] = {"raw": _decode_raw, "table": _decode_table, "grid": _decode_grid}
-
-
-def _among_zeros(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
-    found = np.zeros(kept.shape, values.dtype)
-    found[kept] = values
-    return found
-
-
-def _decode_values(coder: "Reader", plain: Payload, count: int, alphabet: int) -> np.ndarray:
-    frequencies = None
-    if count > ADAPTIVE and alphabet > 1:
-        frequencies = plain.take("<u2", alphabet).astype(np.int64) + 1
-        if frequencies.sum() != SUM:
-            raise PackingError(f"frequencies add up to {frequencies.sum()}; allowed: {SUM}")
-    values = coder.values(count, alphabet, frequencies)
-    if values.size and values.max() >= alphabet:
-        raise PackingError(f"a value is number {values.max()} of {alphabet}")
-    return values

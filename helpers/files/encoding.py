@@ -10,10 +10,10 @@ import numpy as np
 
 from helpers.core import vocabulary
 from helpers.files.arrays import LARGEST_TABLE, LZMA, MAXIMUM_BITS, Data, Integers, Writable, chunks, has_bits, spread
-from helpers.files.payload import MAGIC, PREFIX, VERSION, checksum_of
+from helpers.files.payload import MAGIC, NAMED, PREFIX, VERSION, checksum_of
 
 
-def encode(arrays: Writable, words: Sequence[str], *, code: Callable[[Any], Data]) -> bytes:
+def encode(arrays: Writable, words: Sequence[str], *, code: Callable[[Any], Data], architecture: str | None) -> bytes:
     """Return a packed file's content, each array coded by `code`; ValueError as `vocabulary.lines` raises it."""
     entries: list[dict[str, Any]] = []
     payload = []
@@ -25,9 +25,10 @@ def encode(arrays: Writable, words: Sequence[str], *, code: Callable[[Any], Data
         kind, shape = ("<f4", array.codes.shape) if isinstance(array, Integers) else (array.dtype.str, array.shape)
         entries.append({"name": name, "dtype": kind, "shape": shape} | coding)
         payload.append(data)
-    header = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
-    checksum = checksum_of(MAGIC, VERSION, len(header), header, *payload)
-    return b"".join([PREFIX.pack(MAGIC, VERSION, len(header), checksum), header, *payload])
+    version, listed = (VERSION, entries) if architecture is None else (VERSION + NAMED, [architecture, *entries])
+    header = zlib.compress(json.dumps(listed, separators=(",", ":")).encode(), 9)
+    checksum = checksum_of(MAGIC, version, len(header), header, *payload)
+    return b"".join([PREFIX.pack(MAGIC, version, len(header), checksum), header, *payload])
 
 
 def encode_dense(array: np.ndarray) -> Data:

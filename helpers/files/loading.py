@@ -16,26 +16,41 @@ if TYPE_CHECKING:
     from helpers import quantization
 
 
+def plain(model: "nn.Module") -> "nn.Module":
+    """Return a copy with ordinary weights alone: masks, quantizers and what torch's hooks compute are numbers in it."""
+    from helpers import quantization
+    from helpers.core import modules
+
+    return quantization.with_input_grids(quantization.bake(modules.materialized(model)), {})
+
+
 def load_into(model: "nn.Module", path: Path) -> "nn.Module":
     """Return a copy of `model` with the weights of the file, and with inputs of layers rounded as the file says.
 
     Masks and quantizers of `model` are dropped, and what torch's own pruning and normalization hooks compute become
     ordinary weights; zeros stay zeros, and tied weights tied. Raises PackingError if names or shapes do not fit.
     """
+    new, arrays = plain(model), read(path)
+    try:
+        return filled(new, arrays)
+    except ValueError as error:
+        raise PackingError(f"{path}: {error}") from None
+
+
+def filled(model: "nn.Module", arrays: Mapping[str, np.ndarray]) -> "nn.Module":
+    """Fill a plain model with the arrays of a file; return a copy that rounds its layers' inputs as they say.
+
+    Raises ValueError if names, shapes or types do not fit, and for an input's grid that is none.
+    """
     import torch
 
     from helpers import quantization
-    from helpers.core import modules
 
-    new = quantization.with_input_grids(quantization.bake(modules.materialized(model)), {})
-    names, arrays = state_of(new), read(path)
-    grids = {name: arrays.pop(name) for name in [*arrays] if is_grid(name) and name not in names}
-    try:
-        fill(new, {name: torch.from_numpy(array) for name, array in arrays.items()})
-        layers = {name.removesuffix(INPUT_GRID).rstrip("."): _grid(name, numbers) for name, numbers in grids.items()}
-        return quantization.with_input_grids(new, layers)
-    except ValueError as error:
-        raise PackingError(f"{path}: {error}") from None
+    names = state_of(model)
+    grids = {name for name in arrays if is_grid(name) and name not in names}
+    fill(model, {name: torch.from_numpy(array) for name, array in arrays.items() if name not in grids})
+    layers = {name.removesuffix(INPUT_GRID).rstrip("."): _grid(name, arrays[name]) for name in arrays if name in grids}
+    return quantization.with_input_grids(model, layers)
 
 
 def fill(model: "nn.Module", tensors: "Mapping[str, Tensor]") -> None:

@@ -34,12 +34,12 @@ def _arrays_of_model(model: "nn.Module", *, quantized: bool) -> Writable:
     from helpers import quantization
     from helpers.core import modules
 
-    plain = modules.materialized(model)
+    whole = modules.materialized(model)
     with torch.no_grad():
-        in_integers = integers(plain)
+        in_integers = integers(whole)
     _refuse_integers(list(in_integers), quantized)
-    grids = quantization.input_grids(plain)
-    state = state_of(quantization.with_input_grids(quantization.bake(plain), {}))
+    grids = quantization.input_grids(whole)
+    state = state_of(quantization.with_input_grids(quantization.bake(whole), {}))
     first = first_of(state)
     coded = _by_first_name(in_integers, first)
     arrays: Writable = {}

@@ -5,13 +5,16 @@ the first of them. All numbers are little-endian:
 
     offset      bytes   content
     0           6       magic: b"MCPACK"
-    6           2       version of this format, now 1
+    6           2       version of this format, 1 or 3
     8           4       H, length of the header
     12          8       checksum: the first 8 bytes of the SHA-256 of everything else, in order
     20          H       header: JSON in UTF-8, compressed by zlib (plain, it would be a fifth of a 3 KB model)
     20 + H      …       payload: the arrays' bytes, one after another, in the order of the header
 
-The header is a list with one entry for each array:
+The header is a list with one entry for each array. In version 3 a text comes before them: the architecture of the
+network, as `helpers.families` states it, such as "lenet5"; the arrays' shapes say how wide it is. The empty text says
+that the network is none of the course's, although its arrays look like one. A file without it has version 1: arrays
+that were given by name, a network that is none of the course's, and whatever was written before there was version 3.
 
     {"name": "fc1.bias", "dtype": "<f4", "shape": [500], "coding": "dense"}
     {"name": "fc1.weight", "dtype": "<f4", "shape": [500, 800], "coding": "gap",
@@ -54,7 +57,8 @@ A text classifier also needs its words, in the order of their numbers. Their ent
 
 and the payload is the words, each ended by a line feed, in UTF-8, compressed by LZMA (plain, without a container).
 
-Files of version 2 are entropy-coded: `helpers.coding` writes them and says what they hold. `read` reads both kinds.
+Files of versions 2 and 4 are entropy-coded: `helpers.coding` writes them and says what they hold. `read` reads all.
+`helpers.files.load` makes the network of what a file holds.
 
 A reader believes nothing: names are different texts, types are those in `TYPES`, a field is there exactly if its coding
 has it, and the payload ends where the last array does. A header has at most 4 MiB and words at most 16 MiB, both
@@ -79,8 +83,9 @@ import numpy as np
 from helpers.files.arrays import TYPES, PackingError, shown
 
 MAGIC = b"MCPACK"
-VERSION = 1
-CODED_VERSION = 2
+VERSION, CODED_VERSION = 1, 2
+NAMED = 2  # more than these is the version of a file that states an architecture
+LONGEST_NAME = 64
 PREFIX = struct.Struct("<6sHI8s")
 FIELDS = {  # of an entry, beside its name, type, shape and coding: what must be there, and what may
     "dense": ((), ()),
@@ -147,6 +152,16 @@ def header_list(text: bytes) -> list[Any]:
     return found
 
 
+def take_architecture(header: list[Any], place: int, named: bool) -> str | None:
+    """Take the text that states the architecture from its place in a header, if the version says that it is there."""
+    if not named:
+        return None
+    found = header.pop(place) if len(header) > place else None
+    if not isinstance(found, str) or len(found) > LONGEST_NAME:
+        raise PackingError(f"the architecture is {shown(found)}; allowed: a text of {LONGEST_NAME} characters at most")
+    return found
+
+
 def unpacked(what: str, unpacker: Any, packed: bytes | memoryview, most: int) -> bytes:
     """Return what a decompressor makes of `packed`, which it has to end, if that is no more than `most` bytes."""
     try:
@@ -194,24 +209,25 @@ def _entry(name: Any, dtype: Any, shape: Any) -> Entry:
     return Entry(name, np.dtype(dtype), sides, math.prod(sides))
 
 
-def parts(content: bytes) -> tuple[list[dict[str, Any]], Payload]:
-    """Return the entries of the header and the payload, after checking that nothing is cut off or changed."""
+def parts(content: bytes) -> tuple[str | None, list[dict[str, Any]], Payload]:
+    """Return the architecture, the entries of the header and the payload, if nothing is cut off or changed."""
     if not content.startswith(MAGIC):
         raise PackingError("this is not a packed model: it does not begin with MCPACK")
     if len(content) < PREFIX.size:
         raise PackingError("the file is cut off; write it again")
     magic, version, header_length, checksum = PREFIX.unpack_from(content)
-    if version != VERSION:
-        raise PackingError(f"the file has version {version}; this code reads versions {VERSION} and {CODED_VERSION}")
+    if version not in (VERSION, VERSION + NAMED):
+        raise PackingError(f"the file has version {version}; this code reads versions 1 to {CODED_VERSION + NAMED}")
     body = memoryview(content)[PREFIX.size :]
     if checksum_of(magic, version, header_length, body) != checksum:
         raise PackingError("the checksum does not match: the file is cut off or was changed; write it again")
     whole("the header's length", header_length, 0, len(body))
     unpacker = zlib.decompressobj()
     header = header_list(unpacked("the header", unpacker, body[:header_length], HEADER_BYTES))
+    architecture = take_architecture(header, 0, version > NAMED)
     if unpacker.unused_data or not all(isinstance(entry, dict) for entry in header):
         raise PackingError("the header is no list of entries, and nothing else")
-    return header, Payload(body[header_length:])
+    return architecture, header, Payload(body[header_length:])
 
 
 def packed_words(header: list[dict[str, Any]], payload: Payload) -> tuple[int, bytes]:
@@ -227,4 +243,5 @@ def packed_words(header: list[dict[str, Any]], payload: Payload) -> tuple[int, b
 
 def is_coded(content: bytes) -> bool:
     """Return whether a file's content begins as an entropy-coded one does: `MAGIC`, then `CODED_VERSION`."""
-    return content[: len(MAGIC) + 2] == MAGIC + struct.pack("<H", CODED_VERSION)
+    starts = (MAGIC + struct.pack("<H", version) for version in (CODED_VERSION, CODED_VERSION + NAMED))
+    return content[: len(MAGIC) + 2] in starts

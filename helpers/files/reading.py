@@ -2,11 +2,20 @@
 
 import lzma
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.core import vocabulary
 from helpers.files.arrays import LZMA, Arrays, PackingError
 from helpers.files.decoding import decode_array
 from helpers.files.payload import WORDS_BYTES, entries, is_coded, packed_words, parts, unpacked
+
+
+class Contents(NamedTuple):
+    """What a file holds: arrays by name, a vocabulary, and the architecture that its header states, None if none."""
+
+    arrays: Arrays
+    words: list[str]
+    architecture: str | None
 
 
 def read(path: Path) -> Arrays:
@@ -18,6 +27,15 @@ def read(path: Path) -> Arrays:
     """
     try:
         return decode(Path(path).read_bytes())
+    except PackingError as error:
+        raise PackingError(f"{path}: {error}") from None
+
+
+def contents(path: Path) -> Contents:
+    """Return all that a file holds; needs and raises what `read` does. That the architecture fits is not looked at."""
+    content = Path(path).read_bytes()
+    try:
+        return Contents(decode(content), decode_words(content), _decode_architecture(content))
     except PackingError as error:
         raise PackingError(f"{path}: {error}") from None
 
@@ -36,10 +54,10 @@ def read_words(path: Path) -> list[str]:
 def decode(content: bytes) -> Arrays:
     """Return the arrays of a packed or coded file's content by name; PackingError if it cannot be read."""
     if is_coded(content):
-        from helpers.files import coded
+        from helpers.files import coded_reading
 
-        return coded.decode(content)
-    header, payload = parts(content)
+        return coded_reading.decode(content)
+    _, header, payload = parts(content)
     packed_words(header, payload)
     described = [(entry.get("name"), entry.get("dtype"), entry.get("shape")) for entry in header]
     known = entries(described, len(content))
@@ -48,14 +66,23 @@ def decode(content: bytes) -> Arrays:
     return arrays
 
 
+def _decode_architecture(content: bytes) -> str | None:
+    if is_coded(content):
+        from helpers.files import coded_reading
+
+        return coded_reading.architecture(content)
+    return parts(content)[0]
+
+
 def decode_words(content: bytes) -> list[str]:
     """Return the words in a file's content, an empty list if it holds none; PackingError if it is damaged."""
     if is_coded(content):
-        from helpers.files import coded
+        from helpers.files import coded_reading
 
-        coded.body_of(content)  # a file that is cut off holds no words for another reason
+        coded_reading.body_of(content)  # a file that is cut off holds no words for another reason
         return []
-    count, packed = packed_words(*parts(content))
+    _, header, payload = parts(content)
+    count, packed = packed_words(header, payload)
     if not packed:
         return []
     unpacker = lzma.LZMADecompressor(**LZMA)

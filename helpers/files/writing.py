@@ -12,6 +12,7 @@ from helpers.files.arrays import Data, Packed, PackingError, Writable
 from helpers.files.encoding import encode, encode_dense, encode_quantized, encode_sparse
 from helpers.files.model_arrays import arrays_of, require_identical, require_text
 from helpers.files.reading import decode, decode_words
+from helpers.files.stating import architecture_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +24,8 @@ def write_dense(
     tensors: "Mapping[str, np.ndarray | Tensor] | nn.Module", path: Path, *, words: Sequence[str] = ()
 ) -> Packed:
     """Write all arrays in full, and the vocabulary if given. A model's masks are applied first (see `write_sparse`)."""
-    return _write(arrays_of(tensors), path, words, code=encode_dense)
+    arrays = arrays_of(tensors)
+    return write(arrays, path, words, code=encode_dense, architecture=architecture_of(tensors, arrays))
 
 
 def write_sparse(
@@ -39,7 +41,8 @@ def write_sparse(
     differ, and ValueError for a type that NumPy does not have (bfloat16) or that is not a number, for a
     word with a line feed, and for a model with quantized weights: it would store them as floating point numbers.
     """
-    return _write(arrays_of(tensors), path, words, code=encode_sparse)
+    arrays = arrays_of(tensors)
+    return write(arrays, path, words, code=encode_sparse, architecture=architecture_of(tensors, arrays))
 
 
 def write_quantized(
@@ -53,13 +56,22 @@ def write_quantized(
 
     Raises what `write_sparse` does, but takes quantized weights, and ValueError for codes that need more than `bits`.
     """
-    return _write(arrays_of(tensors, quantized=True), path, words, code=encode_quantized)
+    arrays = arrays_of(tensors, quantized=True)
+    return write(arrays, path, words, code=encode_quantized, architecture=architecture_of(tensors, arrays))
 
 
-def _write(arrays: Writable, path: Path, words: Sequence[str], *, code: Callable[[Any], Data]) -> Packed:
+def write(
+    arrays: Writable,
+    path: Path,
+    words: Sequence[str],
+    *,
+    code: Callable[[Any], Data],
+    architecture: str | None = None,
+) -> Packed:
+    """Write what `code` makes of each array; raise PackingError unless the same comes back from the bytes."""
     for word in words:
         require_text("word", word)
-    content = encode(arrays, words, code=code)
+    content = encode(arrays, words, code=code, architecture=architecture)
     require_identical(arrays, decode(content))
     if decode_words(content) != list(words):
         raise PackingError("the words would not come back; nothing was written")

@@ -1,9 +1,9 @@
 """What an image shows, by a model's file alone: no PyTorch, neither to import nor to install.
 
 A packed file needs NumPy, and `constriction` if it is entropy-coded, an ONNX file ONNX Runtime; an image needs Pillow.
-A packed file holds arrays and no graph, so the network is recognised by the names and shapes of its arrays: those of
-`models.py`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of layers in
-few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten classes
+A packed file holds arrays and no graph; which network they are, `families` finds in its header or by their names. It is
+one of `models.py`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of layers
+in few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten classes
 in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
 
 ONNX Runtime runs whatever graph a file holds, for as long as that takes: use files of people whom you trust.
@@ -19,9 +19,9 @@ import numpy as np
 from helpers import files
 from helpers.files import payload
 from helpers.runtime import sessions
-from helpers.runtime.families import FAMILIES
 from helpers.runtime.images import CHUNK, PIXELS, Floats, chunks, existing, read_image
 from helpers.runtime.layers import Layers, in_numpy
+from helpers.runtime.networks import NETWORKS
 
 PHOTOGRAPHS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PETS = ("cat", "dog")
@@ -130,21 +130,16 @@ def _labels(path: Path, channels: int, classes: Any) -> tuple[str, ...]:
 
 
 def _packed(path: Path) -> Network:
-    arrays = files.read(path)
+    content = files.contents(path)
     try:
-        layers = Layers(arrays)
+        arrays = files.values(content.arrays)
+        found = files.survey({name: array.shape for name, array in arrays.items()}, content.architecture)
     except ValueError as error:
         raise ValueError(f"file={str(path)!r} holds no network: {error}") from None
-    family = next((f for f in FAMILIES if layers.arrays.keys() >= set(f.names)), None)
-    if family is None:
-        names = ", ".join(list(layers.arrays)[:4])
-        raise ValueError(f"file={str(path)!r} holds {names}, …; allowed: the image networks of this course")
-    pixels = PIXELS[family.channels]
-    try:
-        answer = in_numpy(partial(family.forward, layers), np.zeros((1, family.channels, pixels, pixels), np.float32))
-        layers.require_all_used()
-    except ValueError as error:
-        raise ValueError(f"file={str(path)!r} begins as {family.name}, but does not fit it: {error}") from None
-    labels = _labels(path, family.channels, answer.shape[1])
-    logits = partial(in_numpy, partial(family.forward, layers))
-    return Network(family.name, family.channels, pixels, labels, logits)
+    title = files.FAMILIES[found.name].title
+    if found.name not in NETWORKS:
+        raise ValueError(f"file={str(path)!r} holds {title}; allowed: the image networks of this course")
+    channels, forward = NETWORKS[found.name]
+    labels = _labels(path, channels, [*found.widths.values()][-1])
+    logits = partial(in_numpy, partial(forward, Layers(arrays), **found.options))
+    return Network(title, channels, PIXELS[channels], labels, logits)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import evidence, files, training
+from helpers import evidence, files, nets, quantization, training
 from helpers.capstone import answering, asking, judging, sandbox, submission
 from helpers.capstone.judging import Budget
 from helpers.data import Split
@@ -47,6 +47,17 @@ def judge(path, build=None, budget=EASY, **options):
 
 
 # ---------------------------------------------------------------- honest
+
+
+def test_a_packed_network_of_the_course_needs_no_source(tmp_path):
+    options = {"epochs": 5, "lr": 1e-2, "optimizer": "adam", "batch_size": 30}
+    network = training.fit(nets.MLP(20), EXAMPLES, seed=0, **options).model
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    file = files.write_quantized(quantization.quantize_model(network, weights=8), folder / "model.pack")
+    judged = judge(folder)
+    assert judged.passed and judged.bytes == file.bytes
+    assert judge(file.path).accuracy == judged.accuracy > 0.9
 
 
 @pytest.mark.slow
@@ -142,7 +153,7 @@ def test_what_is_no_model_is_refused(tmp_path, packed):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"no model at all")
     refused(judge(path), submission.FILE, "neither")
-    refused(judge(packed), submission.FILE, "numbers only")
+    refused(judge(packed), answering.PROCESS, "say by `build`")
     refused(judge(packed, "def build(:"), submission.FILE, "not Python")
     (tmp_path / "more").mkdir()
     (tmp_path / "more/model.onnx").write_bytes(b"")
@@ -412,7 +423,7 @@ def test_texts_are_judged_by_the_words_of_their_file(tmp_path):
     """A bag of two words, each of which decides; what a text says between them does not matter."""
     words = ["<unk>", "<pad>", "bad", "good"]
     weight = np.array([[0, 0], [0, 0], [1, -1], [-1, 1]], "<f4")
-    path = writing._write({"words.weight": weight}, tmp_path / "w.pack", words, code=encoding.encode_dense).path
+    path = writing.write({"words.weight": weight}, tmp_path / "w.pack", words, code=encoding.encode_dense).path
     source = """
 class Words(nn.Module):
     def __init__(self):

@@ -40,6 +40,7 @@ def test_honest_files_come_back_whole(tmp_path, packed):
     assert opened(folder / "model.onnx", "ignored = 1") == (GRAPH, "")
     (folder / "model.onnx").unlink()
     (folder / "model.pack").write_bytes(packed.read_bytes())
+    assert opened(folder, None) == opened(packed, None) == (packed.read_bytes(), "")
     (folder / "model.py").write_bytes("# ü\nbuild = 1".encode())
     assert opened(folder, "ignored = 1") == (packed.read_bytes(), "# ü\nbuild = 1")
     with pytest.raises(FileNotFoundError):
@@ -47,7 +48,6 @@ def test_honest_files_come_back_whole(tmp_path, packed):
 
 
 def test_what_is_no_submission_is_refused(tmp_path, packed, monkeypatch):
-    refused(packed, None, "numbers only")
     folder = tmp_path / "mine"
     folder.mkdir()
     refused(folder, None, "the folder holds nothing")

@@ -16,7 +16,6 @@ from helpers import evidence, training
 from helpers.core import paths
 from helpers.data import Split
 from helpers.evidence import recording, schema
-from helpers.training import loop
 from tests.evidence.results_examples import NB, add, finished, loaded, timed
 
 
@@ -276,6 +275,7 @@ def test_scratch_belongs_to_notebook_profile_and_seed(tmp_path):
 
 
 def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
+    from helpers.training import loop
 
     monkeypatch.setattr(loop, "_resumed", [1_000.0])
     run = evidence.start(NB, profile="quick", seed=0)

@@ -99,7 +99,8 @@ def header_of(path: Path) -> tuple[list[dict], int]:
     """The header, and how many bytes stand before the payload."""
     content = path.read_bytes()
     end = 20 + int.from_bytes(content[8:12], "little")
-    return json.loads(zlib.decompress(content[20:end])), end
+    header = json.loads(zlib.decompress(content[20:end]))
+    return header[content[6] == 3 :], end  # without the architecture
 
 
 @st.composite

@@ -1,7 +1,6 @@
-"""Networks recognised by their arrays' names and shapes."""
+"""The networks of the course in NumPy, layer after layer."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def _cifar_net(layers: Layers, x: Floats) -> Floats:
     return layers.linear("fc", x.max(axis=(2, 3)))
 
 
-def _resnet18(layers: Layers, x: Floats) -> Floats:
+def _resnet18(layers: Layers, x: Floats, *, pixels: int) -> Floats:
     def norm_conv(number: int, name: str, x: Floats, **options: int) -> Floats:
         return layers.norm(f"{name}.bn{number}", layers.conv(f"{name}.conv{number}", x, **options))
 
@@ -53,7 +52,7 @@ def _resnet18(layers: Layers, x: Floats) -> Floats:
         y = relu(norm_conv(1, name, x, stride=stride, padding=1))
         return relu(norm_conv(2, name, y, padding=1) + shortcut(f"{name}.downsample", x, stride))
 
-    x = relu(layers.norm("bn1", layers.conv("conv1", _enlarged(x, 64), stride=2, padding=3)))
+    x = relu(layers.norm("bn1", layers.conv("conv1", _enlarged(x, pixels), stride=2, padding=3)))
     x = max_pool(x, 3, stride=2, padding=1)
     for stage in (1, 2, 3, 4):
         x = residual(f"layer{stage}.0", x, 1 if stage == 1 else 2)
@@ -72,18 +71,10 @@ def _enlarged(x: Floats, pixels: int) -> Floats:
     return mix @ x @ mix.T
 
 
-class _Family(NamedTuple):
-    """Networks of one shape, at any width: the arrays by which they are known, their images' channels, the answer."""
-
-    name: str
-    names: tuple[str, ...]
-    channels: int
-    forward: Callable[[Layers, Floats], Floats]
-
-
-FAMILIES = (
-    _Family("LeNet-5", ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"), 1, _lenet5),
-    _Family("a perceptron of two hidden layers", ("fc1.weight", "fc2.weight", "fc3.weight"), 1, _mlp),
-    _Family("a CIFAR net", ("stem.conv.weight", "conv1.conv.weight", "fc.weight"), 3, _cifar_net),
-    _Family("a ResNet-18", ("conv1.weight", "layer2.0.conv1.weight", "fc.weight"), 3, _resnet18),
-)
+NETWORKS: dict[str, tuple[int, Callable[..., Floats]]] = {  # of `families`, those that see: colours, and the answer
+    "lenet5": (1, _lenet5),
+    "lenet300100": (1, _mlp),
+    "mlp": (1, _mlp),
+    "cifarnet": (3, _cifar_net),
+    "resnet18": (3, _resnet18),
+}
