@@ -78,7 +78,7 @@ def count_right(path: Path, task: str) -> tuple[int, int]:
 
 
 def leave_out_torchvision() -> None:
-    """Let `helpers.models` import something else: torchvision takes longer than all digits; only ResNets need it."""
+    """Let `helpers.nets.resnet` import something else: torchvision takes longer than all digits; only ResNets need it."""
     stand_in = ModuleType("torchvision")
     vars(stand_in).update(dict.fromkeys(("BasicBlock", "ResNet", "ResNet18_Weights"), nn.Module))
     sys.modules |= dict.fromkeys(("torchvision", "torchvision.models", "torchvision.models.resnet"), stand_in)

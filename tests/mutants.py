@@ -1,11 +1,11 @@
 """Break the helpers on purpose, one line at a time, and see whether their tests notice: `make mutants`.
 
-    python tests/mutants.py measure removal --count 20 --seed 0
+    python tests/mutants.py measure.latency pruning.removal --count 20 --seed 0
 
 For each module, `count` single changes are drawn from all that can be made in its syntax tree: a comparison, a number,
 a sign, a branch never or always taken, a statement or a keyword left out. Each is made in a copy of the project, where
-the module's own tests run until the first failure, those that call the changed function before the others. A change
-that no test notices is printed with its line.
+its tests run until the first failure, those that call the changed function before the others: its own test file, or
+all of its room where it has none. A change that no test notices is printed with its line.
 Linux and macOS only: each run is forked from a process that has imported PyTorch already.
 """
 
@@ -169,9 +169,21 @@ class Watch:
             sys.setprofile(None)
 
 
+def file_of(module: str, project: Path) -> Path:
+    """Return the file of a module, such as measure.latency."""
+    return project / "helpers" / f"{module.replace('.', '/')}.py"
+
+
+def tests_of(module: str) -> str:
+    """Return its test file; a module that has none is tested by its room."""
+    room, _, name = module.partition(".")
+    own = f"tests/{room}/test_{name}.py"
+    return own if (ROOT / own).exists() else f"tests/{room}"
+
+
 def passes(project: Path, module: str, source: str, tests: Sequence[str] = (), *, seconds: float) -> bool:
     """Return whether these tests of `module`, or all, pass with this source, within `seconds`."""
-    (project / "helpers" / f"{module}.py").write_text(source, encoding="utf-8")
+    file_of(module, project).write_text(source, encoding="utf-8")
     process = multiprocessing.get_context("fork").Process(target=_test, args=(project, module, tests))
     process.start()
     process.join(seconds)
@@ -189,11 +201,11 @@ def _test(project: Path, module: str, tests: Sequence[str]) -> None:
     elsewhere = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
     sys.path[:] = [str(project), *elsewhere]
     sys.dont_write_bytecode = True
-    watch = Watch(project / "helpers" / f"{module}.py")
+    watch = Watch(file_of(module, project))
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not notebook"]
     options += ["-W", "ignore:Module already imported"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        code = pytest.main([*options, *(tests or [f"tests/test_{module}.py"])], plugins=[] if tests else [watch])
+        code = pytest.main([*options, *(tests or [tests_of(module)])], plugins=[] if tests else [watch])
         loaded = Path(getattr(sys.modules.get(f"helpers.{module}"), "__file__", None) or "")
     if not tests and not (project / CALLS).exists():
         (project / CALLS).write_text(json.dumps(watch.calls), encoding="utf-8")
@@ -222,11 +234,11 @@ def project_copy(folder: Path) -> Path:
 def main() -> int:
     """Try the mutants of the modules named on the command line; return 1 if fewer than nine in ten were noticed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("module", nargs="*", help="such as measure; default: all that have a test file")
+    parser.add_argument("module", nargs="*", help="such as measure.latency; default: all")
     parser.add_argument("--count", type=int, default=10, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    known = [p.stem for p in sorted((ROOT / "helpers").glob("*.py")) if (ROOT / f"tests/test_{p.stem}.py").exists()]
+    known = [f"{p.parent.name}.{p.stem}" for p in sorted((ROOT / "helpers").glob("*/[!_]*.py"))]
     if unknown := sorted(set(args.module) - set(known)):
         parser.error(f"module={unknown[0]!r} is unknown; allowed: {', '.join(known)}")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -236,7 +248,7 @@ def main() -> int:
             importlib.import_module(name)
     tried = noticed = 0
     for module in args.module or known:
-        source = (ROOT / "helpers" / f"{module}.py").read_text(encoding="utf-8")
+        source = file_of(module, ROOT).read_text(encoding="utf-8")
         drawn = mutants(source)
         drawn = random.Random(args.seed).sample(drawn, min(args.count, len(drawn)))
         with tempfile.TemporaryDirectory() as folder:
@@ -248,7 +260,10 @@ def main() -> int:
             left = [m for m in drawn if survives(project, module, m, seconds=limit)]
         print(f"{module}: {len(drawn) - len(left)} of {len(drawn)} noticed", flush=True)
         for mutant in left:
-            print(f"  helpers/{module}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+            print(
+                f"  {file_of(module, ROOT).relative_to(ROOT)}:{mutant.line}: {mutant.before}  ->  {mutant.after}",
+                flush=True,
+            )
         tried, noticed = tried + len(drawn), noticed + len(drawn) - len(left)
     print(f"{noticed} of {tried} mutants noticed")
     return 0 if noticed >= 0.9 * tried else 1

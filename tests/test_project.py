@@ -98,14 +98,13 @@ def imported(path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"helpers", "conftest"}
+    return names - set(sys.stdlib_module_names) - {"helpers", "tests"}
 
 
 def test_whatever_is_imported_is_a_declared_dependency():
     providers = packages_distributions()
-    files = [*(paths.ROOT / "helpers").glob("*.py"), *(paths.ROOT / "tests").glob("*.py"), *chapters.sources()]
-    ours = {path.stem for path in files}  # a script of the tests may import its neighbour
-    modules = {name for path in files for name in imported(path)} - {"cycler"} - ours  # cycler is a part of matplotlib
+    files = [*(paths.ROOT / "helpers").rglob("*.py"), *(paths.ROOT / "tests").rglob("*.py"), *chapters.sources()]
+    modules = {name for path in files for name in imported(path)} - {"cycler"}  # a part of matplotlib
     declared = {*DIRECT, *(canonicalize_name(r.name) for r in OPTIONAL)}
     unknown = {name for name in modules if not {canonicalize_name(p) for p in providers.get(name, [])} & declared}
     assert unknown == set()
@@ -131,7 +130,8 @@ def documented() -> set[str]:
 
 
 def test_every_command_that_is_documented_exists_and_the_two_are():
-    commands = set(re.findall(r'add\("(\w+)"', (paths.ROOT / "helpers/commands.py").read_text()))
+    shown = subprocess.run([sys.executable, "-m", "helpers", "--help"], cwd=paths.ROOT, capture_output=True, text=True)
+    commands = set(re.findall(r"^    (\w+)(?:  |$)", shown.stdout, re.M))
     assert {"course", "test"} < documented() <= commands
 
 
@@ -164,7 +164,7 @@ def git(folder, *arguments: str) -> str:
 @pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"])
 def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(setting, tmp_path):
     patterns = ["data/checkpoints/*.txt", "data/checkpoints/*.json", "data/results/quick/*.json", "notebooks/src/*.py"]
-    patterns += ["helpers/*.py", "*.md", "*.lock", "*.toml", ".ci/run", "Makefile", "notebooks/14*.ipynb"]
+    patterns += ["helpers/*/*.py", "*.md", "*.lock", "*.toml", ".ci/run", "Makefile", "notebooks/14*.ipynb"]
     files = [path for pattern in patterns for path in paths.ROOT.glob(pattern)]
     files += sorted(paths.ROOT.glob("data/models/*"), key=lambda path: path.stat().st_size)[:3]
     files += sorted(paths.ROOT.glob("data/checkpoints/*.safetensors"), key=lambda path: path.stat().st_size)[:1]

@@ -148,7 +148,7 @@ class _Student:
         self.words = read_words(Path(self.files[0]))
         self.models: dict[int, nn.Module] = {}
         if not source:
-            from helpers import files  # noqa: F401  read before the guard stands
+            from helpers.files import architectures  # noqa: F401  read before the guard stands
 
     def model(self, weights: int) -> "nn.Module":
         """Return the module with these weights; its source is executed anew for each."""

@@ -131,7 +131,7 @@ def _bubblewrap() -> Iterator[str]:
 
 
 class Sandbox:
-    """A process that runs `helpers.answering.main(work)`; a context manager that leaves nothing of it behind.
+    """A process that runs `answering.main(work)`; a context manager that leaves nothing of it behind.
 
     `walls` says what is around it: "bubblewrap", "unshare", or "" for an ordinary process. `send`, `receive` and `read`
     raise Broken when the process has ended, has taken longer than `SECONDS`, or says what was not asked.
@@ -232,7 +232,7 @@ def _started(work: str, walls: str, folder: Path) -> Any:
     environment = {key: value for key, value in os.environ.items() if key in KEPT}
     environment |= dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), home)
     environment |= {"PYTHONPATH": str(paths.ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    code = f"from helpers import answering; answering.main({work!r})"
+    code = f"from helpers.capstone import answering; answering.main({work!r})"
     return subprocess.Popen(
         [*_command(walls, folder), sys.executable, "-P", "-c", code],
         cwd=folder,

@@ -126,8 +126,10 @@ def _check_imports(source: str) -> None:
         for name in names:
             if UNSEEN_READERS.intersection(name.split(".")):
                 raise Refused(WEIGHTS, f"the source uses {name}, which can read files that no one sees it open.")
-            if name.split(".")[0] not in MODULES or (name.startswith("helpers") and "models" not in name.split(".")):
-                raise Refused(WEIGHTS, f"the source imports {name}; allowed: torch, numpy, math, helpers.models.")
+            if name.split(".")[0] not in MODULES or (
+                name.startswith("helpers") and not f"{name}.".startswith("helpers.nets.")
+            ):
+                raise Refused(WEIGHTS, f"the source imports {name}; allowed: torch, numpy, math, helpers.nets.")
 
 
 def check_graph(content: bytes, criterion: str = FILE) -> None:

@@ -6,18 +6,19 @@ import argparse
 import os
 import shutil
 import sys
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.core import paths
 from helpers.core.paths import build_dir
-from helpers.course import setup
+from helpers.course import running, setup, testing
 
 if TYPE_CHECKING:
     from helpers.course.cluster import Outcome
 
+Command = Callable[[argparse.Namespace], int]
 EXAMPLES = """\
 examples:
   make course                             every notebook, in the quick profile
@@ -28,7 +29,6 @@ examples:
 profiles: smoke (a rehearsal, seconds), quick (real results, minutes), full (published results, hours)
 variables: PROFILE; COURSE_DATA_DIR (where fetched data lies); COURSE_BUILD_DIR (where runs write)
 """
-BAR = "      {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"
 BEST = 3  # labels that predict shows
 
 
@@ -90,12 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Command, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=globals()[f"_{name}"])
+        command.set_defaults(run=run)
         return command
 
-    course = add("course", "fetch the data, execute the notebooks, show the leaderboard")
+    course = add("course", _course, "fetch the data, execute the notebooks, show the leaderboard")
     course.add_argument("notebook", nargs="*", help="numbers or names, such as 02; default: all")
     course.add_argument("--profile", help="smoke, quick or full; default: the variable PROFILE, else quick")
     course.add_argument("--seed", type=int, nargs="+", help="default: 0, and 0 1 2 in the full profile")
@@ -106,29 +106,31 @@ def _parser() -> argparse.ArgumentParser:
         help="hand the runs to the Dask cluster whose scheduler is there, such as tcp://10.0.0.1:8786; "
         "what holds a time is then measured here, one after another",
     )
-    add("lab", "open the notebooks in JupyterLab")
-    add("test", "unit tests; every notebook in quick and, twice, in smoke")
-    add("check", "linter, formatter, type checker, fast tests")
-    add("student", "write student versions, without solutions, to build/student")
-    predicting = add("predict", "say what an image shows, by a model's file; needs no torch")
+    add("lab", _lab, "open the notebooks in JupyterLab")
+    add("test", testing.test, "unit tests; every notebook in quick and, twice, in smoke")
+    add("check", testing.check, "linter, formatter, type checker, fast tests")
+    add("student", _student, "write student versions, without solutions, to build/student")
+    predicting = add("predict", _predict, "say what an image shows, by a model's file; needs no torch")
     predicting.add_argument("file", type=Path, help="a packed file (.pack) or an ONNX file, int8 too")
     predicting.add_argument("image", type=Path, help="PNG or JPEG: a white digit on black, or a photograph")
-    add("data", "fetch and verify all datasets")
-    train = add("train", "train a checkpoint that notebooks start from (resumable)")
+    add("data", testing.data, "fetch and verify all datasets")
+    train = add("train", _train, "train a checkpoint that notebooks start from (resumable)")
     train.add_argument("name", help="such as lenet5")
     train.add_argument("--seed", type=int, default=0)
-    built = add("notebooks", "execute what is stale; store it in notebooks/ and data/results/")
+    built = add("notebooks", _notebooks, "execute what is stale; store it in notebooks/ and data/results/")
     built.add_argument("notebook", nargs="*", help="numbers or names; default: all that are stale")
     built.add_argument("--again", action="store_true", help="execute them even if they are not stale")
-    publish = add("publish", "promote finished full runs to data/results/ and data/models/")
+    publish = add("publish", _publish, "promote finished full runs to data/results/ and data/models/")
     publish.add_argument("notebook", nargs="*", help="numbers or names; default: all that have run")
-    add("stale", "list stored notebooks older than their source or the helpers")
-    mutants = add("mutants", "break the helpers on purpose, one line at a time, and show what no test notices")
-    mutants.add_argument("module", nargs="*", help="such as measure; default: all that have a test file")
+    add("stale", _stale, "list stored notebooks older than their source or the helpers")
+    mutants = add(
+        "mutants", testing.mutants, "break the helpers on purpose, one line at a time, and show what no test notices"
+    )
+    mutants.add_argument("module", nargs="*", help="such as measure.latency; default: all")
     mutants.add_argument("--count", type=int, help="mutants of each module")
     mutants.add_argument("--seed", type=int)
-    add("readme", "write the generated parts of README.md")
-    clean = add("clean", "delete build/ and the tools' caches")
+    add("readme", _readme, "write the generated parts of README.md")
+    clean = add("clean", _clean, "delete build/ and the tools' caches")
     clean.add_argument("--all", action="store_true", help=".venv and data/raw too")
     return parser
 
@@ -140,8 +142,8 @@ def _course(args: argparse.Namespace) -> int:
     seeds = args.seed or ([0, 1, 2] if args.profile == "full" else [0])
     runs = [(source, seed) for seed in seeds for source in args.chosen]
     usual = [evidence.expected_seconds(source.stem, args.profile) or 0 for source, _ in runs]
-    _fetch(args.chosen)
-    hint = f" (usually {minutes(sum(usual))})" if all(usual) and not args.scheduler else ""
+    running.fetch(args.chosen)
+    hint = f" (usually {running.minutes(sum(usual))})" if all(usual) and not args.scheduler else ""
     how = "on the cluster, and then here what holds times" if args.scheduler else "one after another"
     print(f"Running {_count(args.chosen)} in the {args.profile} profile, {how}{hint}.", flush=True)
     resumes = args.profile == "full" and not args.again
@@ -157,10 +159,10 @@ def _course(args: argparse.Namespace) -> int:
         if run in spread.final:
             print(f"{title}: ran on the cluster")
             continue
-        print(title + (f", usually {minutes(seconds)}" if seconds else ""), flush=True)
+        print(title + (f", usually {running.minutes(seconds)}" if seconds else ""), flush=True)
         with cluster.pinned(spread.to_measure[run]) if run in spread.to_measure else nullcontext():
-            failures += execute(source, profile=args.profile, seed=seed)
-    return _report(failures + _summary(args.profile))
+            failures += running.execute(source, profile=args.profile, seed=seed)
+    return running.report(failures + _summary(args.profile))
 
 
 def _spread(args: argparse.Namespace, runs: list[tuple[Path, int]]) -> Outcome:
@@ -181,8 +183,8 @@ def _summary(profile: str) -> list[str]:
     if len(board):
         print("\nLeaderboard (* on the Pareto front: nothing else is both more accurate and smaller)")
         print(evidence.format_leaderboard(board).to_string(index=False))
-    print(f"\nExecuted notebooks: {shown(build_dir() / 'notebooks' / profile)}")
-    print(f"Results:            {shown(build_dir() / 'results' / profile)}")
+    print(f"\nExecuted notebooks: {running.shown(build_dir() / 'notebooks' / profile)}")
+    print(f"Results:            {running.shown(build_dir() / 'results' / profile)}")
     return damaged
 
 
@@ -195,7 +197,7 @@ def _student(args: argparse.Namespace) -> int:
     from helpers.course import chapters, notebooks
 
     for source in chapters.sources():
-        print(shown(notebooks.student(source, build_dir() / "student")))
+        print(running.shown(notebooks.student(source, build_dir() / "student")))
     return 0
 
 
@@ -232,7 +234,7 @@ def _clean(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from helpers import checkpoints
 
-    print(shown(checkpoints.train(args.name, seed=args.seed)))
+    print(running.shown(checkpoints.train(args.name, seed=args.seed)))
     return 0
 
 
@@ -252,17 +254,17 @@ def _notebooks(args: argparse.Namespace) -> int:
     # Another round builds those that show what the round before has measured.
     chosen = _to_build(waiting, again=args.again)
     while chosen:
-        _fetch(list(chosen))
+        running.fetch(list(chosen))
         for number, (source, reason) in enumerate(chosen.items(), start=1):
             print(f"[{number}/{len(chosen)}] {source.stem} {reason}", flush=True)
-            failed = execute(source)
+            failed = running.execute(source)
             failures += failed or _promote(source)
             waiting.remove(source)
         chosen = _to_build(waiting, again=args.again)
     readme.write()
     for name, reason in staleness.stale().items():
         print(f"still stale: {name} {reason}")
-    return _report(failures)
+    return running.report(failures)
 
 
 def _promote(source: Path) -> list[str]:
@@ -320,49 +322,6 @@ def _count(chosen: list[Path]) -> str:
     return f"{len(chosen)} notebook" + "s" * (len(chosen) != 1)
 
 
-def _fetch(chosen: list[Path]) -> None:
-    """Fetch and verify the datasets that the chosen notebooks use."""
-    from helpers import fetching
-    from helpers.course import chapters
-
-    for name in sorted({name for source in chosen for name in chapters.datasets(source)}):
-        fetching.fetch(name)
-
-
-def execute(source: Path, *, profile: str | None = None, seed: int = 0) -> list[str]:
-    """Execute a notebook, to be stored if there is no profile; return why it failed, if it did."""
-    from helpers.course import chapters, notebooks
-
-    bar = {"bar_format": BAR, "leave": False, "file": sys.stdout, "disable": False} if sys.stdout.isatty() else None
-    began = time.monotonic()
-    try:
-        if profile is None:
-            notebooks.publish(source, progress=bar)
-        else:
-            notebooks.execute(source, profile=profile, seed=seed, progress=bar)
-    except chapters.NotebookError as error:
-        print(f"      failed after {time.monotonic() - began:.0f} s: {error}", flush=True)
-        return [str(error)]
-    print(f"      done in {time.monotonic() - began:.0f} s", flush=True)
-    return []
-
-
-def _report(failures: list[str]) -> int:
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
 def _complain(error: Exception | str, code: int = 1) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
-
-
-def shown(path: Path) -> str:
-    """Return a path as text, relative to the project's folder if it lies inside it."""
-    return str(path.relative_to(paths.ROOT)) if paths.ROOT in path.parents else str(path)
-
-
-def minutes(seconds: float) -> str:
-    """Return a duration in seconds as text: in whole seconds below 90 s, else in whole minutes."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

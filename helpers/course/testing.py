@@ -13,30 +13,32 @@ from collections import Counter
 from pathlib import Path
 
 from helpers.core import paths
-from helpers.course.commands import _report, execute, minutes, shown
+from helpers.course import running
 
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
 
 
-def _data(args: argparse.Namespace) -> int:
+def data(args: argparse.Namespace) -> int:
+    """Fetch and verify all datasets. Return the exit code."""
     from helpers import fetching
 
     for name in ("mnist", "cifar10", "imdb"):
-        print(f"{name}: {shown(fetching.fetch(name))}")
+        print(f"{name}: {running.shown(fetching.fetch(name))}")
     return 0
 
 
-def _test(args: argparse.Namespace) -> int:
+def test(args: argparse.Namespace) -> int:
+    """Run every test: the unit tests, and every notebook in quick and, twice, in smoke. Return the exit code."""
     from helpers.course import chapters
 
     began = time.monotonic()
-    _data(args)
+    data(args)
     folder = paths.ROOT / "build" / "test"  # not the reader's own results
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["COURSE_BUILD_DIR"] = str(folder)
     parts = {"unit tests": _pytest(folder / "unit.xml", ["tests"])}
     print("\nEvery notebook in the quick profile, its claims asserted", flush=True)
-    failures = [line for source in chapters.sources() for line in execute(source, profile="quick", seed=0)]
+    failures = [line for source in chapters.sources() for line in running.execute(source, profile="quick", seed=0)]
     parts["notebooks, quick"] = Counter(failed=len(failures), passed=len(chapters.sources()) - len(failures))
     built = [str(path) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
     single = {"OMP_NUM_THREADS": "1"}  # the tests run side by side
@@ -47,13 +49,13 @@ def _test(args: argparse.Namespace) -> int:
     first = {"COURSE_SMOKE_DIR": str(folder / "smoke")} if built else {}
     options = ["-m", "notebook", "tests"]
     parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first, **single)
-    _report(failures)
+    running.report(failures)
     return _closing(parts, time.monotonic() - began)
 
 
 def _closing(parts: dict[str, Counter[str]], seconds: float) -> int:
     """Print what each part gave and, last, one line over all; return the exit code."""
-    print(f"\nDone in {minutes(seconds)}")
+    print(f"\nDone in {running.minutes(seconds)}")
     for name, counts in parts.items():
         print(f"  {name:32} {_counts(counts)}")
     total = sum(parts.values(), Counter())
@@ -80,7 +82,8 @@ def _pytest(report: Path, options: list[str], **variables: str) -> Counter[str]:
     return Counter(passed=passed, skipped=skipped, failed=max(failed, int(code not in (0, 5))))
 
 
-def _check(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace) -> int:
+    """Run the linter, the formatter, the type checker and the fast tests. Return the exit code."""
     tools = [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
@@ -93,7 +96,8 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _mutants(args: argparse.Namespace) -> int:
+def mutants(args: argparse.Namespace) -> int:
+    """Break the helpers on purpose; print what no test notices. Return the exit code."""
     given = {"count": args.count, "seed": args.seed}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return subprocess.run([sys.executable, str(paths.ROOT / "tests/mutants.py"), *args.module, *options]).returncode

@@ -23,7 +23,7 @@ from helpers.pruning.removal import remove_filters, zero_filters
 from helpers.pruning.schedules import geometric_amounts, geometric_sparsity, prune_gradually
 from helpers.pruning.scores import SCORES, Scores, fisher_scores, l1_scores, random_scores
 from helpers.pruning.taylor import gradients, taylor_scores
-from helpers.pruning.weights import own_copy, parametrizations_of, weights_of
+from helpers.pruning.weights import parametrizations_of, weights_of
 from helpers.pruning.words import factor_embedding, remove_words
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "mask",
     "masks_of",
     "neuron_masks",
-    "own_copy",
     "parametrizations_of",
     "prune_gradually",
     "random_filter_scores",

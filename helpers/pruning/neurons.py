@@ -57,7 +57,7 @@ def remove_neurons(model: nn.Module, layer: str, next_layer: str) -> nn.Module:
     if reason := _way_breaks(new, this, following, smaller, reads, keep):
         raise ValueError(
             f"neurons of layer={layer!r} cannot be removed before next_layer={next_layer!r}: {reason}; allowed: layers "
-            "between which each channel goes its own way. helpers.removal.remove_filters can do more"
+            "between which each channel goes its own way. helpers.pruning.remove_filters can do more"
         )
     _shrink(this, keep, slice(None))
     _shrink(following, slice(None), keep.repeat_interleave(per_unit))

@@ -8,14 +8,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from helpers.core import checks
-from helpers.core.modules import copied, materialized, same_tensor
+from helpers.core.modules import materialized, same_tensor
 
 WITH_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 PRUNABLE = (*WITH_NEURONS, *EMBEDDINGS)
 WITH_WEIGHTS = (*PRUNABLE, _ConvTransposeNd, nn.RNNCellBase, nn.Bilinear)
 WITHOUT_WEIGHTS = (nn.LayerNorm, nn.RMSNorm)  # a scale for each number, of as many dimensions as these have
-own_copy = copied  # its name before there was helpers.modules
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[Any, str]:
@@ -53,7 +52,7 @@ def refuse_flat_weights(name: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.RNNBase):
         raise ValueError(
             f"layer {name!r} is torch's {type(layer).__name__}, which cannot be copied once it was used with a mask; "
-            "allowed: helpers.models.RNN and LSTM, which compute the same"
+            "allowed: helpers.nets.RNN and LSTM, which compute the same"
         )
 
 

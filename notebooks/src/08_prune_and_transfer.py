@@ -157,7 +157,7 @@ by_helper = pruning.remove_filters(frozen, keep, TWO)
 
 # %%
 channels = pd.DataFrame(
-    {"before": widths(frozen), "torch-pruning": widths(by_library), "helpers.removal": widths(by_helper)}
+    {"before": widths(frozen), "torch-pruning": widths(by_library), "helpers.pruning": widths(by_helper)}
 )
 frozen_layers = [name for name in channels.index if not name.startswith("layer4")]
 channels.groupby(channels.index.str.split(".").str[0], sort=False).sum()
@@ -167,7 +167,7 @@ channels.groupby(channels.index.str.split(".").str[0], sort=False).sum()
 # records, and autograd begins to record at the first layer that is trained. The frozen layers before it are not in the
 # graph, and what is not in the graph is not cut.
 #
-# `helpers.removal` builds its graph on a copy in which everything is trained, and gives each tensor its old state back
+# `helpers.pruning` builds its graph on a copy in which everything is trained, and gives each tensor its old state back
 # afterwards. Two things must hold then: the frozen network is cut exactly as the trainable one, and what was frozen stays
 # frozen.
 
@@ -179,7 +179,7 @@ def differing(a, b):
     return sum(not torch.equal(x, y) for x, y in pairs)
 
 
-left = (channels["helpers.removal"] / channels["before"])[frozen_layers].max()
+left = (channels["helpers.pruning"] / channels["before"])[frozen_layers].max()
 run.claim("frozen-cut", "Largest share of a frozen layer's channels that is left", left, at_most=0.5)
 trainable_cut = pruning.remove_filters(start, keep, TWO)
 run.claim("frozen-same", "Tensors in which the frozen and the trainable network, cut alike, differ",

@@ -61,7 +61,7 @@ from helpers import (
     statistics,
     training,
 )
-from helpers.core import paths
+from helpers.core import modules, paths
 from helpers.evidence import say
 
 # %%
@@ -500,7 +500,7 @@ say(
 # %%
 def round_biases(model, power):
     """Return a copy whose biases are multiples of 2^-power."""
-    new = pruning.own_copy(model)
+    new = modules.copied(model)
     for name, parameter in new.named_parameters():
         if "bias" in name:
             parameter.data = (parameter.data * 2**power).round() / 2**power
@@ -536,8 +536,8 @@ anatomy.map("{:,.0f}".format)
 # %%
 READ = """
 import hashlib, sys
-from helpers import packing
-arrays = packing.read(sys.argv[1])
+from helpers import files
+arrays = files.read(sys.argv[1])
 print(hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest(), "torch" in sys.modules)
 """
 

@@ -497,13 +497,13 @@ def answer(count):
         return net(x[:count]).numpy()""",
     "ONNX Runtime": """
 import numpy as np
-from helpers import deploy
-session, x = deploy.session(sys.argv[3] + ".onnx"), np.load(photos)
-answer = lambda count: deploy.run(session, x[:count])""",
+from helpers import runtime
+session, x = runtime.session(sys.argv[3] + ".onnx"), np.load(photos)
+answer = lambda count: runtime.run(session, x[:count])""",
     "NumPy, packed file": """
 import numpy as np
-from helpers import predict
-network, x = predict.open_network(sys.argv[3] + ".pack"), np.load(photos)
+from helpers import runtime
+network, x = runtime.open_network(sys.argv[3] + ".pack"), np.load(photos)
 answer = lambda count: network.logits(x[:count])""",
 }
 

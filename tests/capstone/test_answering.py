@@ -95,7 +95,7 @@ def test_what_is_printed_goes_nowhere():
     code = f"""
 import os, sys
 sys.path.insert(0, {str(paths.ROOT)!r})
-from helpers import answering
+from helpers.capstone import answering
 replies = answering._taken(1, "wb", os.O_WRONLY)
 requests = answering._taken(0, "rb", os.O_RDONLY)
 for _ in range(300):
@@ -312,8 +312,10 @@ def test_what_is_no_code_is_none_although_its_name_says_so(tmp_path, monkeypatch
 # A module that answers by a network that lies in another file, which it reads when the judge calls what it replaced.
 REPLACING = """
 import builtins, json, os, struct, sys
-import helpers.answering as inside
-from helpers import packing, sandbox, training
+import helpers.capstone.answering as inside
+from helpers import files, training
+from helpers.capstone import sandbox
+from helpers.files import loading, reading
 known, trying, read, opened = [], [], np.frombuffer, builtins.open
 
 def learn():
@@ -346,7 +348,7 @@ def replaced(*arguments, **options):
 TARGET = replaced
 """
 TARGETS = [
-    "training.predict", "packing.load_into", "packing.read", "packing._decode",
+    "training.predict", "files.load_into", "loading.read", "reading._decode",
     "inside.write_frame", "inside.read_header", "inside.read_exactly", "inside._payload",
     "inside._Student.model", "inside._Student.answer", "inside._Guard.check", "inside.Path", "json.loads", "json.dumps",
     "np.asarray", "np.ascontiguousarray", "np.frombuffer", "torch.from_numpy", "torch.cat", "nn.Module.eval",
@@ -392,8 +394,8 @@ def test_shuffling_is_done_before_a_module_can_replace_it(content):
     """It makes every shuffling an identity, and answers by its own seed: the control sees it all the same."""
     source = (
         """
-import helpers.answering as inside
-from helpers import packing
+import helpers.capstone.answering as inside
+from helpers.files import reading
 torch.randperm = lambda n, **options: torch.arange(n)
 inside._shuffled = lambda name, array, generator: array
 inside._written = inside._filled
@@ -410,7 +412,7 @@ BEHIND = """
 import io, json, os, sys
 sys.dont_write_bytecode = True
 exec(compile(sys.stdin.readline() and JUDGED, "judged", "exec"))
-from helpers import asking
+from helpers.capstone import asking
 class Patch:
     setattr = staticmethod(setattr)
 fork_instead(Patch)

@@ -327,7 +327,7 @@ def test_a_module_whose_graph_is_another_for_a_batch_of_one_is_refused(packed, m
     content = graphs()[name]
     source = (
         submission.source_of(Linear)
-        + "\nbuild = Linear\nimport helpers.answering as inside\n"
+        + "\nbuild = Linear\nimport helpers.capstone.answering as inside\n"
         + (f"inside.exported = lambda model, example: {content!r}\n")
     )
     monkeypatch.setattr(judging.asking, "SHUFFLED", 10)
@@ -351,7 +351,7 @@ def test_one_answer_in_a_hundred_is_seen_each_time(tmp_path, repetition):
 
 
 def test_a_graph_that_is_damaged_on_its_way_is_refused(packed):
-    source = submission.source_of(Linear) + "\nbuild = Linear\nimport helpers.answering as inside\n"
+    source = submission.source_of(Linear) + "\nbuild = Linear\nimport helpers.capstone.answering as inside\n"
     for content, said in ((b"", "neither"), (b"no graph", "neither")):
         replaced = source + f"inside.exported = lambda model, example: {content!r}\n"
         with pytest.raises(Refused, match=said) as raised:

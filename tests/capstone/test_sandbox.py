@@ -490,7 +490,7 @@ def test_frames_come_back():
 
 def limited(code, memory=1 << 28) -> str:
     """Return what a process says that has limited itself; without packages, it takes little."""
-    start = f"import sys; sys.path.insert(0, {str(paths.ROOT)!r})\nfrom helpers import sandbox\n"
+    start = f"import sys; sys.path.insert(0, {str(paths.ROOT)!r})\nfrom helpers.capstone import sandbox\n"
     start += f"sandbox.MEMORY = {memory}\nsandbox.limit()\n"
     done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, cwd=paths.ROOT)
     return done.stdout + done.stderr.strip().rpartition("\n")[2]

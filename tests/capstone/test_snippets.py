@@ -154,7 +154,7 @@ def test_a_timeout_that_is_none_is_refused(timeout):
 
 
 def test_the_module_needs_no_package():
-    code = f"import sys\nsys.path.insert(0, {str(paths.ROOT)!r})\nfrom helpers import snippets\n"
+    code = f"import sys\nsys.path.insert(0, {str(paths.ROOT)!r})\nfrom helpers.capstone import snippets\n"
     assert run_snippet(code + "print({'torch', 'numpy'} & set(sys.modules))").printed == "set()\n"
 
 

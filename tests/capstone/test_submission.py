@@ -121,7 +121,7 @@ def test_what_is_no_python_is_refused(packed, source):
     "source",
     [
         "import torch", "import torch.nn as nn", "from torch import nn", "import numpy as np", "import math, itertools",
-        "from helpers import models", "from helpers.models import lenet5", "import helpers.models", "x = compiled",
+        "from helpers import nets", "from helpers.nets import lenet5", "import helpers.nets.lenet", "x = compiled",
         "from collections import OrderedDict", "from dataclasses import dataclass", "model.eval()", "x.package_",
     ],
 )  # fmt: skip
@@ -139,7 +139,9 @@ def test_what_a_network_needs_is_allowed(packed, source):
         ("from . import x", "imports None.x"),
         ("import helpers", "imports helpers"),
         ("from helpers import data", "imports helpers.data"),
-        ("from helpers import models, checkpoints", "imports helpers.checkpoints"),
+        ("from helpers import netsx", "imports helpers.netsx"),
+        ("from helpers.data import nets", "imports helpers.data.nets"),
+        ("from helpers import nets, checkpoints", "imports helpers.checkpoints"),
         ("from torch import jit", "uses torch.jit"),
         ("import torch.package", "uses torch.package"),
         ("x = torch.ops", "uses torch.ops"),

@@ -502,16 +502,16 @@ PRUNING = """
 import tempfile
 from pathlib import Path
 import torch
-from helpers import measure, models, packing, pruning, quantization
+from helpers import files, measure, nets, pruning, quantization
 
 torch.manual_seed(0)
-model = models.lenet5()
+model = nets.lenet5()
 pruned = pruning.bake(pruning.mask(model, pruning.layer_masks(model, 0.5)))
 measure.count_macs(pruned, torch.zeros(1, 1, 28, 28))
 with tempfile.TemporaryDirectory() as folder:
-    packing.write_sparse(pruned, Path(folder) / "sparse")
-    packing.load_into(models.lenet5(), Path(folder) / "sparse")
-    packing.write_quantized(quantization.quantize_model(pruned, weights=4), Path(folder) / "codes")
+    files.write_sparse(pruned, Path(folder) / "sparse")
+    files.load_into(nets.lenet5(), Path(folder) / "sparse")
+    files.write_quantized(quantization.quantize_model(pruned, weights=4), Path(folder) / "codes")
 """
 
 
@@ -529,7 +529,7 @@ def test_all_that_runs_of_the_helpers_is_used():
 def test_what_a_notebook_names_is_used(source):
     code = source.read_text(encoding="utf-8")
     imports = " ".join(re.findall(r"^from helpers import (\([^)]*\)|.*)", code, re.M))
-    modules = {path.stem for path in REAL.glob("*.py")} & set(re.findall(r"\w+", imports))
+    modules = {path.name for path in REAL.iterdir()} & set(re.findall(r"\w+", imports))
     named = set(re.findall(rf"(?<![\w.\"'])({'|'.join(modules)})\.([a-zA-Z]\w*)", without_prose(code)))
     found = identity.used(code.encode(), package=REAL)
     assert len(named) > 10

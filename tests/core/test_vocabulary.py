@@ -94,7 +94,7 @@ class Refuse:
         if name.split(".")[0] in {"torch", "torchtext", "pandas"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from helpers import vocabulary
+from helpers.core import vocabulary
 print(vocabulary.encode([vocabulary.tokenize("Good FILM")], ["<unk>", "<pad>", "film"]).tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

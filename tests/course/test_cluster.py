@@ -1,4 +1,4 @@
-"""A scheduler and two worker processes on this machine, with tiny notebooks: `helpers.cluster`."""
+"""A scheduler and two worker processes on this machine, with tiny notebooks: `helpers.course.cluster`."""
 
 import importlib.util
 import json
@@ -38,14 +38,15 @@ SEED = 0
 # %%
 import json, os, time
 from pathlib import Path
-from helpers import paths, results
+from helpers import evidence
+from helpers.core import paths
 place = Path({place!r})
 with (place / "log").open("a") as log:
     print("begins", {name!r}, SEED, file=log)
 
 # %%
-results.Run._provenance = lambda self: {provenance!r}  # the real one imports torch
-run = results.start({name!r}, profile=PROFILE, seed=SEED)
+evidence.Run._provenance = lambda self: {provenance!r}  # the real one imports torch
+run = evidence.start({name!r}, profile=PROFILE, seed=SEED)
 seen = os.environ.get("OMP_NUM_THREADS")
 {body}
 run.scratch("state").write_text(f"{{seen}} threads")
@@ -77,10 +78,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import conftest
-from helpers import environment, notebooks
+from helpers.core import system
+from helpers.course import chapters
 conftest.pytest_configure()  # kernels that start side by side do not take each other's ports
-environment._torch_devices = lambda: (1, None)  # the real one imports torch
-notebooks.SOURCES = Path({sources!r})
+system._torch_devices = lambda: (1, None)  # the real one imports torch
+chapters.SOURCES = Path({sources!r})
 """
 
 

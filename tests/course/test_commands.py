@@ -114,7 +114,14 @@ def test_an_unknown_checkpoint_is_refused(course, capsys):
 
 @pytest.mark.parametrize(
     "module",
-    ["helpers", "helpers.__main__", "helpers.commands", "helpers.sources", "helpers.notebooks", "helpers.cluster"],
+    [
+        "helpers",
+        "helpers.__main__",
+        "helpers.course.commands",
+        "helpers.fetching",
+        "helpers.course.notebooks",
+        "helpers.course.cluster",
+    ],
 )
 def test_nothing_heavy_is_imported_before_the_set_up(module):
     """Isolated, so that not even site-packages is there: only the standard library can be imported."""
@@ -322,8 +329,8 @@ def test_what_the_output_cannot_print_is_replaced(encoding, course, monkeypatch)
 
 
 def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
-    code = "import sys; from helpers import __main__, environment, notebooks; environment.ensure = lambda: None; "
-    command = f"{code}notebooks.stale = lambda: {{'a': 'b' * 10**6}}; sys.exit(__main__.main(['stale']))"
+    code = "import sys; from helpers import __main__; from helpers.course import setup, staleness; setup.ensure = lambda: None; "
+    command = f"{code}staleness.stale = lambda: {{'a': 'b' * 10**6}}; sys.exit(__main__.main(['stale']))"
     with subprocess.Popen(
         [sys.executable, "-c", command], cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
@@ -334,7 +341,7 @@ def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-@pytest.mark.parametrize("module", ["argparse", "helpers.commands", "helpers.notebooks"])
+@pytest.mark.parametrize("module", ["argparse", "helpers.course.commands", "helpers.course.notebooks"])
 def test_ctrl_c_during_the_imports_is_one_sentence(module, tmp_path):
     """The interrupt comes while `module` is being looked for."""
     code = f"""
@@ -369,7 +376,7 @@ def test_notebooks_executes_what_is_stale_and_promotes_what_ran(course, capsys, 
 
     monkeypatch.setattr(notebooks, "publish", publish)
     monkeypatch.setattr(publishing, "promote_quick", promoted.append)
-    monkeypatch.setattr("helpers.readme.write", lambda: readme.append("written"))
+    monkeypatch.setattr("helpers.course.readme.write", lambda: readme.append("written"))
     assert commands.main(["notebooks"]) == 1
     assert (course["executed"], promoted, readme) == (["01_one", "02_two"], ["02_two"], ["written"])
     assert "failed: 01_one" in capsys.readouterr().err
@@ -387,7 +394,7 @@ def test_results_that_cannot_be_stored_do_not_end_the_others(error, said, course
     monkeypatch.setattr(staleness, "stale", lambda: {"01_one": "is not built", "02_two": "is not built"})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(publishing, "promote_quick", promote)
-    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 1
     assert course["executed"] == ["01_one", "02_two"]
     assert f"failed: 01_one: {said}" in capsys.readouterr().err
@@ -409,7 +416,7 @@ def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):
     monkeypatch.setattr(staleness, "stale", lambda: {})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(publishing, "promote_quick", lambda name: None)
-    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == []
     assert commands.main(["notebooks", "--again", "02"]) == 0 and course["executed"] == ["02_two"]
 
@@ -423,7 +430,7 @@ def test_notebooks_builds_what_becomes_stale_by_what_it_built(course, monkeypatc
     )
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(publishing, "promote_quick", lambda name: None)
-    monkeypatch.setattr("helpers.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == ["02_two", "01_one"]
 
 

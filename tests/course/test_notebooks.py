@@ -412,9 +412,10 @@ INTERRUPTED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a CI's shell may have it ignored
 from pathlib import Path
-from helpers import __main__, environment, notebooks
-notebooks.SOURCES = Path(sys.argv[1])
-environment.ensure = lambda: None
+from helpers import __main__
+from helpers.course import chapters, setup
+chapters.SOURCES = Path(sys.argv[1])
+setup.ensure = lambda: None
 sys.exit(__main__.main(["course", "90"]))
 """
 
@@ -541,9 +542,10 @@ def result_of(source: Path, folder: Path) -> Path:
 KILLED = """
 import sys
 from pathlib import Path
-from helpers import __main__, environment, notebooks
-notebooks.SOURCES = Path(sys.argv[1])
-environment.ensure = lambda: None
+from helpers import __main__
+from helpers.course import chapters, setup
+chapters.SOURCES = Path(sys.argv[1])
+setup.ensure = lambda: None
 sys.exit(__main__.main(["course", "05", "--profile", "smoke"]))
 """
 

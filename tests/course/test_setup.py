@@ -306,7 +306,7 @@ def test_compiled_code_is_kept_and_if_wished_beside_no_source(wished, project, m
 @pytest.mark.parametrize("system", ["posix", "nt"])
 def test_become_passes_the_exit_code_on(reported):
     code = "raise SystemExit(7)"
-    script = f"import os, sys; from helpers.environment import become; os.name = {reported!r}; "
+    script = f"import os, sys; from helpers.course.setup import become; os.name = {reported!r}; "
     script += f"become([sys.executable, '-c', {code!r}])"
     assert subprocess.run([sys.executable, "-c", script], cwd=paths.ROOT).returncode == 7
 

@@ -73,13 +73,13 @@ def message(name="mnist"):
 # Runs in a process of its own, with the hashes of the tiny MNIST.
 DRIVER = """
 import dataclasses, json, os
-from helpers import sources
+from helpers.fetching import cache, catalogue
 changes = {"sha256": json.loads(os.environ["TINY"]), "space": 1_000_000, "hosts": ()}
-sources._DATASETS["mnist"] = dataclasses.replace(sources._DATASETS["mnist"], **changes)
+catalogue.DATASETS["mnist"] = dataclasses.replace(catalogue.DATASETS["mnist"], **changes)
 """
 
 
-def start(code="sources.fetch('mnist')", **environment):
+def start(code="cache.fetch('mnist')", **environment):
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER + code],
         env=os.environ | {"PYTHONPATH": str(paths.ROOT)} | environment,

@@ -60,13 +60,13 @@ def test_idx_files_of_any_shape(shape, tmp_path):
 
 def test_fetching_imports_nothing_heavy():
     heavy = ("torch", "numpy", "tqdm", "filelock")
-    code = f"import sys, helpers.sources; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, helpers.fetching; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 def test_only_the_official_hosts_are_named():
     """Packages come through the user's own npm and pip, wherever those are set up to look."""
-    text = (paths.ROOT / "helpers" / "sources.py").read_text()
+    text = "".join(path.read_text() for path in (paths.ROOT / "helpers/fetching").glob("*.py"))
     hosts = re.findall(r"https?://([^\s/\"']+)", text)
     assert sorted(hosts) == ["ai.stanford.edu", "ossci-datasets.s3.amazonaws.com", "www.cs.toronto.edu"]

@@ -553,8 +553,8 @@ def test_what_read_refuses_load_refuses(tmp_path):
 
 def test_recognising_needs_no_torch():
     code = (
-        "import sys; from helpers import families, packing, predict; from pathlib import Path;"
-        f"print(predict.open_network(Path({str(PACKED[0])!r})).name); assert 'torch' not in sys.modules"
+        "import sys; from helpers import files, runtime; from pathlib import Path;"
+        f"print(runtime.open_network(Path({str(PACKED[0])!r})).name); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.stdout == "LeNet-5\n", done.stderr

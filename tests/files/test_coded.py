@@ -545,8 +545,8 @@ def test_rounded_inputs_travel_along(folder):
 WITHOUT_TORCH = """
 import hashlib, sys
 from pathlib import Path
-from helpers import packing
-arrays = packing.read(Path(sys.argv[1]))
+from helpers import files
+arrays = files.read(Path(sys.argv[1]))
 digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
 print(digest, [name for name in ("torch", "scipy", "pandas") if name in sys.modules])
 """

@@ -262,8 +262,8 @@ class Refuse:
             raise ImportError(f"{name} must not be imported")
 sys.meta_path.insert(0, Refuse())
 import hashlib
-from helpers import packing
-for name, array in packing.read(sys.argv[1]).items():
+from helpers import files
+for name, array in files.read(sys.argv[1]).items():
     print(name, array.dtype, array.shape, hashlib.sha256(array.tobytes()).hexdigest())
 """
 

@@ -457,7 +457,7 @@ def test_a_mask_on_one_name_is_on_all_and_layers_stay_tied(name):
         by_hand.embedding.weight.mul_(kept[name])
     masked = pruning.mask(net, kept)
     assert_equal_masks(pruning.masks_of(masked), {"embedding.weight": kept[name]})
-    for model in (masked, pruning.bake(masked), pruning.bake(pruning.own_copy(masked)), deepcopy(masked)):
+    for model in (masked, pruning.bake(masked), pruning.bake(modules.copied(masked)), deepcopy(masked)):
         assert torch.equal(model(WORDS), by_hand(WORDS))
         assert sum(parameter.numel() for parameter in model.parameters()) == 40 + 20 + 10
     baked = pruning.bake(masked)

@@ -424,9 +424,9 @@ def test_the_command_says_in_one_sentence_what_is_missing(module, suffix, tmp_pa
     linear_onnx(tmp_path / "net.onnx")
     write_dense(lenet(2, 2, 3), tmp_path / "net.pack")
     monkeypatch.setattr(setup, "is_ready", lambda venv: False)
-    for name in [name for name in sys.modules if name == "helpers.predict" or name.split(".")[0] == module]:
+    for name in [name for name in sys.modules if name.startswith("helpers.runtime") or name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("helpers.predict", raising=False)
+    monkeypatch.delattr("helpers.runtime", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["predict", str(tmp_path / f"net.{suffix}"), str(tmp_path / "x.png")]) == 1
     said = capsys.readouterr().err

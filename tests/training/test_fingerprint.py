@@ -30,7 +30,7 @@ from helpers.training import losses
 
 
 def of(value, **options):
-    return training.of({"value": value}, **options)
+    return of({"value": value}, **options)
 
 
 def written(source, name="f", **known):
@@ -299,7 +299,7 @@ def test_a_function_that_another_value_stands_for():
 
 def test_names_of_parts_and_their_order_count():
     orders = itertools.permutations([("a", 1), ("b", 2)])
-    assert len({*(training.of(dict(order)) for order in orders), training.of({"a": 2, "b": 1})}) == 3
+    assert len({*(of(dict(order)) for order in orders), of({"a": 2, "b": 1})}) == 3
 
 
 PROCESS = """
@@ -309,15 +309,17 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from helpers import distillation, fingerprint, models, pruning, training
+from helpers import distillation, nets, training
 from helpers.data import Split
+from helpers.pruning import schedules
+from helpers.training import fingerprint
 
 WORDS = {"one", "two", "three", "four"}
 torch.manual_seed(0)
 torch.set_num_threads(1)
 split = Split(torch.randn(32, 1, 28, 28), torch.arange(32) % 10)
-teacher = models.lenet5()
-student = models.lenet_300_100()
+teacher = nets.lenet5()
+student = nets.lenet_300_100()
 
 class Weighted:
     kinds = frozenset(WORDS)
@@ -340,7 +342,7 @@ try:
     )
 except KeyboardInterrupt:
     pass
-several = [Weighted(a=1), WORDS, print, pruning._gradual(0.5, 0.1, 0.5, 2), nn.LSTM, lambda x: x in {"a", "b", "c"}]
+several = [Weighted(a=1), WORDS, print, schedules._gradual(0.5, 0.1, 0.5, 2), nn.LSTM, lambda x: x in {"a", "b", "c"}]
 print(fingerprint.of({"several": several}), steps[:1])
 """
 

@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts, against one: `helpers.devices`."""
+"""Two processes that torchrun starts, against one: `helpers.training.devices`."""
 
 import subprocess
 import sys
@@ -18,8 +18,9 @@ TRAINED = """
 import os, sys
 from pathlib import Path
 import torch
-from helpers import devices, training
-from test_torchrun import OPTIONS, Forked, examples, network, odd
+from helpers import training
+from helpers.training import devices
+from tests.training.test_torchrun import OPTIONS, Forked, examples, network, odd
 
 folder = Path(sys.argv[1])
 assert devices.count() == 2
