@@ -5,7 +5,6 @@ Knows the file and the task, nothing of the run that wrote the file: which netwo
 
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -62,32 +61,17 @@ def numbered(reviews: Split, words: list[str]) -> Split:
     return Split(torch.from_numpy(vocabulary.encode(tokens, words)), torch.tensor(reviews.labels))
 
 
-def _load(path: Path) -> nn.Module:
-    from helpers import files  # brings torchvision, which an ONNX file can do without
-
-    return files.load(path)
-
-
 def count_right(path: Path, task: str) -> tuple[int, int]:
     """Return how many test examples the model in the file gets right, and of how many."""
     packed = path.read_bytes().startswith(payload.MAGIC)
-    model = _load(path) if packed else InRuntime(path)
+    model = files.load(path) if packed else InRuntime(path)
     test = numbered(data.imdb().test, files.read_words(path)) if task == "imdb" else images(task)
     result = training.evaluate(model, test, batch_size=BATCH)
     return result.correct, result.count
-
-
-def leave_out_torchvision() -> None:
-    """Let `helpers.nets.resnet` import something else: torchvision takes longer than all digits; only ResNets need it."""
-    stand_in = ModuleType("torchvision")
-    vars(stand_in).update(dict.fromkeys(("BasicBlock", "ResNet", "ResNet18_Weights"), nn.Module))
-    sys.modules |= dict.fromkeys(("torchvision", "torchvision.models", "torchvision.models.resnet"), stand_in)
 
 
 def main() -> None:
     """Evaluate the file that the command line names, on the test set of the task that stands behind it."""
     path, task = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    if task != "cat-or-dog":
-        leave_out_torchvision()
     print(*count_right(path, task))

@@ -1,11 +1,11 @@
 """A file is a model: `load` gives the network in a packed file, `describe` says what a file's header says of a network.
 
-`families` knows the architectures and their arrays, without PyTorch; here they become modules of `models`.
+`families` knows the architectures and their arrays, without PyTorch; here they become modules of `nets`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +15,13 @@ from helpers.files import families, loading, model_arrays, reading
 from helpers.files.arrays import PackingError
 from helpers.files.families import Architecture
 
-if TYPE_CHECKING:
-    pass
-
-_CLASSES: dict[str, Any] = {
-    "lenet5": nets.LeNet5,
-    "lenet300100": nets.LeNet300100,
-    "mlp": nets.MLP,
-    "cifarnet": nets.CifarNet,
-    "resnet18": nets.ResNet18,
-    "textbag": nets.TextBag,
+_CLASSES = {  # by name: a ResNet-18's is imported where it is needed, with torchvision
+    "lenet5": "LeNet5",
+    "lenet300100": "LeNet300100",
+    "mlp": "MLP",
+    "cifarnet": "CifarNet",
+    "resnet18": "ResNet18",
+    "textbag": "TextBag",
 }
 _ENCODERS: dict[str, Any] = {"textcnn": nets.TextCNN, "rnn": nets.RNN, "lstm": nets.LSTM}
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {"mlp": (1,), "cifarnet": ((1, 1, 1, 1),)}
@@ -82,7 +79,7 @@ def _untrained(architecture: Architecture) -> nn.Module:
     name, options = architecture.name, architecture.options
     if name in _ENCODERS:
         return nets.TextNet(_ENCODERS[name](1, 1), 1, **options)
-    return _CLASSES[name](*_ARGUMENTS.get(name, ()), **options)
+    return getattr(nets, _CLASSES[name])(*_ARGUMENTS.get(name, ()), **options)
 
 
 def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
@@ -150,8 +147,9 @@ def _architecture(model: nn.Module) -> Architecture | None:
 
 
 def _name(model: nn.Module) -> str | None:
+    classes = {kind.__name__ for kind in type(model).__mro__}
     for name, kind in _CLASSES.items():
-        if _computes_as(model, kind):
+        if kind in classes and _computes_as(model, getattr(nets, kind)):
             return name
     if not _computes_as(model, nets.TextNet):
         return None

@@ -12,9 +12,9 @@ the first of them. All numbers are little-endian:
     20 + H      …       payload: the arrays' bytes, one after another, in the order of the header
 
 The header is a list with one entry for each array. In version 3 a text comes before them: the architecture of the
-network, as `helpers.files.families` states it, such as "lenet5"; the arrays' shapes say how wide it is. The empty text says
-that the network is none of the course's, although its arrays look like one. A file without it has version 1: arrays
-that were given by name, a network that is none of the course's, and whatever was written before there was version 3.
+network, as `helpers.files.families` states it, such as "lenet5"; the arrays' shapes say how wide it is. The empty text
+says that the network is none of the course's, although its arrays look like one. A file without it has version 1:
+arrays that were given by name, a network that is none of the course's, and whatever was written before there was version 3.
 
     {"name": "fc1.bias", "dtype": "<f4", "shape": [500], "coding": "dense"}
     {"name": "fc1.weight", "dtype": "<f4", "shape": [500, 800], "coding": "gap",
@@ -57,8 +57,8 @@ A text classifier also needs its words, in the order of their numbers. Their ent
 
 and the payload is the words, each ended by a line feed, in UTF-8, compressed by LZMA (plain, without a container).
 
-Files of versions 2 and 4 are entropy-coded: `helpers.files.coded` writes them and says what they hold. `read` reads all.
-`helpers.files.load` makes the network of what a file holds.
+Files of versions 2 and 4 are entropy-coded: `helpers.files.coded` writes them and says what they hold. `read` reads
+all. `helpers.files.load` makes the network of what a file holds.
 
 A reader believes nothing: names are different texts, types are those in `TYPES`, a field is there exactly if its coding
 has it, and the payload ends where the last array does. A header has at most 4 MiB and words at most 16 MiB, both

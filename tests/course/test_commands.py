@@ -329,7 +329,8 @@ def test_what_the_output_cannot_print_is_replaced(encoding, course, monkeypatch)
 
 
 def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
-    code = "import sys; from helpers import __main__; from helpers.course import setup, staleness; setup.ensure = lambda: None; "
+    code = "import sys; from helpers import __main__; from helpers.course import setup, staleness; "
+    code += "setup.ensure = lambda: None; "
     command = f"{code}staleness.stale = lambda: {{'a': 'b' * 10**6}}; sys.exit(__main__.main(['stale']))"
     with subprocess.Popen(
         [sys.executable, "-c", command], cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
