@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from helpers.core import identity, paths, system
 from helpers.course import chapters
 from helpers.course.chapters import NotebookError
@@ -35,6 +33,8 @@ def reads(source: Path) -> list[str]:
     In the header, under `jupyter`, stands `reads: [12_combine]`. Raises NotebookError for anything else than a list of
     names.
     """
+    import yaml
+
     header = HEADER.match(source.read_text(encoding="utf-8"))
     try:
         fields = yaml.safe_load(header[1].replace("# ", "")) if header else {}

@@ -14,7 +14,8 @@ the first of them. All numbers are little-endian:
 The header is a list with one entry for each array. In version 3 a text comes before them: the architecture of the
 network, as `helpers.files.families` states it, such as "lenet5"; the arrays' shapes say how wide it is. The empty text
 says that the network is none of the course's, although its arrays look like one. A file without it has version 1:
-arrays that were given by name, a network that is none of the course's, and whatever was written before there was version 3.
+arrays that were given by name, a network that is none of the course's, and whatever was written before there was
+version 3.
 
     {"name": "fc1.bias", "dtype": "<f4", "shape": [500], "coding": "dense"}
     {"name": "fc1.weight", "dtype": "<f4", "shape": [500, 800], "coding": "gap",

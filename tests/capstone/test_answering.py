@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_sandbox import CALLS, SPELLINGS, stands
 from torch import nn
 
 from helpers import files, quantization
@@ -22,6 +21,7 @@ from helpers.core import paths
 from helpers.data import Split
 from helpers.files import loading
 from tests.capstone.judged import EXAMPLES, PATTERNS, Forked, Linear, answering_network, fork_instead, share_right
+from tests.capstone.test_sandbox import CALLS, SPELLINGS, stands
 
 FEW = EXAMPLES.take(40)
 SOURCE = submission.source_of(Linear)
@@ -348,7 +348,7 @@ def replaced(*arguments, **options):
 TARGET = replaced
 """
 TARGETS = [
-    "training.predict", "files.load_into", "loading.read", "reading._decode",
+    "training.predict", "loading.filled", "loading.read", "reading.decode",
     "inside.write_frame", "inside.read_header", "inside.read_exactly", "inside._payload",
     "inside._Student.model", "inside._Student.answer", "inside._Guard.check", "inside.Path", "json.loads", "json.dumps",
     "np.asarray", "np.ascontiguousarray", "np.frombuffer", "torch.from_numpy", "torch.cat", "nn.Module.eval",

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 from helpers import checkpoints, data, nets, pruning, quantization, training
 from helpers.core import paths
-from helpers.training import loop
+from helpers.training import devices
 
 
 @pytest.mark.parametrize("name", checkpoints.manifest())
@@ -63,7 +63,7 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
 def test_half_precision_is_in_the_file_and_in_its_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setenv("COURSE_BUILD_DIR", str(tmp_path / "build"))
-    monkeypatch.setattr(loop, "fit", lambda model, *args, **options: training.Fitted(almost_undecided(model), []))
+    monkeypatch.setattr(devices, "fit", lambda model, *args, **options: training.Fitted(almost_undecided(model), []))
     split = data.Split(torch.randn(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64))
     recipe = checkpoints.Recipe(
         lambda: nets.CifarNet((4, 4, 4, 4)), lambda: data.Dataset(split, split, split), {"epochs": 1}, half=True

@@ -17,7 +17,6 @@ from helpers import evidence
 from helpers.core import paths
 from helpers.course import chapters, cluster, commands, notebooks, setup
 from helpers.course.setup import SetupError
-from helpers.evidence import tables
 
 pytest.importorskip("distributed")
 
@@ -97,7 +96,7 @@ def course(tmp_path, monkeypatch):
         )
     monkeypatch.setattr(chapters, "SOURCES", folder)
     monkeypatch.setattr(setup, "ensure", lambda: None)
-    monkeypatch.setattr(tables, "leaderboard", lambda damaged: [])
+    monkeypatch.setattr(evidence, "leaderboard", lambda damaged: [])
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     return tmp_path
 

@@ -16,8 +16,6 @@ from helpers import evidence, fetching
 from helpers.core import paths
 from helpers.course import chapters, cluster, commands, notebooks, setup, staleness, testing
 from helpers.course.chapters import NotebookError
-from helpers.evidence import publishing, reading, tables
-from helpers.fetching import cache
 
 COMMANDS = [
     "course",
@@ -64,8 +62,8 @@ def course(tmp_path, monkeypatch):
         (folder / f"{name}.py").write_text(code)
     monkeypatch.setattr(chapters, "SOURCES", folder)
     monkeypatch.setattr(setup, "ensure", lambda: done["set up"].append("ensured"))
-    monkeypatch.setattr(cache, "fetch", lambda name: done["fetched"].append(name) or tmp_path)
-    monkeypatch.setattr(tables, "leaderboard", lambda damaged: pd.DataFrame())
+    monkeypatch.setattr(fetching, "fetch", lambda name: done["fetched"].append(name) or tmp_path)
+    monkeypatch.setattr(evidence, "leaderboard", lambda damaged: pd.DataFrame())
 
     def execute(source, *, profile, seed, progress):
         done["executed"].append((source.stem, profile, seed))
@@ -143,9 +141,9 @@ def test_course_runs_every_notebook_once_and_says_where_things_lie(course, capsy
 
 
 def test_course_shows_how_long_it_usually_takes_and_the_leaderboard(course, capsys, monkeypatch):
-    monkeypatch.setattr(reading, "expected_seconds", lambda notebook, profile: {"01_one": 40, "02_two": 80}[notebook])
-    monkeypatch.setattr(tables, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
-    monkeypatch.setattr(tables, "format_leaderboard", lambda board: pd.DataFrame({"model": ["lenet5"]}))
+    monkeypatch.setattr(evidence, "expected_seconds", lambda notebook, profile: {"01_one": 40, "02_two": 80}[notebook])
+    monkeypatch.setattr(evidence, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
+    monkeypatch.setattr(evidence, "format_leaderboard", lambda board: pd.DataFrame({"model": ["lenet5"]}))
     assert commands.main(["course"]) == 0
     out = capsys.readouterr().out
     assert "usually 2 min" in out and "[1/2] 01_one, usually 40 s" in out and "lenet5" in out
@@ -249,7 +247,7 @@ def test_what_goes_wrong_outside_a_notebook_is_one_sentence(error, code, course,
     def fail(name):
         raise error
 
-    monkeypatch.setattr(cache, "fetch", fail)
+    monkeypatch.setattr(fetching, "fetch", fail)
     assert program.main(["course"]) == code
     err = capsys.readouterr().err
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
@@ -273,7 +271,7 @@ NET = {"name": "a-net", "task": "mnist", "method": "dense √", "split": "test",
 
 
 def test_damaged_results_are_named_and_the_rest_is_still_shown(course, capsys, monkeypatch):
-    monkeypatch.setattr(tables, "leaderboard", LEADERBOARD)
+    monkeypatch.setattr(evidence, "leaderboard", LEADERBOARD)
     monkeypatch.setattr(paths, "RESULTS", paths.build_dir() / "none")
     recorded("01_one", models=[NET])
     path = recorded("02_two")
@@ -320,8 +318,8 @@ def test_nobodys_home_folder_is_a_bad_argument(variable, command, course, capsys
 def test_what_the_output_cannot_print_is_replaced(encoding, course, monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
-    monkeypatch.setattr(tables, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
-    monkeypatch.setattr(tables, "format_leaderboard", lambda board: pd.DataFrame({"model ÷": ["√ – ü"]}))
+    monkeypatch.setattr(evidence, "leaderboard", lambda damaged: pd.DataFrame({"a": [1]}))
+    monkeypatch.setattr(evidence, "format_leaderboard", lambda board: pd.DataFrame({"model ÷": ["√ – ü"]}))
     assert commands.main(["course"]) == 0
     shown = {"cp1252": "? – ü", "ascii": "? ? ?", "utf-8": "√ – ü"}[encoding]
     assert shown in written.getvalue().decode(encoding)
@@ -342,7 +340,7 @@ def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-@pytest.mark.parametrize("module", ["argparse", "helpers.course.commands", "helpers.course.notebooks"])
+@pytest.mark.parametrize("module", ["argparse", "helpers.course.commands", "helpers.course.staleness"])
 def test_ctrl_c_during_the_imports_is_one_sentence(module, tmp_path):
     """The interrupt comes while `module` is being looked for."""
     code = f"""
@@ -376,7 +374,7 @@ def test_notebooks_executes_what_is_stale_and_promotes_what_ran(course, capsys, 
             raise NotebookError("01_one, cell [3]: claim 'a' does not hold")
 
     monkeypatch.setattr(notebooks, "publish", publish)
-    monkeypatch.setattr(publishing, "promote_quick", promoted.append)
+    monkeypatch.setattr(evidence, "promote_quick", promoted.append)
     monkeypatch.setattr("helpers.course.readme.write", lambda: readme.append("written"))
     assert commands.main(["notebooks"]) == 1
     assert (course["executed"], promoted, readme) == (["01_one", "02_two"], ["02_two"], ["written"])
@@ -394,7 +392,7 @@ def test_results_that_cannot_be_stored_do_not_end_the_others(error, said, course
 
     monkeypatch.setattr(staleness, "stale", lambda: {"01_one": "is not built", "02_two": "is not built"})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
-    monkeypatch.setattr(publishing, "promote_quick", promote)
+    monkeypatch.setattr(evidence, "promote_quick", promote)
     monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 1
     assert course["executed"] == ["01_one", "02_two"]
@@ -416,7 +414,7 @@ def test_mutants_only_passes_its_arguments_on(course, monkeypatch):
 def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):
     monkeypatch.setattr(staleness, "stale", lambda: {})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
-    monkeypatch.setattr(publishing, "promote_quick", lambda name: None)
+    monkeypatch.setattr(evidence, "promote_quick", lambda name: None)
     monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == []
     assert commands.main(["notebooks", "--again", "02"]) == 0 and course["executed"] == ["02_two"]
@@ -430,7 +428,7 @@ def test_notebooks_builds_what_becomes_stale_by_what_it_built(course, monkeypatc
         lambda: {"02_two": "is not built"} | dict.fromkeys(course["executed"] and ["01_one"], "shows"),
     )
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
-    monkeypatch.setattr(publishing, "promote_quick", lambda name: None)
+    monkeypatch.setattr(evidence, "promote_quick", lambda name: None)
     monkeypatch.setattr("helpers.course.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == ["02_two", "01_one"]
 

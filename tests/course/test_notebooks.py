@@ -176,7 +176,7 @@ def built(course):
         path = course / "helpers" / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(code)
-    source = write(course, "from helpers.a import f\n" + TINY)
+    source = write(course, "from helpers.a import f\nf()\n" + TINY)
     store(course, source)
     assert staleness.stale() == {}
     return course

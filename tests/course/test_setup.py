@@ -73,7 +73,11 @@ def test_a_newer_python_is_tried(new, said, capsys, project):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["__init__", "__main__", "commands", "environment", "paths", "checks"])
+BEFORE = ["__init__", "__main__", *(f"core/{name}" for name in ("__init__", "checks", "paths", "system"))]
+BEFORE += [f"course/{name}" for name in ("__init__", "commands", "running", "setup", "testing")]
+
+
+@pytest.mark.parametrize("name", BEFORE)
 def test_what_runs_before_the_check_is_read_by_an_old_python(name):
     ast.parse((paths.ROOT / "helpers" / f"{name}.py").read_text(), feature_version=(3, 7))
 
@@ -155,7 +159,7 @@ def test_a_stamp_that_cannot_be_written_is_one_sentence(project, monkeypatch):
     def refuse(path, data):
         raise OSError(errno.ENOSPC, "No space left", str(path))
 
-    monkeypatch.setattr(environment, "write_atomically", refuse)
+    monkeypatch.setattr(setup, "write_atomically", refuse)
     with pytest.raises(SetupError, match="course-installed: No space left; free some space"):
         setup.install(project / ".venv")
 
@@ -288,7 +292,7 @@ def test_ensure_installs_what_is_missing_and_goes_on_in_the_venv(inside, holds, 
 def test_compiled_code_is_kept_and_if_wished_beside_no_source(wished, project, monkeypatch):
     """Without it each kernel compiles torch anew, which takes as long as importing it."""
     for name, answer in {"_is_venv": False, "holds_pins": False, "is_ready": True}.items():
-        monkeypatch.setattr(environment, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(setup, name, lambda *_, answer=answer: answer)
     seen: list[str] = []
     code = "import os, sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
 
@@ -303,7 +307,7 @@ def test_compiled_code_is_kept_and_if_wished_beside_no_source(wished, project, m
     assert seen == ["False", str(project / ".venv/pycache") if wished else "None"]
 
 
-@pytest.mark.parametrize("system", ["posix", "nt"])
+@pytest.mark.parametrize("reported", ["posix", "nt"])
 def test_become_passes_the_exit_code_on(reported):
     code = "raise SystemExit(7)"
     script = f"import os, sys; from helpers.course.setup import become; os.name = {reported!r}; "

@@ -11,7 +11,7 @@ from torchvision import datasets
 from helpers import data, fetching
 from helpers.core import paths
 from helpers.data import Dataset, Split, splits
-from helpers.fetching import cache, common, decoding
+from helpers.fetching import common, decoding
 
 # The MD5 of the original files, as published by others (the gzipped ones that torchvision knows, unpacked).
 MNIST_MD5 = {
@@ -294,7 +294,7 @@ def official(tmp_path, monkeypatch):
     for part in ("train", "test"):
         reviews = [(label, f"{part} {label} {number}") for label in (0, 1) for number in range(10)]
         (tmp_path / f"{part}.jsonl").write_bytes(decoding._json_lines(reviews))
-    monkeypatch.setattr(cache, "fetch", {"imdb-official": tmp_path}.__getitem__)
+    monkeypatch.setattr(fetching, "fetch", {"imdb-official": tmp_path}.__getitem__)
 
 
 def test_the_official_test_split_stays_whole_and_validation_comes_from_train(official):

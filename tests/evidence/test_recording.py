@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from helpers import evidence, training
 from helpers.core import paths
 from helpers.data import Split
-from helpers.evidence import recording, schema
+from helpers.evidence import recording
 from tests.evidence.results_examples import NB, add, finished, loaded, timed
 
 
@@ -99,12 +99,12 @@ def test_ids_and_names_stand_once():
 def test_a_cell_that_runs_again_replaces_what_it_said(monkeypatch):
     run = evidence.start(NB, profile="quick", seed=0, save=False)
     for execution, value in [(4, 3), (9, 1)]:
-        monkeypatch.setattr(schema, "execution_count", lambda n=execution: n)
+        monkeypatch.setattr(recording, "execution_count", lambda n=execution: n)
         run.claim("a", "a", value, at_most=2)
         add(run, accuracy=value / 10)
     assert [c["value"] for c in run._result()["claims"]] == [1]
     assert [m["accuracy"] for m in run._result()["models"]] == [0.1]
-    monkeypatch.setattr(schema, "execution_count", lambda: 10)
+    monkeypatch.setattr(recording, "execution_count", lambda: 10)
     with pytest.raises(ValueError, match="twice"):
         run.claim("a", "another claim", 1, at_most=2)
 
@@ -275,11 +275,11 @@ def test_scratch_belongs_to_notebook_profile_and_seed(tmp_path):
 
 
 def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
-    from helpers.training import loop
+    from helpers.training import resuming
 
-    monkeypatch.setattr(loop, "_resumed", [1_000.0])
+    monkeypatch.setattr(resuming, "_resumed", [1_000.0])
     run = evidence.start(NB, profile="quick", seed=0)
-    loop._resumed.append(500.0)
+    resuming._resumed.append(500.0)
     run.finish()
     assert 500 <= loaded(NB, profile="quick")["provenance"]["seconds"] < 600
 
