@@ -256,7 +256,7 @@ def outcome(call: Call, name: str, wrong: Any) -> tuple[str, str]:
 def raised_by_helpers(error: Exception) -> bool:
     """Return whether a `raise` of the helpers raised it, not an operation of a library."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(frame.filename).parent == HELPERS and (frame.line or "").startswith("raise ")
+    return HELPERS in Path(frame.filename).parents and (frame.line or "").startswith("raise ")
 
 
 def shown(value: Any) -> str:

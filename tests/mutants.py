@@ -174,7 +174,7 @@ def file_of(module: str, project: Path) -> Path:
     return project / "helpers" / f"{module.replace('.', '/')}.py"
 
 
-def tests_of(module: str) -> str:
+def own_tests(module: str) -> str:
     """Return its test file; a module that has none is tested by its room."""
     room, _, name = module.partition(".")
     own = f"tests/{room}/test_{name}.py"
@@ -205,7 +205,7 @@ def _test(project: Path, module: str, tests: Sequence[str]) -> None:
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not notebook"]
     options += ["-W", "ignore:Module already imported"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        code = pytest.main([*options, *(tests or [tests_of(module)])], plugins=[] if tests else [watch])
+        code = pytest.main([*options, *(tests or [own_tests(module)])], plugins=[] if tests else [watch])
         loaded = Path(getattr(sys.modules.get(f"helpers.{module}"), "__file__", None) or "")
     if not tests and not (project / CALLS).exists():
         (project / CALLS).write_text(json.dumps(watch.calls), encoding="utf-8")

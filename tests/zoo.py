@@ -520,7 +520,7 @@ def outcome(name: str, technique: str) -> tuple[str, str]:
             return "wrong", str(error) or traceback.format_exc().splitlines()[-2].strip()
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            ours = Path(frame.filename).parent == HELPERS and (frame.line or "").startswith("raise ")
+            ours = HELPERS in Path(frame.filename).parents and (frame.line or "").startswith("raise ")
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return ("refused" if ours else "raw"), said
 

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t
 
 from helpers.core import checks
 from helpers.core.checks import is_float
@@ -75,6 +74,8 @@ def cluster_interval(
 
     Raises ValueError unless each value has a cluster, all are finite, and there are at least two clusters.
     """
+    from scipy.stats import t
+
     array = checked_values("values", values, at_least=2)
     if array.ndim != 1:
         raise ValueError(f"values has the shape {array.shape}; allowed: one dimension")

@@ -4,14 +4,14 @@
 """
 
 import math
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, norm, rankdata
 
 from helpers.core import checks
 
-BOUND = float(norm.ppf(0.93))  # of the autocorrelation; by simulation: with less, verdicts are false too often
+BOUND = NormalDist().inv_cdf(0.93)  # of the autocorrelation; by simulation: with less, verdicts are false too often
 SUSPECTED = 0.9  # the autocorrelation that is reckoned with where too few values are left to tell
 LARGEST = 0.97  # the largest that is reckoned with: an interval eight times as wide
 
@@ -69,6 +69,8 @@ def median_interval(differences: Any, *, confidence: float) -> MedianInterval:
 
 def _order_statistics(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return both ends for independent values: between the k-th smallest (largest) and the next one inwards."""
+    from scipy.stats import binom
+
     n = values.shape[-1]
     k = int(np.clip(binom.ppf((1 - confidence) / 2, n, 0.5), 1, (n - 1) // 2))
     outer, inner = (1 - 2 * binom.cdf(places, n, 0.5) for places in (k - 1, k))
@@ -82,6 +84,8 @@ def _order_statistics(values: np.ndarray, confidence: float) -> tuple[np.ndarray
 
 def _autocorrelation(values: np.ndarray) -> np.ndarray:
     """Return the lag-1 correlation of the normal scores, without its bias; of constant values as if it were 0."""
+    from scipy.stats import norm, rankdata
+
     n = values.shape[-1]
     scores = norm.ppf(rankdata(values, axis=-1) / (n + 1))
     scores = scores - scores.mean(axis=-1, keepdims=True)  # not 0 with ties

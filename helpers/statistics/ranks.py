@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
-from torch import Tensor
 
 from helpers.core import checks
-from helpers.core.modules import Named
 from helpers.statistics.intervals import finite, paired_interval, unique_columns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from helpers.core.modules import Named
 
 
 def rank(names: Sequence[str], lead_of: Callable[[str, str], Any]) -> list[int]:
@@ -76,7 +75,7 @@ class Correlation(NamedTuple):
 
 
 def rank_correlation(
-    scores: Named, damage: Named, *, within: bool = False, resamples: int = 1000, seed: int = 0
+    scores: "Named", damage: "Named", *, within: bool = False, resamples: int = 1000, seed: int = 0
 ) -> Correlation:
     """Return Spearman's rank correlation of scores with damages, both name → tensor, and its interval.
 
@@ -107,8 +106,10 @@ def rank_correlation(
     return Correlation(float(found[0]), (float(low), float(high)), found[1:])
 
 
-def _numbers(argument: str, values: Named) -> dict[str, np.ndarray]:
+def _numbers(argument: str, values: "Named") -> dict[str, np.ndarray]:
     """Return the values of each layer as finite numbers in a row, checked."""
+    from torch import Tensor
+
     for name, tensor in values.items():
         if not isinstance(tensor, Tensor) or tensor.is_complex():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -124,6 +125,8 @@ def _sizes(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def _spearman(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
     """Return the correlation of the ranks in each row; ties share the mean of their ranks."""
+    from scipy.stats import rankdata
+
     x, y = (rankdata(values, axis=1) for values in (a, b))
     x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
     scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))

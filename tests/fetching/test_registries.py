@@ -346,7 +346,7 @@ def test_killed_in_the_middle_of_a_download(raw, tiny, server):
 def test_killed_between_the_files_of_a_dataset(raw, tiny):
     files, archive = tiny
     dying = "replace = os.replace\nos.replace = lambda a, b: (replace(a, b), os.kill(os.getpid(), 9))\n"
-    process = start(dying + "sources.fetch('mnist')", COURSE_MNIST_SOURCE=str(archive))
+    process = start(dying + "cache.fetch('mnist')", COURSE_MNIST_SOURCE=str(archive))
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert len(cached(raw)) == 1 and cached(raw).items() <= files.items()  # whole files only

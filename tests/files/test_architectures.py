@@ -17,7 +17,7 @@ from torch import nn
 from helpers import files, nets, pruning, quantization, runtime
 from helpers.core import modules, paths
 from helpers.data import Split
-from helpers.files import PackingError, architectures, coded, encoding, writing
+from helpers.files import PackingError, coded, encoding, stating, writing
 from helpers.runtime import networks, prediction
 
 PACKED = sorted(paths.MODELS.glob("*.pack"))
@@ -317,7 +317,8 @@ def test_the_name_takes_few_bytes(bits, tmp_path, monkeypatch):
         net = net if bits is None else quantization.quantize_model(net, weights=bits)
         for write, allowed in zip((files.write_quantized, files.write_coded), most, strict=True):
             with monkeypatch.context() as patched:
-                patched.setattr(architectures, "architecture_of", lambda *arguments: None)
+                patched.setattr(stating, "architecture_of", lambda *arguments: None)
+                patched.setattr(writing, "architecture_of", lambda *arguments: None)
                 before = write(net, tmp_path / "net.pack").bytes
             assert write(net, tmp_path / "net.pack").bytes - before <= allowed
 

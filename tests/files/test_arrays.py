@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import files
-from helpers.files import reading
+from helpers.files import writing
 from helpers.files.arrays import LZMA
 from tests.files.packing_examples import WRITERS, header_of, opened, read_by_the_book, sealed
 
@@ -171,7 +171,7 @@ def test_few_bits_take_little_memory(folder):
 @pytest.mark.parametrize("write", WRITERS)
 def test_words_that_would_not_come_back_are_never_written(small, write, monkeypatch):
     before = small.read_bytes()
-    monkeypatch.setattr(reading, "decode_words", lambda content: ["<unk>", "other"])
+    monkeypatch.setattr(writing, "decode_words", lambda content: ["<unk>", "other"])
     with pytest.raises(files.PackingError, match="the words would not come back; nothing was written"):
         write({"x": np.zeros(2)}, small, words=["<unk>", "word"])
     assert small.read_bytes() == before

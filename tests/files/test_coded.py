@@ -23,7 +23,7 @@ from torch import nn
 
 from helpers import files, nets, pruning, quantization
 from helpers.data import Split
-from helpers.files import coded, coded_reading, range_coder
+from helpers.files import coded, range_coder
 
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -503,7 +503,7 @@ def memory() -> int:
 def test_a_writer_that_errs_writes_nothing(folder, monkeypatch):
     path = files.write_coded({"x": np.zeros(3, np.float32)}, folder / "kept.pack").path
     before = path.read_bytes()
-    monkeypatch.setattr(coded_reading, "decode", lambda content: {"x": np.ones(3, np.float32)})
+    monkeypatch.setattr(coded, "decode", lambda content: {"x": np.ones(3, np.float32)})
     with pytest.raises(files.PackingError, match="'x' would not come back bit for bit"):
         files.write_coded({"x": np.zeros(3, np.float32)}, path)
     assert path.read_bytes() == before

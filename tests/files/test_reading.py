@@ -15,7 +15,7 @@ from torch import nn
 
 from helpers import files, nets, pruning, quantization
 from helpers.core import paths, vocabulary
-from helpers.files import payload, reading
+from helpers.files import payload, reading, writing
 from tests.files.packing_examples import WRITERS, entry, header_of, integers, opened, sealed
 
 
@@ -191,7 +191,7 @@ ONE = np.float32(1).tobytes()
 
 
 @pytest.mark.parametrize(
-    ("header", "payload", "said"),
+    ("header", "body", "said"),
     [
         ({}, b"", "the header is no list"),
         ([3], b"", "no list of entries, and nothing else"),
@@ -337,10 +337,10 @@ def test_a_writer_that_errs_writes_nothing(small, write, monkeypatch):
         lambda array: array.reshape(-1),
     ):
         original = reading.decode
-        monkeypatch.setattr(reading, "decode", lambda c, s=spoiled, o=original: {"x": s(o(c)["x"])})
+        monkeypatch.setattr(writing, "decode", lambda c, s=spoiled, o=original: {"x": s(o(c)["x"])})
         with pytest.raises(files.PackingError, match="'x' would not come back bit for bit"):
             write({"x": np.zeros((2, 2), np.float32)}, small)
-        monkeypatch.setattr(reading, "decode", original)
+        monkeypatch.setattr(writing, "decode", original)
     assert small.read_bytes() == before
     assert list(small.parent.iterdir()) == [small]
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from helpers import checkpoints, nets, pruning, training
+from helpers.core import modules
 from helpers.data import Split
 from helpers.pruning import masks, schedules
 from helpers.training import loop

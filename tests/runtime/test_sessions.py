@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers import nets, pruning, quantization, runtime
-from helpers.runtime import export, sessions
+from helpers.runtime import export
 from tests.runtime.deploy_examples import (
     IMAGES,
     PHOTOS,
@@ -79,7 +79,7 @@ def test_a_file_with_other_answers_is_not_written(lenet, exported, tmp_path, mon
     path, honest = tmp_path / "old.onnx", runtime.run
     path.write_bytes(b"what was here before")
     monkeypatch.setattr(export, "_export", lambda model, batch, **sizes: exported.read_bytes())
-    monkeypatch.setattr(sessions, "run", lambda session, inputs: WRONG[kind](honest(session, inputs)))
+    monkeypatch.setattr(export, "run", lambda session, inputs: WRONG[kind](honest(session, inputs)))
     with pytest.raises(runtime.DeployError, match="logits"):
         runtime.export_onnx(lenet, IMAGES, path)
     assert path.read_bytes() == b"what was here before"
@@ -90,7 +90,7 @@ def test_another_batch_size_is_checked_too(lenet, exported, tmp_path, monkeypatc
     """A graph that answers only the batch it was traced with fails the reader who has one image."""
     honest = runtime.run
     monkeypatch.setattr(export, "_export", lambda model, batch, **sizes: exported.read_bytes())
-    monkeypatch.setattr(sessions, "run", lambda s, x: honest(s, x) if len(x) > 1 else honest(s, x) + 1)
+    monkeypatch.setattr(export, "run", lambda s, x: honest(s, x) if len(x) > 1 else honest(s, x) + 1)
     with pytest.raises(runtime.DeployError, match="differ"):
         runtime.export_onnx(lenet, IMAGES, tmp_path / "fixed.onnx")
 

@@ -101,7 +101,7 @@ def test_predict_takes_numbers_of_words_and_parts_of_another_size():
 WithAuxiliary = namedtuple("WithAuxiliary", ["logits", "aux_logits"])
 
 
-@pytest.mark.parametrize("precision", training.PRECISIONS)
+@pytest.mark.parametrize("number_format", training.PRECISIONS)
 def test_of_a_named_tuple_the_logits_are_trained(blobs, number_format):
     """As torchvision's GoogLeNet and Inception put one out in training."""
     torch.manual_seed(0)

@@ -26,11 +26,13 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from helpers import nets, training
 from helpers.core import modules, paths
-from helpers.training import losses
+from helpers.training import fingerprint
+from helpers.training.code import StandIn
+from helpers.training.fingerprint import Network
 
 
 def of(value, **options):
-    return of({"value": value}, **options)
+    return fingerprint.of({"value": value}, **options)
 
 
 def written(source, name="f", **known):
@@ -212,7 +214,7 @@ def test_a_class_counts_with_its_bases_methods_and_constants():
 def test_imports_in_a_function_count(monkeypatch):
     source = "def f(x):\n    from helpers.training import IGNORED\n    import math\n    return x, IGNORED, math.pi"
     before = of(written(source))
-    monkeypatch.setattr(losses, "IGNORED", -1)
+    monkeypatch.setattr(training, "IGNORED", -1)
     assert of(written(source)) != before
     assert of(written("def f(): import no_such_module")) == of(written("def f(): import no_such_module"))
 
@@ -276,7 +278,7 @@ def test_networks_count_by_their_weights(layer):
 
 def test_the_mode_of_a_network_in_training_does_not_count():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-    assert of(training.Network(net)) == of(training.Network(net.eval())) != of(nn.Sequential(net[0]))
+    assert of(Network(net)) == of(Network(net.eval())) != of(nn.Sequential(net[0]))
 
 
 @pytest.mark.parametrize("kind", ["lock", "file", "iterator", "network"])
@@ -292,14 +294,14 @@ def test_what_cannot_be_told_from_others_is_named(kind, tmp_path):
 
 
 def test_a_function_that_another_value_stands_for():
-    functions = [training.StandIn(function, counts) for function, counts in ((max, 1), (min, 1), (min, 2))]
+    functions = [StandIn(function, counts) for function, counts in ((max, 1), (min, 1), (min, 2))]
     assert of(functions[0]) == of(functions[1]) != of(functions[2])
     assert functions[1](3, 2) == 2 and of(training.watching(print)) == of(None)
 
 
 def test_names_of_parts_and_their_order_count():
     orders = itertools.permutations([("a", 1), ("b", 2)])
-    assert len({*(of(dict(order)) for order in orders), of({"a": 2, "b": 1})}) == 3
+    assert len({*(fingerprint.of(dict(order)) for order in orders), fingerprint.of({"a": 2, "b": 1})}) == 3
 
 
 PROCESS = """

@@ -425,7 +425,7 @@ def test_a_training_with_factors_can_be_resumed(blobs, tmp_path):
     assert same(training.fit(net(), blobs, checkpoint=file, **options).model, whole)
 
 
-@pytest.mark.parametrize("precision", training.PRECISIONS)
+@pytest.mark.parametrize("number_format", training.PRECISIONS)
 def test_a_network_that_takes_no_channels_last_is_trained_all_the_same(blobs, number_format):
     """The first step fails and is undone: random state and statistics are those of the network that reshapes."""
     options = {"epochs": 2, "lr": 0.05, "batch_size": 16, "precision": number_format, "progress": False}
