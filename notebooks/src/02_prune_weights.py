@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from helpers import checkpoints, data, distillation, evidence, exercises, measure, nets, pruning, show, training
+from helpers.core import modules
 from helpers.evidence import say
 from helpers.files import verify, write_dense, write_sparse
 
@@ -591,7 +592,9 @@ def call(model):
     return lambda: training.predict(model, one)
 
 
-timings = measure.time_interleaved({name: call(model) for name, model in networks.items()}, rounds=S.timings)
+calls = {name: call(model) for name, model in networks.items()}
+copy = modules.copied(next(iter(networks.values())))
+timings = measure.time_interleaved(calls, rounds=S.timings, control=call(copy))
 verdicts = measure.compare(timings)
 measure.verdict_table(verdicts)
 

@@ -53,6 +53,7 @@ from helpers import (
     show,
     training,
 )
+from helpers.core import modules
 from helpers.evidence import say
 
 # %%
@@ -166,8 +167,8 @@ def in_onnx(model, file):
 plain = runtime.export_onnx(fold(dense), TWO, run.scratch("plain.onnx"))
 
 # %% [markdown]
-# The clock is that of notebook 01: networks take turns, and the first one is entered twice, so that we see what "no difference"
-# looks like. One thread.
+# The clock is that of notebook 01: networks take turns, and the first one is entered twice (in PyTorch the second time as a copy), so that we
+# see what "no difference" looks like. One thread.
 
 
 # %%
@@ -178,9 +179,10 @@ def clock(models, sessions):
         images = validation.inputs[:batch]
         eager = {name: partial(model, images) for name, model in models.items()}
         engine = {name: partial(runtime.run, session, images.numpy()) for name, session in sessions.items()}
-        for kind, calls in {"eager": eager, "onnxruntime": engine}.items():
+        again = partial(modules.copied(next(iter(models.values()))), images)
+        for kind, calls, control in (("eager", eager, again), ("onnxruntime", engine, None)):
             with torch.inference_mode():
-                timings = measure.time_interleaved(calls, rounds=S.timings, warmup=2, threads=1)
+                timings = measure.time_interleaved(calls, rounds=S.timings, warmup=2, threads=1, control=control)
             found[kind, batch] = measure.compare(timings)
     return found
 

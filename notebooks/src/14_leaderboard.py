@@ -622,8 +622,8 @@ pd.DataFrame(
 ).T  # fmt: skip
 
 # %% [markdown]
-# You hand in a file, and if it is a packed one, the source of the module that it fills. `judging.judge` does the rest, and
-# believes nothing:
+# You hand in a file; if it is a packed one, and not of a network that this course knows, also the source of the module that
+# it fills. `judging.judge` does the rest, and believes nothing:
 #
 # - Your file answers in a **process that cannot reach**: where Linux allows it, in namespaces of its own, in which there are
 #   no data, no labels, no network and nothing to delete. Images are sent in, logits come out; time, memory and size are

@@ -49,6 +49,7 @@ from torch.nn.utils import prune
 
 from helpers import checkpoints, data, distillation, evidence, exercises, measure, pruning, show, training
 from helpers.capstone import snippets
+from helpers.core import modules
 from helpers.data import Split
 from helpers.evidence import say
 
@@ -663,7 +664,8 @@ weighed
 batch = torch.randn(S.batch, 3, 32, 32)
 with torch.inference_mode():
     calls = {name: (lambda net=net: net(batch)) for name, net in nets.items()}
-    verdicts = measure.compare(measure.time_interleaved(calls, rounds=S.rounds))
+    again = partial(modules.copied(next(iter(nets.values()))), batch)
+    verdicts = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, control=again))
 run.record("latency", measure.latency_records(verdicts, runtime="eager", batch=len(batch)), timing=True)
 measure.verdict_table(verdicts)
 
