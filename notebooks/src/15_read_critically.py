@@ -37,6 +37,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -597,6 +598,7 @@ def beats_guessing(version):
 # %%
 CHANNELS = """
 from copy import deepcopy
+from functools import partial
 import torch
 from torch import nn
 from torch.nn.utils import prune
