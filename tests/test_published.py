@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, files, nets, quantization
+from helpers import data, evidence, files, nets, quantization
 from helpers.core import paths
 from helpers.data import Split, text
+from helpers.evidence import checksums
 from helpers.files import load
 from tests.evaluate_file import MAX_TOKENS, images, numbered
 
@@ -233,3 +234,17 @@ def test_the_test_images_are_those_of_the_notebooks():
         wanted = cifar.inputs[cifar.labels == data.CIFAR10_CLASSES.index(name)]
         assert torch.equal(cats_and_dogs.inputs[cats_and_dogs.labels == label], wanted)
     assert len(cats_and_dogs) == len(data.cat_or_dog().test)
+
+
+def test_no_published_file_was_edited():
+    assert checksums.changed() == [], "results and models are published, never edited: see data/results/errata.json"
+
+
+def test_every_erratum_is_of_something_published():
+    published = {path.name.partition(".")[0] for path in (paths.RESULTS / "full").glob("*.json")}
+    rows = json.loads((paths.RESULTS / "errata.json").read_text(encoding="utf-8"))["errata"]
+    for row in rows:
+        assert row["notebook"] in published
+        found = [evidence.load(row["notebook"], profile="full", seed=seed) for seed in range(3)]
+        ids = {claim["id"] for result in found if result for claim in result["claims"]}
+        assert not row.get("claim") or row["claim"] in ids

@@ -20,9 +20,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from helpers.core.paths import ROOT
 from helpers.core.syntax import Module, Origin, Reference, canonical, mentions, parsed
 
-__all__ = ["NOT_HASHED", "sha256", "used"]
+__all__ = ["NOT_HASHED", "of_notebook", "sha256", "used"]
+
+HELPERS = ROOT / "helpers"
 
 # Set-up and building: nothing that a notebook measures depends on them, so a change there makes none stale.
 NOT_HASHED = frozenset(["helpers.__init__", "helpers.course", "helpers.core.identity", "helpers.core.syntax"])
@@ -52,6 +55,13 @@ def sha256(code: bytes, *, package: Path, not_hashed: frozenset[str] = NOT_HASHE
     parts |= {f"{module}:": reach.unit(module).loose for module in reach.active}
     lines = [f"{place} {canonical(statements)}" for place, statements in parts.items() if statements]
     return hashlib.sha256("\n".join(sorted([*lines, *reach.links])).encode()).hexdigest()
+
+
+def of_notebook(source: Path, *, package: Path = HELPERS) -> str:
+    """Return the SHA-256 of the helpers that a notebook's source uses, the exercises of its number included."""
+    exercises = sorted(package.glob(f"exercises/notebook_{source.stem[:2]}.py"))
+    whole = [f"{package.name}.exercises.{path.stem}" for path in exercises]
+    return sha256(source.read_bytes(), package=package, extra=whole)
 
 
 # ---------------------------------------------------------------- private

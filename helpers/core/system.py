@@ -12,8 +12,20 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     from importlib.metadata import version
 
-    names = ["torch", "torchvision", "torchtext", "numpy", "onnxruntime", "pandas"]
+    names = ["torch", "torchvision", "torchtext", "torchao", "torch-pruning", "numpy", "onnxruntime", "pandas"]
     return {name: version(name) for name in names}
+
+
+def commit(root: Path) -> str | None:
+    """Return the commit of a clone, with "+" behind it if tracked files differ from it; None where git cannot say."""
+    try:
+        head, changes = (
+            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True, timeout=30).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + "+" * bool(changes.strip())
 
 
 def machine() -> dict[str, str | int | float | bool | None]:

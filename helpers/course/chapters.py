@@ -30,6 +30,11 @@ def find(names: Iterable[str] = ()) -> list[Path]:
     return sorted(chosen) if chosen else available
 
 
+def is_timed(source: Path) -> bool:
+    """Return whether a notebook compares times, and so has to run alone on the machine."""
+    return "time_interleaved(" in source.read_text(encoding="utf-8")
+
+
 def datasets(source: Path) -> list[str]:
     """Return the datasets that a notebook mentions by calling a function of `data` that loads them."""
     code = source.read_text(encoding="utf-8")

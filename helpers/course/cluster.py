@@ -43,7 +43,6 @@ THREADS = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 2  # how often a new worker, or one that is idle again, is looked for
 PATIENCE_SECONDS = 6  # how long a run may wait for a worker that was idle when it was given the run
-READS_OTHERS = re.compile(r"\b(results\.(load|measurements|leaderboard)|board\.(runs|claims_over_seeds))\(")
 _ONE_AT_A_TIME = threading.Lock()  # in a worker: a notebook has all of its threads
 
 
@@ -198,8 +197,7 @@ def _in_a_sentence(error: BaseException) -> str:
 
 def _to_measure(source: Path, result: bytes | None) -> bool:
     """Return whether a run is to be executed here as well: it reads other results, or its own hold a time."""
-    reads_others = READS_OTHERS.search(source.read_text(encoding="utf-8")) is not None
-    return reads_others or (result is not None and _holds_times(json.loads(result)))
+    return bool(staleness.reads(source)) or (result is not None and _holds_times(json.loads(result)))
 
 
 def _holds_times(result: Mapping[str, Any]) -> bool:

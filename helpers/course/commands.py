@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     built.add_argument("--again", action="store_true", help="execute them even if they are not stale")
     publish = add("publish", _publish, "promote finished full runs to data/results/ and data/models/")
     publish.add_argument("notebook", nargs="*", help="numbers or names; default: all that have run")
-    add("stale", _stale, "list stored notebooks older than their source or the helpers")
+    add("stale", _stale, "list stored notebooks and published results older than their source or the helpers")
     mutants = add(
         "mutants", testing.mutants, "break the helpers on purpose, one line at a time, and show what no test notices"
     )
@@ -296,6 +296,8 @@ def _stale(args: argparse.Namespace) -> int:
     stale = staleness.stale()
     for name, reason in stale.items():
         print(f"{name} {reason}")
+    for name, reason in staleness.stale_results().items():  # to be run anew some day; hours, so no failure
+        print(f"full results of {name} {reason}")
     return 1 if stale else 0
 
 

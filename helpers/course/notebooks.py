@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.core import paths
 from helpers.course import chapters, setup
 from helpers.course.chapters import NotebookError
-from helpers.course.staleness import provenance, recorded_in
+from helpers.course.staleness import identity_of, provenance, recorded_in
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -74,10 +74,10 @@ def execute(source: Path, *, profile: str, seed: int = 0, progress: Mapping[str,
 
 
 def is_done(source: Path, *, profile: str, seed: int) -> bool:
-    """Return whether this version of the source has run to its end with this profile and seed, and can be read."""
+    """Return whether source and helpers, as they are, have run to their end with this profile and seed, readably."""
     path = _executed(source, profile, seed)
     results = paths.build_dir() / "results" / profile / f"{source.stem}.seed{seed}.json"
-    return _is_whole(results) and recorded_in(path).get("source_sha256") == paths.text_sha256(source)
+    return _is_whole(results) and identity_of(source).items() <= recorded_in(path).items()
 
 
 def publish(source: Path, *, progress: Mapping[str, Any] | None = None) -> Path:

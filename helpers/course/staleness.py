@@ -22,9 +22,26 @@ def stale() -> dict[str, str]:
     return {name: reason for name, reason in sorted((reasons | gone).items()) if reason}
 
 
+def stale_results() -> dict[str, str]:
+    """Return why the published full results of a notebook are not those of its present code, by their names."""
+    from helpers import evidence
+
+    reasons = {}
+    for path in sorted((paths.RESULTS / "full").glob("*.json")):
+        name, recorded = path.name.partition(".")[0], evidence.read(path)["provenance"]
+        source = chapters.SOURCES / f"{name}.py"
+        if not source.exists():
+            reasons[path.stem] = "have no source"
+        elif recorded["source_sha256"] != paths.text_sha256(source):
+            reasons[path.stem] = "are older than the source"
+        elif recorded.get("helpers_sha256") != identity.of_notebook(source, package=HELPERS):
+            reasons[path.stem] = "were measured with other helpers"
+    return reasons
+
+
 def identity_of(source: Path) -> dict[str, str]:
     """Return the SHA-256 of a source and of the code of the helpers that it uses, its exercises included."""
-    return {"source_sha256": paths.text_sha256(source), "helpers_sha256": _helpers_sha256(source)}
+    return {"source_sha256": paths.text_sha256(source), "helpers_sha256": identity.of_notebook(source, package=HELPERS)}
 
 
 def reads(source: Path) -> list[str]:
@@ -76,7 +93,7 @@ def _why_stale(source: Path) -> str:
         return "holds no provenance: it is damaged, or was not built here"
     if recorded.get("source_sha256") != paths.text_sha256(source):
         return "is older than its source"
-    if recorded.get("helpers_sha256") != _helpers_sha256(source):
+    if recorded.get("helpers_sha256") != identity.of_notebook(source, package=HELPERS):
         return "was built with other helpers"
     if recorded.get("results_sha256", "") != _results_sha256(source):
         return "shows other results than those in data"
@@ -91,11 +108,6 @@ def _gives_published_time(source: Path, built: Path) -> bool:
     if "evidence.timetable(" not in source.read_text(encoding="utf-8"):
         return True
     return evidence.timetable(source.stem).partition("*full*")[2] in built.read_text(encoding="utf-8")
-
-
-def _helpers_sha256(source: Path) -> str:
-    exercises = [f"helpers.exercises.{path.stem}" for path in HELPERS.glob(f"exercises/notebook_{source.stem[:2]}.py")]
-    return identity.sha256(source.read_bytes(), package=HELPERS, extra=exercises)
 
 
 def _results_sha256(source: Path) -> str:

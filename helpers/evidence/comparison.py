@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from helpers.core import checks
+from helpers.evidence.provenance import errata, origin
 from helpers.evidence.publishing import decided
 from helpers.evidence.tables import recorded
 from helpers.statistics import Interval, image_interval, mean_std, paired_interval, rank, seed_interval
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 OWN = "14"  # the notebook that shows the board does not stand on it
 GOALS = {"a smaller file": "file ÷", "fewer multiplications": "MACs ÷", "a shorter wait": "speed ×"}
+DESIGN_EFFECT = {"imdb": 1.5}  # reviews of one film are judged alike: so many tell as much as one independent one
 SAME_SIZE = 1.1  # files whose sizes are further apart are not those of one network
 
 
@@ -125,9 +127,9 @@ def runs(*, build: bool = True) -> "pd.DataFrame":
     Which results count: see `evidence.recorded`. Of each model full ones replace quick ones. Columns: task, model (its
     name, and the notebook's number if another model has the same name, or the seeds if they chose differently), recipe
     (without the seeds), notebook, profile, source, seed, of_runs (how many runs of the notebook there are), method,
-    technique, dense, accuracy, images (test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a
+    technique, dense, accuracy, images (independent test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a
     file), latency (a list), base, and of the base in the same run base_accuracy, base_weights, base_bytes and
-    base_macs (NaN if there is none).
+    base_macs (NaN if there is none), provenance (of the run).
     """
     import pandas as pd
 
@@ -160,7 +162,7 @@ COLUMNS = (
         "dense",
     ),
     *("accuracy", "images", "weights", "nonzero", "macs", "bytes", "latency", "base", "base_accuracy", "base_weights"),
-    *("base_bytes", "base_macs"),
+    *("base_bytes", "base_macs", "provenance"),
 )
 
 
@@ -180,6 +182,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for model in result["models"]:
         base = by_name.get(model["base"] or "", {})
         row = {key: result[key] for key in ("notebook", "profile", "source", "seed", "of_runs")}
+        row |= {"provenance": result["provenance"]}
         row |= {key: model[key] for key in ("task", "name", "method", "accuracy", "weights", "nonzero", "macs", "base")}
         row |= {
             "base": model["base"] or "",
@@ -194,11 +197,14 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _images(model: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> float:
-    """Return how many test images the accuracy is of: the log's, by name or, where names differ, by the accuracy."""
+    """Return how many independent test images the accuracy is of, from the log: by name or else by the accuracy.
+
+    Of reviews that come in groups, a film's, fewer are independent (Kish 1965, "Survey sampling", section 8.2).
+    """
     same = [e for e in evaluations if abs(e["accuracy"] - model["accuracy"]) < 1e-12]
     named = [e for e in same if e["name"] == model["name"]]
     counts = {e["count"] for e in named or same}
-    return float(counts.pop()) if len(counts) == 1 else math.nan
+    return counts.pop() / DESIGN_EFFECT.get(model["task"], 1.0) if len(counts) == 1 else math.nan
 
 
 def technique(model: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -268,7 +274,8 @@ def board(runs: "pd.DataFrame", task: str) -> "pd.DataFrame":
     Columns: model, recipe, method, technique, dense, notebook, profile, source, of_runs (see `runs`), n (seeds),
     networks (1 where each run measured the same network), accuracy (mean), low and high (95 %), over ("seeds" or
     "images", what the interval is of; "" where nothing is known), images, bytes, bytes_low, bytes_high, macs,
-    weights_ratio and file_ratio (both of the base, each in its own unit), front_bytes, front_macs.
+    weights_ratio and file_ratio (both of the base, each in its own unit), origin (commit, machine, threads; see
+    `provenance.origin`), front_bytes, front_macs.
     Raises ValueError for a task without models.
     """
     import pandas as pd
@@ -294,6 +301,7 @@ def _row(name: Any, seeds: "pd.DataFrame") -> dict[str, Any]:
     row |= {"n": len(seeds), "networks": networks, "accuracy": round(mean_std(accuracies).mean, 12)}
     row |= {"low": interval.low, "high": interval.high, "over": interval.over, "macs": seeds["macs"].mean()}
     row |= {"bytes": seeds["bytes"].mean(), "bytes_low": seeds["bytes"].min(), "bytes_high": seeds["bytes"].max()}
+    row["origin"] = origin([{"provenance": each} for each in seeds["provenance"]])
     row["weights_ratio"] = (seeds["base_weights"] / seeds["nonzero"]).mean()
     row["file_ratio"] = (seeds["base_bytes"] / seeds["bytes"]).mean()
     return row
@@ -387,9 +395,10 @@ def first_to_try(bought: "pd.DataFrame", goal: str, *, points: float = 1.0) -> "
 
 
 def claims_over_seeds(*, build: bool = True) -> "pd.DataFrame":
-    """Return the notebooks' claims over seeds, from full results: notebook, claim, n, mean, bound, outcome.
+    """Return the notebooks' claims over seeds, from full results: notebook, claim, n, mean, bound, outcome, erratum.
 
-    The outcome is "holds" or "does not hold", by the mean, and below three seeds "undecided".
+    The outcome is "holds" or "does not hold", by the mean, and below three seeds "undecided". The erratum says what is
+    known to be wrong with the claim or its seeds, "" if nothing is.
     """
     import pandas as pd
 
@@ -404,5 +413,6 @@ def claims_over_seeds(*, build: bool = True) -> "pd.DataFrame":
         (mean, _, n), holds = decided(claims)
         outcome = {True: "holds", False: "does not hold", None: "undecided"}[holds]
         row = {"notebook": notebook, "claim": identity, "text": claims[-1]["text"], "n": n, "mean": mean}
-        rows.append(row | {"bound": f"{side.replace('_', ' ')} {claims[-1][side]:g}", "outcome": outcome})
+        row |= {"bound": f"{side.replace('_', ' ')} {claims[-1][side]:g}", "outcome": outcome}
+        rows.append(row | {"erratum": " ".join(errata(notebook, identity))})
     return pd.DataFrame(rows, columns=["notebook", "claim", "text", "n", "mean", "bound", "outcome"])

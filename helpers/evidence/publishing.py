@@ -1,12 +1,15 @@
 """From build/ to data/: what is whole, small enough, and holds over its seeds."""
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.core import checks, paths
 from helpers.core.paths import build_dir, write_atomically
+from helpers.evidence import checksums
 from helpers.evidence.reading import build_file, data_file, read, results_in
 from helpers.evidence.schema import ClaimError, bound_text, claim_holds, dump, failure, number, sha256
 from helpers.statistics import Summary, mean_std
@@ -49,11 +52,11 @@ def publish(notebook: str | None = None) -> list[str]:
     """Copy finished full runs from build into data, and return sentences that say what was published.
 
     All seeds of a notebook go together, or none does: a seed left out because its claim failed would be
-    cherry-picking. A claim over seeds is checked on the mean over all published seeds, and "not yet decided"
-    below three. Of seed 0, the model files on the notebook's own accuracy/bytes front go to data/models,
-    except those above 6 MB. Raises ClaimError naming each claim that does not hold, ValueError for a file
-    that changed since it was recorded or for more than 30 MB in all; then nothing of that notebook is
-    published.
+    cherry-picking. They are of one source, of the same helpers and libraries, and state the same claims. A claim over
+    seeds is checked on the mean over all published seeds, and "not yet decided" below three. Of seed 0, the model files
+    on the notebook's own accuracy/bytes front go to data/models, except those above 6 MB. Raises ClaimError naming each
+    claim that does not hold, ValueError for seeds that differ in more than what they measured, for a file that changed
+    since it was recorded or for more than 30 MB in all; then nothing of that notebook is published.
     """
     folder = build_dir() / "results" / "full"
     notebooks = [notebook] if notebook else sorted({r["notebook"] for r in results_in(folder)})
@@ -65,6 +68,7 @@ def publish(notebook: str | None = None) -> list[str]:
 def _publish_one(notebook: str, new: list[dict]) -> list[str]:
     seeds = {r["seed"]: r for r in [*results_in(paths.RESULTS / "full", notebook), *new]}
     results = [seeds[seed] for seed in sorted(seeds)]
+    _require_one_source(notebook, results)
     _require_claims(new)
     over_seeds = dict.fromkeys(c["id"] for result in results for c in result["claims"] if c["over_seeds"])
     outcomes = [_over_seeds(id, results) for id in over_seeds]
@@ -75,13 +79,37 @@ def _publish_one(notebook: str, new: list[dict]) -> list[str]:
     _require_room(files)
     for target, content in files:
         write_atomically(target, content)
-    for result in new:
-        write_atomically(data_file(notebook, "full", result["seed"]), dump(_published(result, files)))
-    sources = {r["provenance"]["source_sha256"] for r in results}
+    written = [data_file(notebook, "full", result["seed"]) for result in new]
+    for target, result in zip(written, new, strict=True):
+        write_atomically(target, dump(_published(result, files)))
+    checksums.enter([*written, *(target for target, _ in files)])
     said = [f"{notebook}: published for n = {len(seeds)}, seeds: {', '.join(map(str, sorted(seeds)))}."]
-    if len(sources) > 1:
-        said.append(f"  Its seeds ran from {len(sources)} versions of the source; run the older ones again.")
     return said + [f"  {line}" for line, _ in outcomes]
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in what seeds of one notebook differ that they should share: source, helpers, libraries, claims."""
+    found = []
+    for key in ("source_sha256", "helpers_sha256", "versions"):
+        if len({json.dumps(r["provenance"].get(key), sort_keys=True) for r in results}) > 1:
+            found.append({"source_sha256": "source", "helpers_sha256": "helpers"}.get(key, key))
+    stated = [{claim["id"]: _stated(claim) for claim in r["claims"]} for r in results]
+    ids = dict.fromkeys(id for claims in stated for id in claims)
+    return found + [f"claim {id!r}" for id in ids if len({claims.get(id) for claims in stated}) > 1]
+
+
+def _stated(claim: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a claim says before anything is measured; the digits in its text may be measured ones."""
+    return re.sub(r"[\d.,]+", "#", claim["text"]), claim.get("at_most"), claim.get("at_least"), claim["over_seeds"]
+
+
+def _require_one_source(notebook: str, results: list[dict]) -> None:
+    if different := differences(results):
+        seeds = ", ".join(str(r["seed"]) for r in results)
+        raise ValueError(
+            f"{notebook}: seeds {seeds} differ in {', '.join(different)}; allowed: seeds of the same code and claims. "
+            "Run all of them again (python -m helpers course --profile full --again)"
+        )
 
 
 def _over_seeds(id: str, results: list[dict]) -> tuple[str, bool | None]:
@@ -101,7 +129,7 @@ def _require_claims(results: list[dict]) -> None:
         f"{r['notebook']} seed {r['seed']}, {failure(c)}"
         for r in results
         for c in r["claims"]
-        if not c["holds"] and not c["over_seeds"]
+        if c["holds"] is False and not c["over_seeds"]
     ]
     if broken:
         raise ClaimError("; ".join(broken))

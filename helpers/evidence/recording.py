@@ -22,6 +22,7 @@ from helpers.core.paths import build_dir, text_sha256, write_atomically
 from helpers.evidence.reading import build_file
 from helpers.evidence.schema import (
     PROFILES,
+    SCHEMA,
     ClaimError,
     bound_text,
     checked_model,
@@ -80,11 +81,14 @@ class Run:
         at_least: float | None = None,
         over_seeds: bool = False,
         timing: bool = False,
+        interval: tuple[float, float] | None = None,
     ) -> None:
         """State that `value` lies on the right side of exactly one bound; show and record whether it does.
 
-        NaN and infinity never hold. `over_seeds` claims are recorded here and checked by `publish`, on the mean over
-        the seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
+        With an `interval` around the value (of a ratio of times: `Verdict.cleared`) the claim holds if all of it is on
+        that side, and is refuted if none of it is. Between the two it is undecided: this run does not tell, and that
+        fails nobody. NaN and infinity never hold. `over_seeds` claims are recorded here and checked by `publish`, on
+        the mean over the seeds. `timing` marks a value that differs from run to run. An id stands once in a notebook.
         """
         if (at_most is None) == (at_least is None):
             raise ValueError(f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them")
@@ -93,7 +97,13 @@ class Run:
         measured = is_float(f"claim {id!r}: value", value)
         record: dict[str, Any] = {"id": is_text("id", id), "text": is_text("text", text)}
         record |= {"value": measured if math.isfinite(measured) else None, side: bound}
-        record |= {"holds": claim_holds(record["value"], side, limit), "over_seeds": over_seeds, "timing": timing}
+        if interval is not None:
+            low, high = (checks.number(f"claim {id!r}: interval", end) for end in interval)
+            if not low <= measured <= high:
+                raise ValueError(f"claim {id!r}: interval={interval!r}; allowed: one that holds value={measured!r}")
+            record |= {"interval": [low, high]}
+        outcome = claim_holds(record["value"], side, limit, record.get("interval"))
+        record |= {"holds": outcome, "over_seeds": over_seeds, "timing": timing}
         before = self._claims.get(id)
         self._unique(f"claim {id!r}", same=before is None or before["text"] == text)
         self._claims[id] = record
@@ -178,7 +188,7 @@ class Run:
         """Write the results; then, in quick and full, raise ClaimError if a claim does not hold."""
         if self.save:
             write_atomically(build_file(self.notebook, self.profile, self.seed), dump(self._result()))
-        broken = [c for c in self._claims.values() if not c["holds"] and not c["over_seeds"]]
+        broken = [c for c in self._claims.values() if c["holds"] is False and not c["over_seeds"]]
         seconds = time.monotonic() - self._began
         say(f"{_closing(list(self._claims.values()), self.profile)} This run took {duration(seconds)}.")
         if broken and self.profile != "smoke":
@@ -198,7 +208,7 @@ class Run:
         return {"file": kept, "file_sha256": sha256(content), "file_bytes": len(content)}
 
     def _result(self) -> dict[str, Any]:
-        result = {"notebook": self.notebook, "profile": self.profile, "seed": self.seed}
+        result = {"schema": SCHEMA, "notebook": self.notebook, "profile": self.profile, "seed": self.seed}
         result |= {"provenance": self._provenance(), "models": list(self._models.values())}
         result |= {"claims": list(self._claims.values()), "test_evaluations": self._tests}
         result |= {"measurements": self._measurements, "timings": self._timings}
@@ -207,15 +217,18 @@ class Run:
     def _provenance(self) -> dict[str, Any]:
         import torch
 
-        from helpers.core.system import machine
+        from helpers.core import identity, system
         from helpers.measure import peak_memory_mb
 
         source = paths.ROOT / "notebooks" / "src" / f"{self.notebook}.py"
         return {
             "source_sha256": text_sha256(source) if source.exists() else None,
+            "helpers_sha256": identity.of_notebook(source) if source.exists() else None,
+            "commit": system.commit(paths.ROOT),
             "helpers_version": helpers.__version__,
             "torch": torch.__version__,
-            "machine": machine(),
+            "versions": system.versions(),
+            "machine": system.machine(),
             "threads": torch.get_num_threads(),
             "started": self._started,
             "seconds": round(time.monotonic() - self._began + _resumed_seconds() - self._resumed, 1),
@@ -242,16 +255,19 @@ def say(text: str) -> None:
 
 
 def _claim_line(claim: Mapping[str, Any], profile: str) -> str:
-    outcome = "Holds" if claim["holds"] else "Does not hold"
+    outcome = {True: "Holds", False: "Does not hold", None: "Undecided, by its interval"}[claim["holds"]]
     if profile == "smoke":
         outcome = "Recorded only (smoke)"
     elif claim["over_seeds"]:
         outcome = "Recorded (decided over all seeds)"
-    return f"**{outcome}:** {claim['text']} — measured {number(claim['value'])}, claimed {bound_text(claim)}."
+    ends = f" ({' to '.join(map(number, claim['interval']))})" if "interval" in claim else ""
+    return f"**{outcome}:** {claim['text']} — measured {number(claim['value'])}{ends}, claimed {bound_text(claim)}."
 
 
 def _closing(claims: list[dict], profile: str) -> str:
     checked = [claim for claim in claims if not claim["over_seeds"]]
     if profile == "smoke":
         return f"{len(claims)} claims recorded; smoke asserts none of them."
-    return f"{sum(c['holds'] for c in checked)} of {len(checked)} claims hold."
+    open_ones = sum(c["holds"] is None for c in checked)
+    undecided = f", {open_ones} undecided" if open_ones else ""
+    return f"{sum(c['holds'] is True for c in checked)} of {len(checked)} claims hold{undecided}."

@@ -5,7 +5,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from helpers.core import checks
 from helpers.core.checks import is_float
 
 PROFILES = ("smoke", "quick", "full")
+SCHEMA = 2  # of a results file; those of 1 name no schema, no commit, no helpers and no versions beside torch's
 
 
 class ClaimError(Exception):
@@ -85,13 +86,13 @@ def _check_claim(record: Mapping[str, Any]) -> None:
     """Raise ValueError, LookupError or TypeError unless a claim's outcome is what its numbers say."""
     for key in ("id", "text"):
         is_text(key, record[key])
-    for key in ("holds", "over_seeds"):
-        checks.choice(key, record[key], (False, True))
+    checks.choice("over_seeds", record["over_seeds"], (False, True))
+    checks.choice("holds", record["holds"], (False, True, None) if "interval" in record else (False, True))
     side = "at_most" if "at_most" in record else "at_least"
     bound = checks.number(side, record[side])
     if record["value"] is not None:
         checks.number("value", record["value"])
-    if record["holds"] is not claim_holds(record["value"], side, bound):
+    if record["holds"] is not claim_holds(record["value"], side, bound, record.get("interval")):
         raise ValueError(f"claim {record['id']!r}: holds={record['holds']}, and measured is {record['value']}")
 
 
@@ -105,6 +106,7 @@ def checked_result(result: Any) -> dict[str, Any]:
     """Return what a results file holds; ValueError, LookupError or TypeError unless its readers can rely on it."""
     if not re.fullmatch(r"\d\d_\w+", is_text("notebook", result["notebook"])):
         raise ValueError(f"notebook={result['notebook']!r}")
+    checks.choice("schema", result.get("schema", 1), tuple(range(1, SCHEMA + 1)))
     checks.choice("profile", result["profile"], PROFILES)
     is_whole("seed", result["seed"], at_least=0)
     provenance = result["provenance"]
@@ -114,6 +116,11 @@ def checked_result(result: Any) -> dict[str, Any]:
     if provenance["source_sha256"] is not None:
         is_text("source_sha256", provenance["source_sha256"])
     machine_text(provenance["machine"])
+    if result.get("schema", 1) > 1:
+        provenance["versions"].keys()
+        for key in ("helpers_sha256", "commit"):
+            if provenance[key] is not None:
+                is_text(key, provenance[key])
     for check, key in [(_check_claim, "claims"), (_check_evaluation, "test_evaluations")]:
         for record in result[key]:
             check(record)
@@ -161,10 +168,16 @@ def execution_count() -> int:
     return shell.execution_count if shell is not None else -1
 
 
-def claim_holds(value: float | None, side: str, bound: float) -> bool:
-    """Return whether `value` is within `bound`, by `side` its upper or lower limit; None and NaN never are."""
+def claim_holds(value: float | None, side: str, bound: float, interval: Sequence[float] | None = None) -> bool | None:
+    """Return whether `value` is within `bound`, by `side` its upper or lower limit; None and NaN never are.
+
+    With an interval: whether all of it is; None if a part of it is.
+    """
     if value is None:
         return False
+    if interval is not None:
+        ends = {claim_holds(end, side, bound) for end in interval}
+        return ends.pop() if len(ends) == 1 else None
     return value <= bound if side == "at_most" else value >= bound  # both are False for NaN
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core import checks, paths
 from helpers.core.paths import build_dir
+from helpers.evidence.provenance import MIXED, errata, origin
 from helpers.evidence.publishing import beats
 from helpers.evidence.reading import literature_file, results_in
 from helpers.evidence.schema import machine_text
@@ -45,14 +46,14 @@ def leaderboard(task: str | None = None, *, build: bool = True, damaged: list[st
     bytes_range and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
     at batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
     accurate and at most as large, and better in one of the two; quick results of a model that has full ones
-    do not count), source, profile, notebook.
+    do not count), source, profile, notebook, origin (see `provenance.origin`).
     """
     import pandas as pd
 
     rows = [row for source, seeds in recorded(build=build, damaged=damaged) for row in _rows(seeds, source=source)]
     columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
     columns += ["macs_ratio", "weights_range", "bytes_range", "macs_range", "latency_ratio", "front"]
-    frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook"])
+    frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook", "origin"])
     if task is not None:
         frame = frame[frame["task"] == checks.choice("task", task, sorted(set(frame["task"])))]
     same_model = ["task", "name", "profile", "accuracy", "file_bytes", "macs"]
@@ -112,10 +113,10 @@ def _accuracy(mean: float, std: float, n: int) -> str:
 def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
     """Yield one row per model name and method of a notebook's results over its seeds."""
     models: dict[tuple[str, str], list[dict]] = {}
-    for result in results:
+    for run, result in enumerate(results):
         by_name = {model["name"]: model for model in result["models"]}
         for model in result["models"]:
-            one = model | {"of": by_name.get(model["base"], model)}  # of the same seed
+            one = model | {"of": by_name.get(model["base"], model), "run": run}  # the base of the same seed
             models.setdefault((model["name"], model["method"]), []).append(one)  # a seed may have chosen another
     for (name, method), seeds in models.items():
         accuracy = mean_std([m["accuracy"] for m in seeds])
@@ -141,6 +142,7 @@ def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
             "source": source,
             "profile": results[0]["profile"],
             "notebook": results[0]["notebook"],
+            "origin": origin([results[m["run"]] for m in seeds]),
         }
 
 
@@ -171,8 +173,12 @@ def _bases() -> set[str]:
 def _readme_task(task: str, rows: "pd.DataFrame") -> str:
     full = rows[rows["profile"] == "full"]
     shown = full if len(full) else rows
-    lines = [f"**{task}**", "", "| model | method | test accuracy % | fewer weights | fewer MACs | file | source |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        f"**{task}**",
+        "",
+        "| model | method | test accuracy % | fewer weights | fewer MACs | file | source | run |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for row in shown.to_dict("records"):
         seeds = "" if row["n"] > 1 else " (n = 1)"
         size = _between(row["file_bytes"], row["bytes_range"], "{:,.0f}", " bytes")
@@ -180,7 +186,8 @@ def _readme_task(task: str, rows: "pd.DataFrame") -> str:
         macs = _between(row["macs_ratio"], row["macs_range"], "{:.3g}", "×")
         accuracy = _accuracy(row["accuracy"], row["std"], row["n"]) + seeds
         source = f"here, {row['profile']}"
-        lines.append(f"| {row['name']} | {row['method']} | {accuracy} | {ratio} | {macs} | {size} | {source} |")
+        cells = (row["name"], row["method"], accuracy, ratio, macs, size, source, row["origin"])
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines + _literature_lines(task))
 
 
@@ -205,7 +212,7 @@ def _literature_lines(task: str) -> list[str]:
         if row.get("base_accuracy") and row.get("macs_ratio"):
             accuracy = f"{100 * row['base_accuracy']:.2f} → {accuracy}"
         macs = f"{row['macs_ratio']:.3g}×" if row.get("macs_ratio") else "–"
-        lines.append(f"| {row['model']} | {row['method']} | {accuracy} | {weights} | {macs} | {file} | {source} |")
+        lines.append(f"| {row['model']} | {row['method']} | {accuracy} | {weights} | {macs} | {file} | {source} | |")
     return lines
 
 
@@ -217,5 +224,7 @@ def _readme_provenance() -> str:
         f"Measured on {'; '.join(machines)}, the latest on {latest['started'][:10]} with torch "
         f"{latest['torch']} and helpers {latest['helpers_version']}. Accuracies are of the last epoch, never "
         "of the best one; ± is the standard deviation over n seeds. “Fewer weights” counts weights, no "
-        "biases; never compare it with a file's ratio (÷)."
+        "biases; never compare it with a file's ratio (÷). “Run” names the commit (of older runs, which did not record "
+        f"it, the notebook's source), the machine and torch's threads; {MIXED} marks seeds of several sources."
+        + "".join(f"\n- *Erratum.* {line}" for line in errata())
     )

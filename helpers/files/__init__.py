@@ -5,40 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.files.arrays import Integers, Packed, PackingError
 from helpers.files.coded import anatomy, write_coded
-from helpers.files.coded_reading import START, architecture, decode
-from helpers.files.families import FAMILIES, Architecture, Family, recognise, stated, survey, values
 from helpers.files.loading import load_into, verify
 from helpers.files.model_arrays import integers
 from helpers.files.reading import Contents, contents, read, read_words
 from helpers.files.writing import write_dense, write_quantized, write_sparse
 
 if TYPE_CHECKING:
-    from helpers.files.architectures import describe, load, state
+    from helpers.files.architectures import describe, load
 
 __all__ = [
-    "FAMILIES",
-    "START",
-    "Architecture",
     "Contents",
-    "Family",
     "Integers",
     "Packed",
     "PackingError",
     "anatomy",
-    "architecture",
     "contents",
-    "decode",
     "describe",
     "integers",
     "load",
     "load_into",
     "read",
     "read_words",
-    "recognise",
-    "state",
-    "stated",
-    "survey",
-    "values",
     "verify",
     "write_coded",
     "write_dense",
@@ -49,7 +36,6 @@ __all__ = [
 _LAZY = {
     "describe": "helpers.files.architectures",
     "load": "helpers.files.architectures",
-    "state": "helpers.files.architectures",
 }
 
 

@@ -126,7 +126,7 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
 
 
 def state(model: nn.Module) -> str:
-    """Return what a file's header says of a network: `files.stated`, and "" for one that is not of the course."""
+    """Return what a file's header says of a network: `families.stated`, and "" for one that is not of the course."""
     found = _architecture(model)
     return "" if found is None else families.stated(found)
 

@@ -48,6 +48,12 @@ class Verdict(NamedTuple):
     effective_rounds: float = math.nan
     note: str = ""
 
+    @property
+    def cleared(self) -> tuple[float, float]:
+        """The interval, moved apart by what two timings of the baseline leave possible: what a claim is decided by."""
+        beyond = self.null_interval[1]
+        return self.interval[0] / beyond, self.interval[1] * beyond
+
 
 def time_interleaved(
     variants: Mapping[str, Callable[[], object]],

@@ -18,7 +18,7 @@ def in_numpy(forward: Callable[[Floats], Floats], images: Floats) -> Floats:
 
 
 class Layers:
-    """The layers of a network, by name, from the arrays of a file, which `files.survey` has looked through."""
+    """The layers of a network, by name, from the arrays of a file, which `families.survey` has looked through."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from helpers import files
-from helpers.files import payload
+from helpers.files import families, payload
 from helpers.runtime import sessions
 from helpers.runtime.images import CHUNK, PIXELS, Floats, chunks, existing, read_image
 from helpers.runtime.layers import Layers, in_numpy
@@ -132,11 +132,11 @@ def _labels(path: Path, channels: int, classes: Any) -> tuple[str, ...]:
 def _packed(path: Path) -> Network:
     content = files.contents(path)
     try:
-        arrays = files.values(content.arrays)
-        found = files.survey({name: array.shape for name, array in arrays.items()}, content.architecture)
+        arrays = families.values(content.arrays)
+        found = families.survey({name: array.shape for name, array in arrays.items()}, content.architecture)
     except ValueError as error:
         raise ValueError(f"file={str(path)!r} holds no network: {error}") from None
-    title = files.FAMILIES[found.name].title
+    title = families.FAMILIES[found.name].title
     if found.name not in NETWORKS:
         raise ValueError(f"file={str(path)!r} holds {title}; allowed: the image networks of this course")
     channels, forward = NETWORKS[found.name]

@@ -639,13 +639,15 @@ final
 
 # %%
 speeds = {batch: verdicts[batch][phone_name].ratio for batch in S.batches}
+fastest = max((verdicts[batch][phone_name] for batch in S.batches), key=lambda verdict: verdict.ratio)
 lost_in_test = tests["dense"].accuracy - tests[phone_name].accuracy
 ahead = tests[phone_name].accuracy - tests["small net"].accuracy
 FULL = PROFILE == "full"
 run.claim("smaller", "Times smaller file than the dense network's, both in half precision", smaller[phone_name],
           at_least=6 if FULL else 2, over_seeds=FULL)  # fmt: skip
 run.claim("faster", "Times faster than the dense network in ONNX Runtime, at the better of the two batch sizes",
-          max(speeds.values()), at_least=2.5 if FULL else 1.3, over_seeds=FULL, timing=True)  # fmt: skip
+          fastest.ratio, at_least=2.5 if FULL else 1.3, over_seeds=FULL, timing=True,
+          interval=fastest.cleared)  # fmt: skip
 run.claim("accuracy-kept", "Test accuracy lost against the dense network (fraction)", lost_in_test,
           at_most=0.01 if FULL else 0.1, over_seeds=FULL)  # fmt: skip
 

@@ -506,6 +506,21 @@ def test_one_failure_anywhere_fails_and_the_last_line_counts(parts, code, last, 
     assert capsys.readouterr().out.splitlines()[-1] == last
 
 
+def test_notebooks_run_side_by_side_with_a_thread_each_and_say_why_they_failed(monkeypatch, capsys):
+    answers = {"a": (0, ""), "b": (1, "failed: b, cell [3]: no\nmore\n"), "c": (3, "Traceback\nKilled")}
+    threads = []
+
+    def run(command, *, env, **options):
+        threads.append(env["OMP_NUM_THREADS"])
+        code, said = answers[command[4]]
+        return subprocess.CompletedProcess(command, code, stdout="", stderr=said)
+
+    monkeypatch.setattr(testing.subprocess, "run", run)
+    failures = testing._side_by_side([Path(f"{name}.py") for name in answers])
+    assert failures == ["b, cell [3]: no", "c: Traceback\nKilled"] and threads == ["1"] * 3
+    assert capsys.readouterr().out.count("done in") == 3
+
+
 def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     ran = []
 
@@ -519,9 +534,12 @@ def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", Path(before).parent)
     (Path(before).parent / "01_one.ipynb").touch()
     monkeypatch.setattr(testing, "_pytest", pytest_run)
+    monkeypatch.setattr(chapters, "is_timed", lambda source: source.stem == "02_two")
+    together: list[str] = []
+    monkeypatch.setattr(testing, "_side_by_side", lambda sources: together.extend(s.stem for s in sources) or [])
     assert commands.main(["test"]) == 1
     assert [name for name, _ in ran] == ["unit", "nbval", "notebook"]
-    assert course["executed"] == [("01_one", "quick", 0), ("02_two", "quick", 0)]
+    assert together == ["01_one"] and course["executed"] == [("02_two", "quick", 0)]
     assert course["fetched"] == ["mnist", "cifar10", "imdb"]
     smoke = str(Path(before).parent / "build/test/smoke")
     single = {"OMP_NUM_THREADS": "1"}

@@ -241,6 +241,42 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
     assert staleness.stale() == dict.fromkeys(["90_tiny", "91_one"], "shows other results than those in data")
 
 
+def test_full_results_of_other_code_are_listed(built, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", built / "results")
+    source = built / "notebooks/src/90_tiny.py"
+    now = staleness.identity_of(source)
+    cases = [now, now | {"helpers_sha256": "1"}, now | {"source_sha256": "2"}]
+    for seed, recorded in enumerate(cases):
+        result = {"notebook": "90_tiny", "profile": "full", "seed": seed, "provenance": PROVENANCE | recorded}
+        result |= {"models": [], "claims": [], "test_evaluations": [], "measurements": {}, "timings": {}}
+        path = built / f"results/full/90_tiny.seed{seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    assert staleness.stale_results() == {
+        "90_tiny.seed1": "were measured with other helpers",
+        "90_tiny.seed2": "are older than the source",
+    }
+
+
+def test_a_run_of_other_helpers_is_not_done(built, monkeypatch):
+    monkeypatch.setenv("COURSE_BUILD_DIR", str(built / "build"))
+    source = built / "notebooks/src/90_tiny.py"
+    path = built / "build/notebooks/quick/90_tiny.ipynb"
+    path.parent.mkdir(parents=True)
+    notebook = notebooks.build(source)
+    notebook.metadata["course"] = staleness.provenance(source, profile="quick", seed=0)
+    nbformat.write(notebook, path)
+    monkeypatch.setattr(notebooks, "_is_whole", lambda results: True)
+    assert notebooks.is_done(source, profile="quick", seed=0)
+    (built / "helpers/b.py").write_text("x = 2\n")
+    assert not notebooks.is_done(source, profile="quick", seed=0)
+
+
+@pytest.mark.parametrize(("text", "timed"), [("measure.time_interleaved(calls)", True), ("fit(net)", False)])
+def test_what_times_runs_alone(course, text, timed):
+    assert chapters.is_timed(write(course, text)) is timed
+
+
 def test_a_notebook_that_gives_another_full_time_than_the_results_is_stale(course, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", course / "results")
     source = write(course, TINY + 'print(evidence.timetable("90_tiny"))\n')

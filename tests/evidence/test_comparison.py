@@ -314,6 +314,13 @@ def test_the_images_are_those_of_the_evaluation_with_the_models_name(write):
     assert math.isnan(images["none"])
 
 
+def test_reviews_of_one_film_are_not_independent(write):
+    write("06_a", [model("net", 0.8) | {"task": "imdb"}], images=1_500)
+    write("02_a", [model("other", 0.8)], images=1_000)
+    found = evidence.runs().set_index("model")["images"]
+    assert found["net"] == found["other"] == 1_000
+
+
 def test_an_interval_of_accuracies_stays_between_0_and_1(write):
     for seed, accuracy in enumerate([0.99, 1.0]):
         write("02_a", [model("high", accuracy), model("low", 1 - accuracy)], seed=seed)

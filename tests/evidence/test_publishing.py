@@ -6,7 +6,7 @@ import pytest
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.evidence import publishing, reading
+from helpers.evidence import checksums, publishing, reading
 from tests.evidence.results_examples import NB, finished
 
 
@@ -32,15 +32,63 @@ def test_a_seed_that_comes_later_joins_the_published_ones():
     assert "error: holds" in said and "(n = 3)" in said and "0.9667 ± 0.2082" in said
 
 
-def test_publish_says_that_seeds_ran_from_two_versions_of_the_source(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    said = []
-    for seed, text in enumerate([b"# one\n", b"# one\n", b"# two\n"]):
-        paths.write_atomically(tmp_path / "notebooks" / "src" / f"{NB}.py", text)
-        finished(seed=seed)
-        said.append("\n".join(evidence.publish()))
-    assert ["versions" in text for text in said] == [False, False, True]
-    assert "Its seeds ran from 2 versions of the source; run the older ones again." in said[2]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source_sha256": "b" * 64}, "source"),
+        ({"helpers_sha256": "b" * 64}, "helpers"),
+        ({"versions": {"torch": "1"}}, "versions"),
+    ],
+)
+def test_seeds_of_different_code_are_not_published_together(change, said, monkeypatch):
+    finished(seed=0, models=[{}])
+    evidence.publish()
+    before = published()
+    provenance = evidence.Run._provenance
+    monkeypatch.setattr(evidence.Run, "_provenance", lambda self: provenance(self) | change)
+    finished(seed=1, models=[{}])
+    with pytest.raises(ValueError, match=f"{NB}: seeds 0, 1 differ in {said}; allowed: seeds of the same code"):
+        evidence.publish()
+    assert published() == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [("a", 0.1, 0.6, False), ("b", 0.1, 0.5, True)],
+        [("a", 0.1, 0.5, False), ("b", 0.1, 0.5, False)],
+        [("a", 0.1, 0.5, False)],
+    ],
+)
+def test_seeds_that_state_other_claims_are_not_published_together(other):
+    finished(seed=0, claims=[("a", 0.2, 0.5, False), ("b", 0.1, 0.5, True)])
+    finished(seed=1, claims=[("a", 0.3, 0.5, False), ("b", 0.2, 0.5, True)])
+    evidence.publish()
+    finished(seed=2, claims=other)
+    with pytest.raises(ValueError, match="differ in claim '"):
+        evidence.publish()
+    assert sorted(published()) == [f"results/full/{NB}.seed{seed}.json" for seed in (0, 1)]
+
+
+def published() -> dict[str, bytes]:
+    return {
+        path.relative_to(paths.DATA).as_posix(): path.read_bytes() for path in (paths.DATA / "results").rglob("*.json")
+    }
+
+
+def test_what_was_published_and_then_edited_is_noticed():
+    finished(seed=0, models=[{"size": 40}])
+    evidence.publish()
+    assert checksums.changed() == [] and len(checksums.known()) == 2
+    result, model = paths.RESULTS / f"full/{NB}.seed0.json", next((paths.DATA / "models").iterdir())
+    result.write_bytes(result.read_bytes().replace(b"0.99", b"0.98"))
+    assert checksums.changed() == [f"results/full/{NB}.seed0.json"]
+    finished(seed=0, models=[{"size": 40}])
+    evidence.publish()
+    assert checksums.changed() == []
+    model.unlink()
+    (paths.RESULTS / "full/03_other.seed0.json").write_text("{}")
+    assert checksums.changed() == [f"models/{model.name}", "results/full/03_other.seed0.json"]
 
 
 def test_publish_copies_only_the_front_and_only_small_files(monkeypatch, tmp_path):

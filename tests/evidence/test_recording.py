@@ -1,6 +1,7 @@
 """Results: claims cannot be faked, files are strict JSON, publishing neither mixes nor picks."""
 
 import math
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import evidence, training
-from helpers.core import paths
+from helpers.core import identity, paths
 from helpers.data import Split
 from helpers.evidence import recording
 from tests.evidence.results_examples import NB, add, finished, loaded, timed
@@ -324,3 +325,39 @@ def test_say_displays_markdown_in_a_notebook(monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
     evidence.say("**so**")
     assert shown == [{"text/markdown": "**so**", "text/plain": "**so**"}]
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome", "said"),
+    [((1.4, 1.6), True, "Holds"), ((1.2, 1.6), None, "Undecided"), ((1.1, 1.25), False, "Does not hold")],
+)
+def test_a_claim_about_time_is_decided_by_its_interval(interval, outcome, said, capsys):
+    run = evidence.start(NB, profile="quick", seed=0)
+    value = sum(interval) / 2
+    run.claim("fast", "Times as fast", value, at_least=1.3, timing=True, interval=interval)
+    assert f"**{said}" in capsys.readouterr().out
+    if outcome is False:
+        with pytest.raises(evidence.ClaimError, match="fast"):
+            run.finish()
+    else:
+        run.finish()
+    stored = loaded(NB, profile="quick")["claims"][0]
+    assert stored["holds"] is outcome and stored["interval"] == list(interval)
+
+
+def test_an_interval_holds_its_value():
+    run = evidence.start(NB, profile="quick", seed=0)
+    with pytest.raises(ValueError, match="claim 'fast': interval=.*; allowed: one that holds value=2.0"):
+        run.claim("fast", "Times as fast", 2.0, at_least=1.3, interval=(1.0, 1.5))
+
+
+def test_a_result_says_where_it_comes_from():
+    finished()
+    result = loaded(NB, profile="full")
+    assert result["schema"] == 2
+    provenance = result["provenance"]
+    source = paths.ROOT / f"notebooks/src/{NB}.py"
+    assert provenance["helpers_sha256"] == identity.of_notebook(source)
+    assert provenance["versions"]["torch"] == provenance["torch"] == torch.__version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True).stdout.strip()
+    assert (provenance["commit"] or "").rstrip("+") == head

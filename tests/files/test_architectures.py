@@ -17,7 +17,7 @@ from torch import nn
 from helpers import files, nets, pruning, quantization, runtime
 from helpers.core import modules, paths
 from helpers.data import Split
-from helpers.files import PackingError, coded, encoding, stating, writing
+from helpers.files import PackingError, architectures, coded, encoding, families, stating, writing
 from helpers.runtime import networks, prediction
 
 PACKED = sorted(paths.MODELS.glob("*.pack"))
@@ -147,7 +147,7 @@ def test_a_network_comes_back_untold_and_answers_the_same(name, way, tmp_path):
     assert torch.equal(answers(found, inputs(name)), answers(expected, inputs(name)))
     if way != "half":  # an RNN's kernel adds up otherwise where a parametrization computes the weights
         torch.testing.assert_close(answers(found, inputs(name)), answers(net, inputs(name)), rtol=1e-5, atol=1e-5)
-    assert files.contents(path).architecture == files.state(net) != ""
+    assert files.contents(path).architecture == architectures.state(net) != ""
     assert files.describe(found) == files.describe(net)
 
 
@@ -178,7 +178,7 @@ def test_numpy_answers_as_torch(name, way, tmp_path):
     found = runtime.open_network(path)
     near = np.abs(found.logits(images.numpy()) - expected).max(1) < 1e-4 * np.abs(expected).max()
     assert near.mean() >= (0.5 if "bits" in way else 1)
-    assert found.name == files.FAMILIES[name].title
+    assert found.name == families.FAMILIES[name].title
 
 
 @pytest.mark.parametrize("name", ["cifarnet", "resnet18"])
@@ -245,10 +245,10 @@ def test_a_network_is_described():
 
 
 def test_what_the_header_says():
-    assert files.state(nets.resnet18()) == "resnet18"
-    assert files.state(ThinResNet18(pixels=32)) == "resnet18:32"
-    assert files.state(text(nets.RNN, 3, max_tokens=7)) == "rnn:7"
-    assert files.state(nets.mlp_1200()) == "mlp"
+    assert architectures.state(nets.resnet18()) == "resnet18"
+    assert architectures.state(ThinResNet18(pixels=32)) == "resnet18:32"
+    assert architectures.state(text(nets.RNN, 3, max_tokens=7)) == "rnn:7"
+    assert architectures.state(nets.mlp_1200()) == "mlp"
 
 
 class Tanh(nets.LeNet5):
@@ -562,4 +562,4 @@ def test_recognising_needs_no_torch():
 
 
 def test_every_family_is_tested():
-    assert [*NETWORKS] == [*files.FAMILIES] and {*networks.NETWORKS} == {*VISION}
+    assert [*NETWORKS] == [*families.FAMILIES] and {*networks.NETWORKS} == {*VISION}

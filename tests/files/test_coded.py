@@ -23,7 +23,7 @@ from torch import nn
 
 from helpers import files, nets, pruning, quantization
 from helpers.data import Split
-from helpers.files import coded, range_coder
+from helpers.files import coded, coded_reading, range_coder
 
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -431,7 +431,7 @@ def test_a_decision_costs_its_bits_and_a_32nd_and_a_value_a_1024th(folder):
 
 def test_a_large_file_of_few_decisions_pays_for_them(folder):
     """Half a million zeros are read from a few bytes; values that are all the same cost nothing; more are refused."""
-    found = files.decode(sealed([0, ["x", "<f4", [500_000], 1, "raw"]], WORDS))["x"]
+    found = coded_reading.decode(sealed([0, ["x", "<f4", [500_000], 1, "raw"]], WORDS))["x"]
     assert found.shape == (500_000,) and not found.any()
     (folder / "x.pack").write_bytes(sealed([4, ["x", "<f4", [10**6], 0, "table", 1]], ONE))
     assert files.read(folder / "x.pack")["x"].sum() == 10**6
@@ -486,7 +486,7 @@ def test_forged_files_are_refused_at_once(folder):
             spoiled[random.randrange(len(rest))] ^= 1 << random.randrange(8)
         start = time.process_time()
         try:
-            files.decode(sealed(forged(header, random), bytes(spoiled[: len(rest) - 4 * (number % 7 == 0)])))
+            coded_reading.decode(sealed(forged(header, random), bytes(spoiled[: len(rest) - 4 * (number % 7 == 0)])))
         except files.PackingError as error:
             assert "\n" not in str(error) and len(str(error)) < 500
             refused += 1

@@ -412,3 +412,8 @@ def test_tables_and_records():
     assert records[1]["interval"] == list(verdicts["b"].interval)
     with pytest.raises(ValueError, match="batch=0"):
         measure.latency_records(verdicts, runtime="eager", batch=0)
+
+
+def test_what_a_claim_is_decided_by_clears_the_control():
+    verdict = measure.Verdict("a", 1.0, 2.0, (1.8, 2.2), (0.9, 1 / 0.9), "faster")
+    assert verdict.cleared == pytest.approx((1.8 * 0.9, 2.2 / 0.9))
