@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OWN = "14"  # the notebook that shows the board does not stand on it
 GOALS = {"a smaller file": "file ÷", "fewer multiplications": "MACs ÷", "a shorter wait": "speed ×"}
-DESIGN_EFFECT = {"imdb": 1.5}  # reviews of one film are judged alike: so many tell as much as one independent one
+DESIGN_EFFECT = {"imdb": 1.5}  # so many reviews tell as much as one independent one: those of a film are judged alike
 SAME_SIZE = 1.1  # files whose sizes are further apart are not those of one network
 
 
