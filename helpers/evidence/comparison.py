@@ -5,12 +5,12 @@ what a mean would hide: seeds that chose another method, networks of another siz
 measured.
 """
 
+import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from helpers.core import checks
+from helpers.core import checks, paths
 from helpers.evidence.provenance import errata, origin
 from helpers.evidence.publishing import decided
 from helpers.evidence.tables import recorded
@@ -127,8 +127,8 @@ def runs(*, build: bool = True) -> "pd.DataFrame":
     Which results count: see `evidence.recorded`. Of each model full ones replace quick ones. Columns: task, model (its
     name, and the notebook's number if another model has the same name, or the seeds if they chose differently), recipe
     (without the seeds), notebook, profile, source, seed, of_runs (how many runs of the notebook there are), method,
-    technique, dense, accuracy, images (independent test images; NaN if unknown), weights, nonzero, macs, bytes (NaN without a
-    file), latency (a list), base, and of the base in the same run base_accuracy, base_weights, base_bytes and
+    technique, dense, accuracy, images (independent test images; NaN if unknown), weights, nonzero, macs, bytes (NaN
+    without a file), latency (a list), base, and of the base in the same run base_accuracy, base_weights, base_bytes and
     base_macs (NaN if there is none), provenance (of the run).
     """
     import pandas as pd
@@ -191,7 +191,10 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         row |= {"bytes": model.get("file_bytes") or math.nan, "latency": model.get("latency") or []}
         row |= {f"base_{key}": base.get(key, math.nan) for key in ("accuracy", "weights", "macs")}
-        row |= {"base_bytes": base.get("file_bytes") or math.nan, "technique": technique(model, base)}
+        row |= {
+            "base_bytes": base.get("file_bytes") or math.nan,
+            "technique": technique(model, base, result["notebook"]),
+        }
         rows.append(row | {"dense": row["technique"] in ("dense", "a thin dense net")})
     return rows
 
@@ -207,26 +210,24 @@ def _images(model: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) 
     return counts.pop() / DESIGN_EFFECT.get(model["task"], 1.0) if len(counts) == 1 else math.nan
 
 
-def technique(model: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Return in a few words what was done to `base` to get `model` (both as recorded), by numbers where possible.
+def technique(model: Mapping[str, Any], base: Mapping[str, Any], notebook: str = "") -> str:
+    """Return in a few words what was done to `base` to get `model`, both as `notebook` recorded them.
 
-    MACs that are gone mean that filters were removed, zeros beyond half of the weights that weights were pruned; bits,
-    vocabularies and teachers are found in the words of the method.
+    Files of before name no techniques; those of the published ones stand in data/results/techniques.json.
     """
-    method, parts = model["method"].lower(), []
-    if re.search(r"from scratch|^dense", method) and base:
-        parts.append("a thin dense net")
-    elif re.search(r"fewer words|low-rank", method):
-        parts.append("a smaller embedding")
-    elif base and model["macs"] < 0.98 * base["macs"]:
-        parts.append("filters removed")
-    if not parts and model["nonzero"] < 0.5 * model["weights"]:
-        parts.append("weights pruned")
-    if re.search(r"\d+-bit|\d+ bits|\bint\d|quanti", method):
-        parts.append("fewer bits")
-    if re.search(r"taught|soft targets|distil", method):
-        parts.append("a teacher")
-    return " + ".join(parts) or ("other" if base else "dense")
+    if "techniques" in model:
+        known = model["techniques"]
+    else:
+        known = _techniques_of_before().get((notebook, model["name"], model["method"]), [])
+    return " + ".join(known) or ("other" if base else "dense")
+
+
+def _techniques_of_before() -> dict[tuple[str, str, str], list[str]]:
+    path = paths.RESULTS / "techniques.json"
+    if not path.exists():
+        return {}
+    (rows,) = json.loads(path.read_bytes()).values()
+    return {(row["notebook"], row["model"], row["method"]): row["techniques"] for row in rows}
 
 
 def _without_copies(frame: "pd.DataFrame") -> "pd.DataFrame":

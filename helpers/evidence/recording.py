@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,7 @@ class Run:
         nonzero: int,
         macs: int,
         split: str = "test",
+        techniques: Sequence[str] = (),
         base: str | None = None,
         file: Path | None = None,
         latency: Iterable[Mapping[str, Any]] = (),
@@ -148,14 +149,15 @@ class Run:
     ) -> None:
         """Record one model for the leaderboard.
 
-        accuracy: a fraction. weights: those of its shape, without biases. nonzero: those that the stored
-        model keeps, at least one and at most all. macs: at least one. split: "test" or "validation", what the accuracy
-        is of. base: the name of the dense model that it is compared with. file: what `packing` wrote; it is copied
-        under build/models/, and its hash and bytes recorded. latency: `measure.latency_records`. more: any further
-        fields. Raises ValueError for a number that cannot be, a name with a slash and an empty file.
+        accuracy: a fraction. weights: those of its shape, without biases. nonzero: those that the stored model keeps,
+        at least one and at most all. macs: at least one. split: "test" or "validation", what the accuracy is of.
+        techniques: what was done to it, of `schema.TECHNIQUES`; nothing to a dense one. base: the name of the dense
+        model that it is compared with. file: what `files` wrote; it is copied under build/models/, and its hash and
+        bytes recorded. latency: `measure.latency_records`. more: any further fields. Raises ValueError for a number
+        that cannot be, an unknown technique, a name with a slash and an empty file.
         """
         record: dict[str, Any] = {"name": name, "task": task, "method": method, "split": split}
-        record |= {"accuracy": accuracy, "base": base}
+        record |= {"accuracy": accuracy, "techniques": list(techniques), "base": base}
         record |= {"weights": weights, "nonzero": nonzero, "macs": macs, "latency": list(latency)}
         if wrong := sorted({"file_bytes", "file_sha256"} & more.keys()):
             raise ValueError(f"{wrong[0]}={more[wrong[0]]!r}; allowed: file, of which bytes and hash are taken")

@@ -13,6 +13,9 @@ from helpers.core import checks
 from helpers.core.checks import is_float
 
 PROFILES = ("smoke", "quick", "full")
+TECHNIQUES = (
+    *("filters removed", "weights pruned", "a smaller embedding", "a thin dense net", "fewer bits", "a teacher"),
+)
 SCHEMA = 2  # of a results file; those of 1 name no schema, no commit, no helpers and no versions beside torch's
 
 
@@ -57,6 +60,8 @@ def checked_model(record: Mapping[str, Any]) -> dict[str, Any]:
     checks.choice("split", record["split"], ("test", "validation"))
     if record["base"] is not None:
         is_text("base", record["base"])
+    for technique in record.get("techniques", ()):
+        checks.choice("techniques", technique, TECHNIQUES)
     checked: dict[str, Any] = {key: is_whole(key, record[key]) for key in ("weights", "nonzero", "macs")}
     if checked["nonzero"] > checked["weights"]:
         raise ValueError(f"nonzero={checked['nonzero']}; allowed: at most weights={checked['weights']}")

@@ -582,18 +582,19 @@ exercises.check("00.1", lambda: 990, measured=measured)
 
 # %%
 recorded = {
-    "dense": ("lenet5-dense", "none"),
-    "a tenth of the weights": ("lenet5-tenth", "global magnitude, one epoch"),
-    "8-bit weights": ("lenet5-8-bit", "rounding to 8 bits"),
+    "dense": ("lenet5-dense", "none", []),
+    "a tenth of the weights": ("lenet5-tenth", "global magnitude, one epoch", ["weights pruned"]),
+    "8-bit weights": ("lenet5-8-bit", "rounding to 8 bits", ["fewer bits"]),
 }
 latency = measure.latency_records(verdicts, runtime="eager", batch=1)
 accuracy = {}
-for key, (name, method) in recorded.items():
+for key, (name, method, techniques) in recorded.items():
     accuracy[key] = run.test(name, models[key], mnist.test.take(S.test)).accuracy
     run.model(
         name,
         task="mnist",
         method=method,
+        techniques=techniques,
         base=None if key == "dense" else "lenet5-dense",
         accuracy=accuracy[key],
         weights=measure.count_weights(models[key]),

@@ -685,6 +685,7 @@ run.model(
     f"lenet5-sparse-{S.ratio}x",
     task="mnist",
     method="gradual, by Fisher score, taught",
+    techniques=["weights pruned", "a teacher"],
     base="lenet5-dense",
     accuracy=test.accuracy,
     weights=measure.count_weights(dense),

@@ -843,6 +843,13 @@ def latency(name):
     return [record for record in records if record["variant"] == name]
 
 
+def techniques(name):
+    """What was done to a network, for the results file."""
+    if name in filters:
+        return ["filters removed"] + ["a teacher"] * (chosen == "taught")
+    return [] if name == "dense" else ["a thin dense net"]
+
+
 recorded = {"dense": f"{S.net}-dense", "a thin dense net": f"{S.thin}-dense"}
 recorded |= {name: f"{S.net}-{name.replace(' ', '-')}" for name in filters}
 for name, test in tests.items():
@@ -852,6 +859,7 @@ for name, test in tests.items():
         recorded[name],
         task="cifar10",
         method=f"filters by {score}, {scope}, {chosen}" if name in filters else "dense",
+        techniques=techniques(name),
         base=None if name == "dense" else recorded["dense"],
         accuracy=test.accuracy,
         weights=measure.count_weights(finalists[name]),

@@ -797,6 +797,7 @@ for name, model, evaluation, file, base in [
         name,
         task="imdb",
         method=f"fewer words (by {winner}), low-rank embedding" if base else "dense",
+        techniques=["a smaller embedding"] if base else [],
         base=base,
         accuracy=evaluation.accuracy,
         weights=measure.count_weights(bag if base else model),

@@ -759,10 +759,11 @@ def latency(name):
 
 
 recorded = dict(zip(finalists, ["resnet18-dense", "resnet18-pruned", "small-from-scratch"], strict=True))
+techniques = dict(zip(finalists, [[], ["filters removed", "a teacher"], ["a thin dense net"]], strict=True))
 methods = dict(zip(finalists, ["transferred", f"transferred, pruned by {score}, taught", "from scratch"], strict=True))
 for name in finalists:
     run.model(
-        recorded[name], task="cat-or-dog", method=f"{methods[name]}, half precision",
+        recorded[name], task="cat-or-dog", method=f"{methods[name]}, half precision", techniques=techniques[name],
         base=None if name == "dense" else recorded["dense"], accuracy=tests[name].accuracy,
         weights=measure.count_weights(nets[name]), nonzero=measure.count_nonzero(nets[name]), macs=macs(nets[name]),
         file=files[name].path, latency=latency(name),

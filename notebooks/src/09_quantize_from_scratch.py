@@ -996,8 +996,8 @@ for name, (task, dense_name, model, file, method) in recorded.items():
     write_dense(originals[task], full)
     run.model(dense_name, task=task, method="dense", accuracy=tests[dense_name].accuracy, macs=macs, file=full,
               weights=measure.count_weights(originals[task]), nonzero=measure.count_nonzero(originals[task]))  # fmt: skip
-    run.model(name, task=task, method=method, base=dense_name, accuracy=tests[name].accuracy, macs=macs, file=file.path,
-              weights=measure.count_weights(model), nonzero=measure.count_nonzero(model))  # fmt: skip
+    run.model(name, task=task, method=method, techniques=["fewer bits"], base=dense_name, macs=macs, file=file.path,
+              accuracy=tests[name].accuracy, weights=measure.count_weights(model), nonzero=measure.count_nonzero(model))  # fmt: skip
 run.finish()
 
 # %% [markdown]

@@ -1216,7 +1216,7 @@ latency = [
 run.model(dense_name, task="cifar10", method="dense", accuracy=tests[dense_name].accuracy, file=run.scratch("dense.pack"),
           nonzero=measure.count_nonzero(net), **counted)  # fmt: skip
 run.model(f"{S.net}-int8", task="cifar10", method="8-bit weights and activations, ONNX Runtime", base=dense_name, file=int8,
-          accuracy=tests[f"{S.net}-int8"].accuracy, nonzero=measure.count_nonzero(net), latency=latency, **counted)  # fmt: skip
+          techniques=["fewer bits"], accuracy=tests[f"{S.net}-int8"].accuracy, nonzero=measure.count_nonzero(net), latency=latency, **counted)  # fmt: skip
 run.finish()
 
 # %% [markdown]

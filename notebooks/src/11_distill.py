@@ -1365,6 +1365,7 @@ for name, model, evaluation, task, example, base in [
     ("imdb-bag-taught", bags["taught by all three"], bag_tests["taught by all three"], "imdb", one_review, None),
 ]:  # fmt: skip
     run.model(name, task=task, method="soft targets and labels" if "taught" in name else "labels alone", base=base,
+              techniques=["a teacher"] * ("taught" in name),
               accuracy=evaluation.accuracy, weights=measure.count_weights(model), nonzero=measure.count_nonzero(model),
               macs=measure.count_macs(model, example))  # fmt: skip
 run.finish()

@@ -1176,19 +1176,22 @@ def kept_latency(clock, name, batch=1):
 
 
 recorded = {
-    "lenet5-dense": ("mnist", None, "dense", dense, dense_file.path, kept_latency(digit_clock, "LeNet-5")),
-    "lenet5-coded": ("mnist", "lenet5-dense", "pruned, quantized, range-coded, taught", tuned, small.path,
+    "lenet5-dense": ("mnist", None, "dense", [], dense, dense_file.path, kept_latency(digit_clock, "LeNet-5")),
+    "lenet5-coded": ("mnist", "lenet5-dense", "pruned, quantized, range-coded, taught", ["weights pruned", "fewer bits", "a teacher"],
+                     tuned, small.path,
                      kept_latency(digit_clock, "sparse")),
-    "lenet5-thin-coded": ("mnist", "lenet5-dense", "filters, neurons and inputs out, 5 bits, range-coded, taught", thin_dense,
-                          thin_file.path, kept_latency(digit_clock, "thin")),
-    f"{S.net}-dense": ("cifar10", None, "dense", big, photo_dense.path, []),
-    f"{S.net}-combined": ("cifar10", f"{S.net}-dense", "filters out, taught, 4-bit weights, range-coded", combined,
+    "lenet5-thin-coded": ("mnist", "lenet5-dense", "filters, neurons and inputs out, 5 bits, range-coded, taught",
+                          ["filters removed", "fewer bits", "a teacher"], thin_dense, thin_file.path, kept_latency(digit_clock, "thin")),
+    f"{S.net}-dense": ("cifar10", None, "dense", [], big, photo_dense.path, []),
+    f"{S.net}-combined": ("cifar10", f"{S.net}-dense", "filters out, taught, 4-bit weights, range-coded",
+                          ["filters removed", "fewer bits", "a teacher"], combined,
                           photo_files["coded"].path, kept_latency(runtime_clock, "lean, ONNX Runtime")),
-    f"{S.net}-combined-int8": ("cifar10", f"{S.net}-dense", "the same weights, int8", combined, int8,
+    f"{S.net}-combined-int8": ("cifar10", f"{S.net}-dense", "the same weights, int8",
+                               ["filters removed", "fewer bits", "a teacher"], combined, int8,
                                kept_latency(runtime_clock, "lean, int8, ONNX Runtime")),
 }  # fmt: skip
-for name, (task, base, method, model, file, latency) in recorded.items():
-    run.model(name, task=task, base=base, method=method, accuracy=tests[name].accuracy, weights=measure.count_weights(model),
+for name, (task, base, method, techniques, model, file, latency) in recorded.items():
+    run.model(name, task=task, base=base, method=method, techniques=techniques, accuracy=tests[name].accuracy, weights=measure.count_weights(model),
               nonzero=measure.count_nonzero(model), macs=measure.count_macs(model, ONE if task == "mnist" else PHOTO),
               file=file, latency=latency)  # fmt: skip
 run.finish()
