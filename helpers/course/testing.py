@@ -16,6 +16,7 @@ from pathlib import Path
 from helpers.core import paths
 from helpers.course import running
 
+CHECKS = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
 SIDE_BY_SIDE = 2  # notebooks; each takes up to 3 GB
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4"]  # pytest-xdist: each process imports torch, half a gigabyte
 
@@ -38,7 +39,9 @@ def test(args: argparse.Namespace) -> int:
     folder = paths.ROOT / "build" / "test"  # not the reader's own results
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["COURSE_BUILD_DIR"] = str(folder)
-    parts = {"unit tests": _pytest(folder / "unit.xml", ["tests"])}
+    wrong = _checked()
+    parts = {"linter, formatter, types": Counter(failed=len(wrong), passed=len(CHECKS) - len(wrong))}
+    parts["unit tests"] = _pytest(folder / "unit.xml", ["-p", "no:nbval", "tests"])
     print("\nEvery notebook in the quick profile, its claims asserted", flush=True)
     untimed = [source for source in chapters.sources() if not chapters.is_timed(source)]
     failures = _side_by_side(untimed)
@@ -103,16 +106,16 @@ def _pytest(report: Path, options: list[str], **variables: str) -> Counter[str]:
     return Counter(passed=passed, skipped=skipped, failed=max(failed, int(code not in (0, 5))))
 
 
+def _checked(tools: list[list[str]] = CHECKS) -> list[str]:
+    """Run the tools that look at the code; return the names of those that found something."""
+    codes = [subprocess.run([sys.executable, "-m", *tool], cwd=paths.ROOT).returncode for tool in tools]
+    return [tool[0] for tool, code in zip(tools, codes, strict=True) if code]
+
+
 def check(args: argparse.Namespace) -> int:
     """Run the linter, the formatter, the type checker and the fast tests. Return the exit code."""
-    tools = [
-        ["ruff", "check", "."],
-        ["ruff", "format", "--check", "."],
-        ["mypy"],
-        ["pytest", "-q", *PARALLEL, "-m", "not notebook and not slow and not data", "tests"],
-    ]
-    codes = [subprocess.run([sys.executable, "-m", *tool], cwd=paths.ROOT).returncode for tool in tools]
-    failed = [tool[0] for tool, code in zip(tools, codes, strict=True) if code]
+    fast = ["pytest", "-q", *PARALLEL, "-p", "no:nbval", "-m", "not notebook and not slow and not data", "tests"]
+    failed = _checked([*CHECKS, fast])
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0
 

@@ -534,11 +534,12 @@ def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", Path(before).parent)
     (Path(before).parent / "01_one.ipynb").touch()
     monkeypatch.setattr(testing, "_pytest", pytest_run)
+    monkeypatch.setattr(testing, "_checked", lambda: ran.append(("checks", {})) or ["mypy"])
     monkeypatch.setattr(chapters, "is_timed", lambda source: source.stem == "02_two")
     together: list[str] = []
     monkeypatch.setattr(testing, "_side_by_side", lambda sources: together.extend(s.stem for s in sources) or [])
     assert commands.main(["test"]) == 1
-    assert [name for name, _ in ran] == ["unit", "nbval", "notebook"]
+    assert [name for name, _ in ran] == ["checks", "unit", "nbval", "notebook"]
     assert together == ["01_one"] and course["executed"] == [("02_two", "quick", 0)]
     assert course["fetched"] == ["mnist", "cifar10", "imdb"]
     smoke = str(Path(before).parent / "build/test/smoke")
