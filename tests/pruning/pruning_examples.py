@@ -25,3 +25,17 @@ class Tied(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.middle(self.embedding(tokens)).relu().mean(1))
+
+
+def torch_masks(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key.removesuffix('_mask')}": value.bool()
+        for name, layer in model.named_modules()
+        for key, value in layer.named_buffers(recurse=False)
+        if key.endswith("_mask")
+    }
+
+
+def assert_equal_masks(ours, theirs) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
