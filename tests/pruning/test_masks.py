@@ -13,9 +13,9 @@ from helpers import checkpoints, nets, pruning, training
 from helpers.data import Split
 from helpers.pruning import schedules
 from helpers.training import loop
+from tests.pruning.pruning_examples import assert_equal_masks, torch_masks
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
-from tests.pruning.pruning_examples import assert_equal_masks, torch_masks
 
 
 @pytest.fixture
