@@ -39,3 +39,7 @@ def torch_masks(model: nn.Module) -> dict[str, torch.Tensor]:
 def assert_equal_masks(ours, theirs) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def half_of(name: str, *shape: int) -> dict[str, torch.Tensor]:
+    return {name: torch.arange(torch.Size(shape).numel()).view(shape) % 2 == 0}

@@ -13,7 +13,7 @@ from helpers import checkpoints, nets, pruning, training
 from helpers.data import Split
 from helpers.pruning import schedules
 from helpers.training import loop
-from tests.pruning.pruning_examples import assert_equal_masks, torch_masks
+from tests.pruning.pruning_examples import assert_equal_masks, half_of, torch_masks
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
 

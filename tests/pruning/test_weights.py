@@ -11,7 +11,9 @@ from helpers import nets, pruning, training
 from helpers.core import modules
 from helpers.data import Split
 from helpers.pruning import masks
-from tests.pruning.pruning_examples import TOKENS, Tied, assert_equal_masks, reading
+from tests.pruning.pruning_examples import TOKENS, Tied, assert_equal_masks, half_of, reading
+
+LAYERS = ("conv1", "conv2", "fc1", "fc2")
 
 
 @pytest.fixture
@@ -109,10 +111,6 @@ class Alias(nn.Module):
 
 
 WORDS = torch.arange(10).view(2, 5)
-
-
-def half_of(name: str, *shape: int) -> dict[str, torch.Tensor]:
-    return {name: torch.arange(torch.Size(shape).numel()).view(shape) % 2 == 0}
 
 
 def test_a_tied_tensor_counts_once_under_its_first_name():
