@@ -1,4 +1,4 @@
-"""Shared code of the model-compression course. One module per idea; import the module that you need.
+"""Shared code of the model-compression course. One package per subject; import what you need from it.
 
 `import helpers` alone loads nothing heavy: set-up, data fetching and reading packed files work without torch.
 """

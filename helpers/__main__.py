@@ -1,6 +1,6 @@
 """`python -m helpers`: run one command, and answer Ctrl-C with one sentence, whenever it comes.
 
-Only this small module is imported before the answer is ready; the commands are in `commands`.
+Only this small module is imported before the answer is ready; the commands are in `helpers.course.commands`.
 """
 
 from __future__ import annotations

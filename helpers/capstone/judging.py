@@ -349,7 +349,7 @@ class _Task:
     data: Callable[[], Any]
     classes: int
     shape: tuple[int, ...]
-    dense: str  # a function of `models`
+    dense: str  # a function of `helpers.nets`
 
 
 def _data(name: str) -> Callable[[], Any]:

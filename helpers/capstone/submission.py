@@ -25,7 +25,7 @@ MODULES = {
     "torch",
     "typing",
 }
-UNSEEN_READERS = {  # of torch, they open files without Python; the last two hand out what does
+UNSEEN_READERS = {  # attributes of torch that open files unseen by Python, or (the last two) lead to modules that can
     "from_file", "jit", "ops", "load_library", "cpp_extension", "package", "PackageImporter", "_C", "sys",
 }  # fmt: skip
 BUILTINS = {"__import__", "eval", "exec", "compile", "getattr", "setattr", "delattr", "globals", "locals", "vars"}
@@ -53,7 +53,7 @@ def opened(submission: Path, build: Any) -> tuple[bytes, str]:
         path, source = _in_folder(submission)
     content = _content(path)
     if content.startswith(PICKLES):
-        raise Refused(FILE, f"{path.name} is a pickle or a zip, which can hold code: write it with packing or as ONNX.")
+        raise Refused(FILE, f"{path.name} is a pickle or a zip, which can hold code: write it with `files` or as ONNX.")
     if content.startswith(b"MCPACK"):
         _check_imports(source)
         return content, source

@@ -28,7 +28,7 @@ def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
     Raises ValueError for a state that is no tensor, or is not there yet, and for a quantized model.
     """
     if grids := [*quantization.weight_grids(model), *quantization.input_grids(model)]:
-        raise ValueError(f"model is quantized ({grids[0]!r}); allowed: packing.write_quantized, or quantization.bake")
+        raise ValueError(f"model is quantized ({grids[0]!r}); allowed: files.write_quantized, or quantization.bake")
     state = model_arrays.state_of(modules.materialized(model))
     first = model_arrays.first_of(state)
     whole = {

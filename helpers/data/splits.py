@@ -1,7 +1,7 @@
 """The datasets, in memory and each in train, validation and test.
 
 Images are two tensors a split: at this size, a loader that fetches example by example costs more than the
-network. What comes from `sources` has been verified byte by byte.
+network. What comes from `helpers.fetching` has been verified byte by byte.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Distillation: losses in which a trained network's answers, or where it looks, teach another one."""
+"""Teachers: asked at each step, asked beforehand, or several as one."""
 
 from collections.abc import Callable, Iterable
 

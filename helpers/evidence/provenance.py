@@ -16,9 +16,14 @@ def origin(results: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         ", ".join(dict.fromkeys(map(_code, found))),
         ", ".join(dict.fromkeys(machine_text(each["machine"]) for each in found)),
-        ", ".join(dict.fromkeys(str(each.get("threads", "?")) for each in found)) + " threads",
+        _threads([each.get("threads", "?") for each in found]),
     ]
     return "; ".join(parts) + f" {MIXED}" * (not is_of_one_source(results))
+
+
+def _threads(counts: Sequence[Any]) -> str:
+    each = dict.fromkeys(map(str, counts))
+    return f"{', '.join(each)} thread{'s' * ([*each] != ['1'])}"
 
 
 def is_of_one_source(results: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,4 +1,4 @@
-"""Results read back: of this build, or the published ones."""
+"""Results read back, of this build or the published ones; where they lie; and the literature's."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a notebook measured: record it, claim it, publish it, compare it.
+"""What a notebook measured: record it and claim it.
 
 A notebook calls `start`, records models and claims on the `Run` that it gets, and calls `Run.finish` last.
 The outcome of a claim is computed from the measured value and a bound; nobody can state it. Results are JSON

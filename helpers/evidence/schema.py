@@ -14,7 +14,12 @@ from helpers.core.checks import is_float
 
 PROFILES = ("smoke", "quick", "full")
 TECHNIQUES = (
-    *("filters removed", "weights pruned", "a smaller embedding", "a thin dense net", "fewer bits", "a teacher"),
+    "filters removed",
+    "weights pruned",
+    "a smaller embedding",
+    "a thin dense net",
+    "fewer bits",
+    "a teacher",
 )
 SCHEMA = 2  # of a results file; those of 1 name no schema, no commit, no helpers and no versions beside torch's
 

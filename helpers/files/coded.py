@@ -48,7 +48,7 @@ numbers (<u2), less 1, that add up to 2^16.
 probability of a 1 is (5 k + 2) / (5 n + 4), rounded down to a whole number over 2^16, but at least 1: the estimator of
 Krichevsky and Trofimov 1981, with 0.4 in place of their 0.5. Nothing of it has to be stored.
 
-A reader believes nothing: names, types, shapes and sizes are as `packing` has them, plain numbers end where the last
+A reader believes nothing: names, types, shapes and sizes are as `payload` has them, plain numbers end where the last
 array does, and each decision or value has to be paid for. Where b bits are coded there are 2 b + 2^14 to spend; a
 decision takes its -log2 p and 1/32 more, a value with frequencies 1/1,024 more. So nothing short takes long to read.
 

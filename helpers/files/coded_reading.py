@@ -1,4 +1,4 @@
-"""Read an entropy-coded file."""
+"""Read an entropy-coded file; `coded` describes the format."""
 
 import hashlib
 import struct

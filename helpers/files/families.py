@@ -1,7 +1,7 @@
 """Which network of the course a file holds, by its header or by the names and shapes of its arrays. Needs no PyTorch.
 
-A *stated* architecture is the text in a file's header (see `packing`): one of `FAMILIES`, and after a colon what the
-arrays do not show, where it is not the usual:
+A *stated* architecture is the text in a file's header (see `helpers.files.payload`): one of `FAMILIES`, and after a
+colon what the arrays do not show, where it is not the usual:
 
     lenet5  lenet300100  mlp  cifarnet  resnet18  textbag  textcnn  rnn  lstm
     resnet18:32             images are enlarged to 32 pixels, not to 64
@@ -11,8 +11,9 @@ The empty text says that the network is none of these, although its arrays look 
 shapes of the arrays have them. Arrays of files that state nothing (before version 3, or written from arrays by name)
 are recognised by their names.
 
-Layers may be narrower or wider than in `models`, BatchNorm folded away, biases left out, and residual blocks removed.
-Kernels are those of `models`. No layer has more than `WIDEST` rows, so that what a forged file asks for stays small.
+Layers may be narrower or wider than in `helpers.nets`, BatchNorm folded away, biases left out, and residual blocks
+removed. Kernels are those of `helpers.nets`. No layer has more than `WIDEST` rows, so that what a forged file asks for
+stays small.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -161,7 +162,7 @@ class _Walk:
     def end(self) -> None:
         """Require that everything was looked at."""
         if unused := sorted(self.shapes.keys() - self.used):
-            raise ValueError(f"it has no use for {unused[0]!r}")
+            raise ValueError(f"it has no place for {unused[0]!r}")
 
     def _get(self, name: str, dimensions: int) -> tuple[int, ...]:
         self.used.add(name)

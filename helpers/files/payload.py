@@ -1,4 +1,4 @@
-"""The file of a compressed model: write it, read it back with NumPy alone, verify that it answers the same.
+"""The format of a packed file, and its header and payload read with suspicion.
 
 One file holds named arrays, usually a `state_dict`; a tensor that a model has under several names is there once, under
 the first of them. All numbers are little-endian:

@@ -16,7 +16,9 @@ FEW = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
 
 
 class _Coder:
-    """What is decided, in which order and context. The same lines write (each answer is given) and read."""
+    """What is decided, in which order and context. Writing and reading run the same code: a writer passes each answer
+    in, a reader passes None.
+    """
 
     def __init__(self) -> None:
         self.units: dict[int, np.ndarray] = {}  # of the latest matrix with so many rows, which are alive

@@ -153,8 +153,8 @@ def compare(timings: Mapping[str, np.ndarray]) -> dict[str, Verdict]:
        at most one table in twenty has a false one among them (Bonferroni's inequality, Dunn 1961, "Multiple
        comparisons among means").
 
-    `tests/test_coverage.py` measures how often verdicts are false, and how often a true difference is found: with
-    independent noise of 5 %, one of 10 % is found by 60 rounds, and by 20 rounds not even every other time.
+    `tests/measure/test_coverage.py` measures how often verdicts are false, and how often a true difference is found:
+    with independent noise of 5 %, one of 10 % is found by 60 rounds, and by 20 rounds not even every other time.
 
     Raises ValueError for a missing control, for traces of different lengths, with fewer than 20 rounds or
     with times that are not positive.

@@ -1,4 +1,4 @@
-"""Pruning: scores, masks, schedules, and the removal of neurons.
+"""Masks: which weights are kept, put on a model and baked into it.
 
 A mask is a boolean tensor of its parameter's shape, True where the weight is kept; masks travel as a dictionary keyed
 by parameter name (``{"fc1.weight": …}``). `mask` puts them on a copy of the model as parametrizations

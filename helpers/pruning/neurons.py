@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from helpers.core.modules import copied, evaluating
+from helpers.pruning.coupling import first_line
 from helpers.pruning.masks import bake, columns_per_unit
 from helpers.pruning.weights import layer_of, owner_of, refuse_tied
 
@@ -81,7 +82,7 @@ def _way_breaks(model: nn.Module, this: Any, following: Any, smaller: Any, reads
     try:
         way = _Way(model, this, following)
     except Exception as error:  # of any class: a model's own code meets placeholders in place of numbers
-        return _first_line(error)
+        return first_line(error)
     following, smaller = copied(following).double(), copied(smaller).double()
     units = -1 if isinstance(this, nn.Linear) else 1
     reasons: list[str] = []
@@ -94,7 +95,7 @@ def _way_breaks(model: nn.Module, this: Any, following: Any, smaller: Any, reads
         try:
             expected = following(way(given))
         except Exception as error:  # of any class: this shape does not fit, and often only this one
-            reasons.append(_first_line(error))
+            reasons.append(first_line(error))
             continue
         return _difference(smaller, way, kept, expected)
     return reasons[-1]
@@ -104,17 +105,13 @@ def _difference(layer: nn.Module, way: Callable[[Tensor], Any], given: Tensor, e
     try:
         found = layer(way(given))
     except Exception as error:  # of any class: something between counts the channels
-        return _first_line(error)
+        return first_line(error)
     if found.shape != expected.shape:
         return f"without them the answer has the shape {tuple(found.shape)}, not {tuple(expected.shape)}"
     difference = float((found - expected).abs().max())
     return (
         "" if difference <= 1e-9 * float(expected.abs().max()) else f"without them answers differ by {difference:.2g}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _shapes(layer: Any) -> Iterator[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Quantization: weights and activations in few bits, on a uniform grid or from a table of values.
+"""The uniform grid: numbers as whole-number codes.
 
 The uniform (affine) grid of Jacob et al. 2018 ("Quantization and training of neural networks for efficient
 integer-arithmetic-only inference", section 2.1) stands for a number by a whole number, its code:

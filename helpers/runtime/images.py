@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from helpers.core import checks
 
-# As in data.py, which imports PyTorch; a test holds the two together.
+# As in helpers/data/splits.py, which imports PyTorch; a test holds the two together.
 MEAN = {1: (0.1307,), 3: (0.4914, 0.4822, 0.4465)}
 STD = {1: (0.3081,), 3: (0.2470, 0.2435, 0.2616)}
 PIXELS = {1: 28, 3: 32}

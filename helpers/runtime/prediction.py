@@ -2,9 +2,9 @@
 
 A packed file needs NumPy, and `constriction` if it is entropy-coded, an ONNX file ONNX Runtime; an image needs Pillow.
 A packed file holds arrays and no graph; which network they are, `families` finds in its header or by their names. It is
-one of `models.py`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of layers
-in few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten classes
-in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
+one of `helpers.nets`, at any width, whole or pruned, with filters or residual blocks removed, weights and inputs of
+layers in few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten
+classes in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
 
 ONNX Runtime runs whatever graph a file holds, for as long as that takes: use files of people whom you trust.
 """
@@ -73,8 +73,8 @@ def predict(file: Path | str, image: Path | str) -> Prediction:
 def open_network(file: Path | str) -> Network:
     """Return the network of a packed file or of an ONNX file; which of the two it is, its first bytes say.
 
-    Raises FileNotFoundError if there is no such file, packing.PackingError for a packed file that is damaged, and
-    ValueError for one that is neither, or whose network is none that this module knows.
+    Raises FileNotFoundError if there is no such file, files.PackingError for a packed file that is damaged, and
+    ValueError for one that is neither, or whose network is none that `runtime.networks` has.
     """
     path = existing("file", file)
     with path.open("rb") as content:

@@ -1,7 +1,7 @@
 """The house style of figures and the two figures that recur.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008); markers, line styles and hatches tell the
-series apart in a grey print as well. Each figure is shown by `show`, with alt text and, folded away, the
+series apart in a grey print as well. Each figure is shown by `figure`, with alt text and, folded away, the
 table of its numbers.
 """
 

@@ -1,4 +1,4 @@
-"""Intervals and differences of means, over seeds and over images."""
+"""Intervals and differences of means: over seeds, images and clusters; Holm's correction."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence

@@ -1,6 +1,6 @@
-"""Intervals that hold what they promise: of a median under noise that lasts, of a mean in clusters; Holm's correction.
+"""The interval of a median, under noise that lasts.
 
-`tests/test_coverage.py` simulates how often each interval holds the truth.
+`tests/measure/test_coverage.py` simulates how often each interval holds the truth.
 """
 
 import math

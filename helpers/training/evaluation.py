@@ -37,7 +37,7 @@ def check_split(name: str, split: Split) -> None:
     for part in ("inputs", "labels"):
         if not isinstance(getattr(split, part), Tensor):
             kind = type(getattr(split, part)).__name__
-            raise ValueError(f"{name}.{part} is a {kind}; allowed: a tensor (of texts, text.as_split makes one)")
+            raise ValueError(f"{name}.{part} is a {kind}; allowed: a tensor (of texts, data.text.as_split makes one)")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Training and evaluation: one loop for the whole course."""
+"""`fit`: one training loop for the whole course."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -365,7 +365,7 @@ say(f"The message takes **{bits} bits**; minus the logarithm of its probability 
 #
 # Now learning may be split by **context**: places in a full row are counted apart from places in an empty one. Two rules
 # keep it honest. A context may use only what the reader knows already. And both sides must compute exactly the same $p$:
-# a last bit that differs on another processor would turn all that follows into noise. So `coding` uses whole numbers
+# a last bit that differs on another processor would turn all that follows into noise. So `files.write_coded` uses whole numbers
 # only, and rounds $p$ down to a multiple of $2^{-16}$. In a cell:
 
 

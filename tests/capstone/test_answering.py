@@ -468,7 +468,7 @@ def test_behind_walls_both_kinds_of_cheat_fail_although_python_looks_away(hollow
     monkeypatch.undo()  # no fork in this process
     if walls and not stands(walls):
         pytest.skip(f"no {walls} on this machine")
-    judged = (paths.ROOT / "tests/judged.py").read_text()
+    judged = (paths.ROOT / "tests/capstone/judged.py").read_text()
     sources = cheats(secret)
     code = f"JUDGED, HOLLOW, CHEATS = {judged!r}, {hollow!r}, {sources!r}\n{BEHIND}"
     folder = tmp_path / "empty"

@@ -259,7 +259,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
     split = data.Split(torch.rand(5, 2), torch.zeros(5, dtype=torch.long))
     for options in ({}, {"activations": 4, "calibration": split}):
         quantized = quantization.quantize_model(nn.Sequential(nn.Linear(2, 2)), weights=4, **options)
-        with pytest.raises(ValueError, match=r"model is quantized \('0.weight'\); allowed: packing.write_quantized"):
+        with pytest.raises(ValueError, match=r"model is quantized \('0.weight'\); allowed: files.write_quantized"):
             checkpoints.write_weights(quantized, path)
     inputs_alone = quantization.bake(quantized)
     with pytest.raises(ValueError, match=r"model is quantized \('0'\)"):

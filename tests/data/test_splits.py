@@ -72,9 +72,6 @@ def loads_within(seconds, load):
         torch.set_num_threads(threads)
 
 
-# --- splits ---
-
-
 def test_take_returns_the_first_examples():
     split = Split(torch.arange(6.0).reshape(3, 2), torch.tensor([2, 1, 0]))
     first = split.take(2)

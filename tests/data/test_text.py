@@ -165,9 +165,6 @@ def test_batches_suit_recurrent_networks(corpus):
     assert len(packed.data) == batch.lengths.sum()
 
 
-# --- as tensors ---
-
-
 def pairs_of(split, words):
     """Return (text, label) of each row, without its padding."""
     rows = zip(split.inputs.tolist(), split.labels.tolist(), strict=True)
@@ -232,9 +229,6 @@ def test_the_committed_vocabulary_is_what_the_training_reviews_give():
     assert encoded.words == checkpoints.words("imdb_bag") and len(encoded.words) == 10_002
     assert (len(encoded.train), len(encoded.validation), len(encoded.test)) == (20_000, 2_500, 2_500)
     assert encoded.train.inputs.shape[1] == text.MAX_TOKENS
-
-
-# --- bad arguments ---
 
 
 def test_bad_arguments(split, corpus):

@@ -5,7 +5,7 @@ import pytest
 from helpers import evidence
 from helpers.core import paths
 from helpers.evidence import reading
-from tests.evidence.results_examples import NB, add, timed
+from tests.evidence.evidence_examples import NB, add, timed
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ def run(**changed):
         ([run(commit="abcdef0123+")], "abcdef01+; A (2 cores); 2 threads"),
         ([run(commit=None), run(commit=None)], "source 11111111; A (2 cores); 2 threads"),
         ([run(), run(threads=4)], "abcdef01; A (2 cores); 2, 4 threads"),
+        ([run(threads=1)], "abcdef01; A (2 cores); 1 thread"),
         ([run(), run(source_sha256="2" * 64)], "abcdef01; A (2 cores); 2 threads ‡"),
         ([run(helpers_sha256="3"), run(helpers_sha256="4")], "abcdef01; A (2 cores); 2 threads ‡"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from helpers import evidence
 from helpers.core import paths
 from helpers.evidence import checksums, publishing, reading
-from tests.evidence.results_examples import NB, finished
+from tests.evidence.evidence_examples import NB, finished
 
 
 def test_a_published_file_is_restored_with_git(rich):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helpers import evidence
 from helpers.core import paths
 from helpers.evidence import reading, schema, tables
-from tests.evidence.results_examples import NB, finished, loaded
+from tests.evidence.evidence_examples import NB, finished, loaded
 
 
 def test_settings_choose_the_profile():

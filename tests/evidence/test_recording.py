@@ -17,7 +17,7 @@ from helpers import evidence, training
 from helpers.core import identity, paths
 from helpers.data import Split
 from helpers.evidence import recording
-from tests.evidence.results_examples import NB, add, finished, loaded, timed
+from tests.evidence.evidence_examples import NB, add, finished, loaded, timed
 
 
 @pytest.mark.parametrize(

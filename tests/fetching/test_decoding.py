@@ -12,7 +12,7 @@ import pytest
 from helpers import fetching
 from helpers.core import paths
 from helpers.fetching import decoding
-from tests.fetching.sources_examples import cifar10_arrays, cifar10_packages, idx, patch
+from tests.fetching.fetching_examples import cifar10_arrays, cifar10_packages, idx, patch
 
 
 def test_cifar10_is_the_same_from_pictures_and_from_the_official_pickles(raw, tmp_path, monkeypatch):

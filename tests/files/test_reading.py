@@ -16,7 +16,7 @@ from torch import nn
 from helpers import files, nets, pruning, quantization
 from helpers.core import paths, vocabulary
 from helpers.files import payload, reading, writing
-from tests.files.packing_examples import WRITERS, entry, header_of, integers, opened, sealed
+from tests.files.files_examples import WRITERS, entry, header_of, integers, opened, sealed
 
 
 @pytest.fixture
@@ -372,7 +372,7 @@ def test_a_text_classifier_and_its_words_come_back(tmp_path):
 
 
 class Named(nn.Module):
-    """A parameter and a layer by the names that `quantization` and `packing` use themselves."""
+    """A parameter and a layer by the names that `quantization` and `files` use themselves."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from helpers import files, nets, pruning, quantization
 from helpers.core import paths
 from helpers.data import Split
 from helpers.files import model_arrays, reading
-from tests.files.packing_examples import (
+from tests.files.files_examples import (
     IMAGES,
     WRITERS,
     changed,

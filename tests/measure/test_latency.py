@@ -1,4 +1,4 @@
-"""Counting against formulas worked out by hand, timing against a fake clock, verdicts ten thousand times."""
+"""Timing against a fake clock, and verdicts."""
 
 import gc
 import itertools

@@ -167,8 +167,6 @@ def test_resnet18s_arguments_are_named():
             nets.ResNet18(**wrong)
 
 
-# --- text ---
-
 TEXT_NETS = [nets.imdb_bag, nets.imdb_bigrams, nets.imdb_cnn, nets.imdb_rnn, nets.imdb_lstm]
 
 

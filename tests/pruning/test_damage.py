@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helpers import nets, pruning
 from helpers.data import Split
-from tests.pruning.importance_examples import (
+from tests.pruning.scores_examples import (
     LABELS,
     Attending,
     ByHand,

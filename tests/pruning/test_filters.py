@@ -8,7 +8,7 @@ from torch import nn
 
 from helpers import nets, pruning
 from helpers.data import Split
-from tests.pruning.importance_examples import random_numbers, unsettle
+from tests.pruning.scores_examples import random_numbers, unsettle
 
 
 @pytest.fixture

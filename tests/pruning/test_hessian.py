@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from helpers import nets, pruning
 from helpers.data import Split
-from tests.pruning.importance_examples import (
+from tests.pruning.scores_examples import (
     LABELS,
     Attending,
     ByHand,

@@ -1,4 +1,4 @@
-"""Pruning against `torch.nn.utils.prune`, against brute force, and against the traps of design section 8."""
+"""Pruning against `torch.nn.utils.prune`, against brute force, and against its known traps."""
 
 from copy import deepcopy
 

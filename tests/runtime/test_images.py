@@ -11,7 +11,7 @@ from helpers import data, runtime, training
 from helpers.data import splits
 from helpers.files import write_dense
 from helpers.runtime import images
-from tests.runtime.predict_examples import digit, lenet
+from tests.runtime.prediction_examples import digit, lenet
 
 
 @pytest.mark.parametrize(("channels", "pixels"), [(1, 28), (3, 32)])

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import nets, runtime
 from helpers.runtime import export, integer_graphs
-from tests.runtime.deploy_examples import IMAGES, initializers, split
+from tests.runtime.onnx_examples import IMAGES, initializers, split
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from helpers.course import setup
 from helpers.data import splits
 from helpers.files import PackingError, write_dense, write_quantized, write_sparse
 from helpers.runtime import images, layers, prediction
-from tests.runtime.predict_examples import digit, lenet
+from tests.runtime.prediction_examples import digit, lenet
 
 PUBLISHED = {
     model["file"].removeprefix("models/"): model

@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import nets, pruning, quantization, runtime
 from helpers.runtime import export
-from tests.runtime.deploy_examples import (
+from tests.runtime.onnx_examples import (
     IMAGES,
     PHOTOS,
     ROWS,

@@ -1,4 +1,6 @@
-"""Intervals and corrections against closed forms and brute force; how often they hold is in `test_coverage.py`."""
+"""Intervals and corrections against closed forms and brute force; how often they hold is in
+`tests/measure/test_coverage.py`.
+"""
 
 import itertools
 import math

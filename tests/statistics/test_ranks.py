@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import pruning, statistics
 from helpers.data import Split
-from tests.pruning.importance_examples import random_numbers
+from tests.pruning.scores_examples import random_numbers
 
 
 @pytest.fixture

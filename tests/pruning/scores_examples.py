@@ -1,4 +1,4 @@
-"""What several tests of `importance` share."""
+"""What several tests of scores share."""
 
 from functools import partial
 

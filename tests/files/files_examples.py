@@ -1,4 +1,4 @@
-"""What several tests of `packing` share."""
+"""What several tests of `files` share."""
 
 import copy
 import hashlib

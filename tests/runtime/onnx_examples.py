@@ -1,4 +1,4 @@
-"""What several tests of `deploy` share."""
+"""What several tests of ONNX graphs share."""
 
 import numpy as np
 import onnx

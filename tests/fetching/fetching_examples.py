@@ -1,4 +1,4 @@
-"""What several tests of `sources` share."""
+"""What several tests of `fetching` share."""
 
 import contextlib
 import dataclasses
@@ -130,7 +130,6 @@ class Server:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
 
-# --- the other datasets ---
 def cifar10_arrays():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 2, 3, 32, 32), dtype=np.uint8)

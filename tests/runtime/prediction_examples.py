@@ -1,4 +1,4 @@
-"""What several tests of `predict` share."""
+"""What several tests of `prediction` share."""
 
 import numpy as np
 from PIL import Image

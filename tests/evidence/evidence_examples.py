@@ -1,4 +1,4 @@
-"""What several tests of `results` share."""
+"""What several tests of `evidence` share."""
 
 from helpers import evidence
 
