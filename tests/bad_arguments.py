@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # not this folder: it has rooms named as modules of Python are
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import helpers
 from helpers import (

@@ -9,6 +9,12 @@ all of its room where it has none. A change that no test notices is printed with
 Linux and macOS only: each run is forked from a process that has imported PyTorch already.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # not this folder: it has rooms named as modules of Python are
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import argparse
 import ast
 import contextlib
@@ -19,12 +25,10 @@ import multiprocessing
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 

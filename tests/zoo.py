@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # not this folder: it has rooms named as modules of Python are
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import helpers
 from helpers import files, measure, nets, pruning, quantization, runtime

@@ -131,7 +131,7 @@ def _network(requests: IO[bytes], replies: IO[bytes]) -> None:
         exported(torch.nn.Linear(1, 1), torch.zeros(2, 1))  # what the exporter itself reads, it has read now
     limit()
     with _Guard(student.files) as guard:  # in here, the student's code may have replaced whatever is called
-        own = _own_numbers(student.model(0))
+        own = _own_numbers(student.model(0)) if source else 0  # a network of the course holds none of a student's
         graph = exported(student.model(0), torch.zeros(export)) if export else b""
         guard.check()
         write_frame(replies, {"own_numbers": own, "size": len(graph)}, graph)
@@ -147,8 +147,10 @@ class _Student:
         self.files, self.source, self.names = _written(content), source, _names(source)
         self.words = read_words(Path(self.files[0]))
         self.models: dict[int, nn.Module] = {}
-        if not source:
-            from helpers.files import architectures  # noqa: F401  read before the guard stands
+        if (
+            not source
+        ):  # no code of a student's: what `load` and torch import for it, they import before the guard stands
+            self.model(0)
 
     def model(self, weights: int) -> "nn.Module":
         """Return the module with these weights; its source is executed anew for each."""
@@ -177,7 +179,7 @@ def _written(content: bytes) -> list[str]:
     for seed, path in enumerate(files[1:]):
         generator = np.random.default_rng(seed)
         shuffled: Writable = {name: _shuffled(name, array, generator) for name, array in arrays.items()}
-        writing.write(shuffled, path, [], code=encoding.encode_dense, architecture=architecture)
+        writing.write(shuffled, path, [], code=encoding.encode_sparse, architecture=architecture)
     return [str(path) for path in files]
 
 
@@ -194,10 +196,12 @@ def _names(source: str) -> dict[str, Any]:
     from torch import nn
 
     names = {"__name__": "submission", "torch": torch, "nn": nn, "F": nn.functional, "np": np, "math": math}
-    if "models" in source:  # torchvision comes with it, and takes seconds
+    if "nets" in source:
         from helpers import nets
 
-        names["models"] = nets
+        names["nets"] = nets
+    if "resnet" in source.lower():  # torchvision comes with it, and takes seconds
+        from helpers.nets import resnet  # noqa: F401  read before the guard stands
     return names
 
 
@@ -224,7 +228,7 @@ def _of_the_course(path: str) -> "nn.Module":
     try:
         network = load(Path(path))
     except ValueError as error:
-        raise _Refused(PROCESS, f"{error}; say by `build` which module the numbers fill.") from None
+        raise _Refused(PROCESS, f"{error}; say by `build` or model.py which module the numbers fill.") from None
     vars(network).pop("words", None)  # of the file, and not numbers beside it
     return network
 

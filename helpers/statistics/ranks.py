@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from helpers.core import checks
 from helpers.statistics.intervals import finite, paired_interval, unique_columns
@@ -123,7 +122,7 @@ def _sizes(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: len(values) for name, values in scores.items()}
 
 
-def _spearman(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the correlation of the ranks in each row; ties share the mean of their ranks."""
     from scipy.stats import rankdata
 

@@ -238,3 +238,11 @@ def test_operators_of_the_runtime_are_taken(domain):
 def test_what_is_no_graph_is_refused(content):
     with pytest.raises(Refused, match="neither"):
         check_graph(content)
+
+
+def test_a_folder_with_a_packed_file_alone_goes_with_build(packed, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.pack").write_bytes(packed.read_bytes())
+    assert opened(folder, Linear)[1] == submission.source_of(Linear)
+    assert opened(folder, None)[1] == ""

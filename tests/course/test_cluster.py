@@ -204,10 +204,9 @@ def written(build: Path) -> dict[str, object]:
         ("", {"claims": [{"id": "a", "timing": True, "holds": True}]}, True),
         ("", {"models": [{"name": "a", "latency": []}]}, False),
         ("", {"models": [{"name": "a", "latency": [{"ratio": 2.0}]}]}, True),
-        ('found = results.measurements("05_after_pruning", key)', {}, True),
+        ("# ---\n# jupyter:\n#   reads: [05_after_pruning]\n# ---\n", {}, True),
         ('net = checkpoints.load("lenet5")', {}, False),
-        ("board = results.leaderboard()", None, True),
-        ("rows = board.runs()", None, True),
+        ("# ---\n# jupyter:\n#   reads: [all]\n# ---\n", None, True),
         ("1 / 0", None, False),
     ],
 )

@@ -468,8 +468,8 @@ def test_dense_networks_that_dominate(write):
         "02_a",
         [
             model("base", 0.9, size=900),
-            model("small", 0.8, base="base", size=90),
-            model("cut", 0.7, base="base", method="8-bit", size=95),
+            model("small", 0.8, base="base", size=90, techniques=["a thin dense net"]),
+            model("cut", 0.7, base="base", method="8-bit", size=95, techniques=["fewer bits"]),
         ],
     )
     frame = evidence.board(evidence.runs(), "mnist")

@@ -563,3 +563,46 @@ def test_recognising_needs_no_torch():
 
 def test_every_family_is_tested():
     assert [*NETWORKS] == [*families.FAMILIES] and {*networks.NETWORKS} == {*VISION}
+
+
+class Elsewhere(nets.resnet18().__class__):
+    """A ResNet-18 that answers twice as much, by a method that `forward` calls."""
+
+    def _forward_impl(self, x):
+        return 2 * super()._forward_impl(x)
+
+
+def hooked() -> nn.Module:
+    net = nets.lenet5()
+    net.conv1.register_forward_hook(lambda module, given, answer: 2 * answer)
+    return net
+
+
+def replaced() -> nn.Module:
+    net = nets.lenet5()
+    net.forward = lambda x: x.flatten(1)[:, :10]  # type: ignore[method-assign]
+    return net
+
+
+@pytest.mark.parametrize("build", [hooked, replaced, Elsewhere])
+def test_a_network_that_computes_otherwise_is_none_of_the_course(build):
+    assert architectures.state(build()) == ""
+
+
+@pytest.mark.parametrize("far", [2.0**40, -(2.0**40), 2.0**31])
+def test_a_grid_beyond_all_integers_is_refused(far, tmp_path):
+    arrays = {name: tensor.numpy() for name, tensor in nets.lenet5().state_dict().items()}
+    arrays["conv1.input_grid"] = np.array([1, far, far, far], np.float32)
+    path = files.write_dense(arrays, tmp_path / "net.pack").path
+    with pytest.raises(PackingError, match="'conv1.input_grid' is no grid"):
+        files.load(path)
+
+
+@pytest.mark.parametrize("encoder", [nets.RNN, nets.LSTM])
+@pytest.mark.parametrize("name", ["encoder.input.bias", "encoder.recurrent.bias"])
+def test_a_recurrent_network_needs_its_biases(encoder, name, tmp_path):
+    state = nets.TextNet(encoder(6, 5), 5, words=4, dimensions=6).state_dict()
+    del state[name]
+    path = files.write_dense(dict(state), tmp_path / "net.pack").path
+    with pytest.raises(PackingError, match=f"it lacks '{name}'"):
+        files.load(path)
