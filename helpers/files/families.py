@@ -237,18 +237,18 @@ def _biased(walk: _Walk) -> None:
 
 
 def _rnn(walk: _Walk) -> None:
-    _biased(walk)
     units = walk.layer("encoder.input", walk.embedding())
     walk.layer("fc", walk.layer("encoder.recurrent", units, rows=units))
+    _biased(walk)
 
 
 def _lstm(walk: _Walk) -> None:
-    _biased(walk)
     rows = walk.layer("encoder.input", walk.embedding())
     if rows % 4:
         raise ValueError(f"'encoder.input.weight' has {rows} rows; allowed: four for each unit")
     walk.layer("encoder.recurrent", rows // 4, rows=rows)
     walk.layer("fc", rows // 4)
+    _biased(walk)
 
 
 _RECURRENT = ("embedding", "encoder.input", "encoder.recurrent", "fc")

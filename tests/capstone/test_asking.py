@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from helpers import files, nets
+from helpers import files
 from helpers.capstone import answering, asking, judging, sandbox, submission
 from helpers.capstone.asking import ALONE, Questions, Ways
 from helpers.capstone.judging import Budget
@@ -375,35 +375,3 @@ def test_shuffled_weights_are_asked_for_each_copy_and_at_most_a_thousand(packed,
     assert [len(logits) for logits in answers.shuffled] == [50] * answering.SHUFFLES
     assert len({logits.tobytes() for logits in answers.shuffled}) == answering.SHUFFLES
     assert share_right(answers.logits(EXAMPLES.labels.numpy())) == 1
-
-
-def text_network(encoder):
-    return nets.TextNet(encoder(6, 5), 5, words=4, dimensions=6)
-
-
-OF_THE_COURSE = {
-    "mlp": lambda: nets.MLP(20),
-    "cifarnet": lambda: nets.CifarNet((4, 4, 4, 4)),
-    "resnet18": lambda: nets.resnet18(classes=2),
-    "bag": lambda: nets.TextBag(words=4, dimensions=6),
-    "rnn": lambda: text_network(nets.RNN),
-    "lstm": lambda: text_network(nets.LSTM),
-    "cnn": lambda: text_network(nets.TextCNN),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OF_THE_COURSE)
-def test_a_packed_network_of_the_course_is_asked_without_source(name, tmp_path):
-    """In a real sandbox: what loading it imports is no trick of a student's."""
-    torch.manual_seed(0)
-    network = OF_THE_COURSE[name]().eval()
-    is_text = not hasattr(network, "stem") and hasattr(network, "embedding")
-    words = ["<unk>", "<pad>", "good", "bad"] if is_text else []
-    packed = files.write_sparse(network, tmp_path / "net.pack", words=words)
-    shape = () if is_text else (1, 28, 28) if name == "mlp" else (3, 32, 32)
-    classes = 10 if name in ("mlp", "cifarnet") else 2
-    inputs = ["good bad"] * 20 if is_text else torch.randn(20, *shape)
-    split = Split(inputs, torch.arange(20) % classes)
-    answers = asking.ask(packed.path.read_bytes(), "", split, classes=classes, shape=shape, export=not is_text)
-    assert answers.own_numbers == 0 and bool(answers.graph) is not is_text

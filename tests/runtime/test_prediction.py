@@ -200,7 +200,7 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
         runtime.open_network(text)
     state = lenet(2, 2, 3).state_dict()
     more = write_dense({**state, "fc9.weight": weight}, tmp_path / "more.pack").path
-    with pytest.raises(ValueError, match="begins as LeNet-5.*no use for 'fc9.weight'"):
+    with pytest.raises(ValueError, match="begins as LeNet-5.*no place for 'fc9.weight'"):
         runtime.open_network(more)
     wrong = write_dense({**state, "fc1.weight": torch.zeros(3, 5)}, tmp_path / "wrong.pack").path
     with pytest.raises(ValueError, match="begins as LeNet-5, but does not fit"):
