@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 
+CODE = ("helpers", "notebooks/src", "pyproject.toml", "requirements.lock")  # what results depend on, of a clone
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     from importlib.metadata import version
@@ -17,11 +20,11 @@ def versions() -> dict[str, str]:
 
 
 def commit(root: Path) -> str | None:
-    """Return the commit of a clone, with "+" behind it if tracked files differ from it; None where git cannot say."""
+    """Return the commit of a clone, with "+" behind it if its code differs from it; None where git cannot say."""
     try:
         head, changes = (
             subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True, timeout=30).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *CODE])
         )
     except (OSError, subprocess.SubprocessError):
         return None

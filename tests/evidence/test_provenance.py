@@ -46,9 +46,13 @@ def test_the_commit_tells_a_changed_clone_from_a_clean_one(tmp_path):
     assert system.commit(tmp_path) is None
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "a"]):
-        (tmp_path / "file").write_text("one")
+        (tmp_path / "helpers").mkdir(exist_ok=True)
+        (tmp_path / "helpers/a.py").write_text("one")
+        (tmp_path / "README.md").write_text("one")
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     clean = system.commit(tmp_path)
     assert clean is not None and len(clean) == 40
-    (tmp_path / "file").write_text("two")
+    (tmp_path / "README.md").write_text("two")
+    assert system.commit(tmp_path) == clean, "which no result depends on"
+    (tmp_path / "helpers/a.py").write_text("two")
     assert system.commit(tmp_path) == f"{clean}+"
