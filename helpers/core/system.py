@@ -7,7 +7,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-
 CODE = ("helpers", "notebooks/src", "pyproject.toml", "requirements.lock")  # what results depend on, of a clone
 
 
