@@ -416,4 +416,4 @@ def claims_over_seeds(*, build: bool = True) -> "pd.DataFrame":
         row = {"notebook": notebook, "claim": identity, "text": claims[-1]["text"], "n": n, "mean": mean}
         row |= {"bound": f"{side.replace('_', ' ')} {claims[-1][side]:g}", "outcome": outcome}
         rows.append(row | {"erratum": " ".join(errata(notebook, identity))})
-    return pd.DataFrame(rows, columns=["notebook", "claim", "text", "n", "mean", "bound", "outcome"])
+    return pd.DataFrame(rows, columns=["notebook", "claim", "text", "n", "mean", "bound", "outcome", "erratum"])

@@ -272,7 +272,9 @@ def test_a_run_of_other_helpers_is_not_done(built, monkeypatch):
     assert not notebooks.is_done(source, profile="quick", seed=0)
 
 
-@pytest.mark.parametrize(("text", "timed"), [("measure.time_interleaved(calls)", True), ("fit(net)", False)])
+@pytest.mark.parametrize(
+    ("text", "timed"), [("measure.time_interleaved(calls)", True), ("judging.judge(file)", True), ("fit(net)", False)]
+)
 def test_what_times_runs_alone(course, text, timed):
     assert chapters.is_timed(write(course, text)) is timed
 

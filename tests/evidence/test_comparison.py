@@ -479,6 +479,18 @@ def test_dense_networks_that_dominate(write):
         evidence.dominated_by(frame, "weight")
 
 
+def test_what_is_wrong_with_a_claim_stands_beside_it_and_the_origin_beside_a_row(write):
+    claim = {"id": "c", "text": "t", "value": 0.5, "at_most": 1, "holds": True, "over_seeds": True}
+    for seed in range(3):
+        write("02_a", [model("net", 0.9)], seed=seed, claims=[claim, claim | {"id": "d"}])
+    row = {"notebook": "02_a", "claim": "c", "wrong": "a mean of two quantities"}
+    paths.write_atomically(paths.RESULTS / "errata.json", json.dumps({"errata": [row]}).encode())
+    found = evidence.claims_over_seeds().set_index("claim")["erratum"]
+    assert found.to_dict() == {"c": "a mean of two quantities", "d": ""}
+    (origin,) = evidence.board(evidence.runs(), "mnist")["origin"]
+    assert "thread" in origin and not origin.endswith("‡")
+
+
 def test_claims_below_three_seeds_are_undecided(write):
     claim = {"id": "c", "text": "t", "value": 0.5, "at_most": 1, "holds": True, "over_seeds": True}
     broken = claim | {"id": "d", "value": 2.0, "holds": False}
