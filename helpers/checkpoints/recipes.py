@@ -7,11 +7,11 @@ order of the numbers.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,13 +19,14 @@ from torch import nn
 from helpers import data, nets, training
 from helpers.checkpoints.weights import read_weights, write_weights
 from helpers.core import checks, identity, paths, system, vocabulary
-from helpers.data import text
-from helpers.nets import ResNet18
-from helpers.nets.resnet import imagenet_resnet18
 from helpers.training import devices, loop
 
+if TYPE_CHECKING:  # torchvision and torchtext take a second to import, and most notebooks need neither
+    from helpers.data import Split, text
+    from helpers.nets import ResNet18
 
-def pretrained_resnet18(source: str = "course") -> ResNet18:
+
+def pretrained_resnet18(source: str = "course") -> "ResNet18":
     """Return a trained ResNet-18 in evaluation mode.
 
     Args:
@@ -40,7 +41,31 @@ def pretrained_resnet18(source: str = "course") -> ResNet18:
     """
     if checks.choice("source", source, ("course", "imagenet")) == "course":
         return load("resnet18")  # type: ignore[return-value]
+    from helpers.nets.resnet import imagenet_resnet18
+
     return imagenet_resnet18()
+
+
+def _resnet18() -> nn.Module:
+    return nets.resnet18()
+
+
+def _imdb() -> "text.Encoded":
+    from helpers.data import text
+
+    return text.imdb()
+
+
+def _imdb_bigrams() -> "text.Encoded":
+    from helpers.data import text
+
+    return text.imdb_bigrams()
+
+
+def _by_length(split: "Split[Any, Any]", size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
+    from helpers.data import text
+
+    return text.by_length(split, size, generator)
 
 
 @dataclass(frozen=True)
@@ -48,7 +73,7 @@ class Recipe:
     """How a checkpoint is trained: the network, its data, and the arguments of `training.fit`."""
 
     build: Callable[[], nn.Module]
-    dataset: Callable[[], data.Dataset | text.Encoded]
+    dataset: Callable[[], "data.Dataset | text.Encoded"]
     options: Mapping[str, Any]
     early_epoch: int = 0  # keep the weights after this epoch too, as NAME.early: notebook 05 rewinds to them
     half: bool = False  # store half precision: half the bytes, three digits, which is enough for trained weights
@@ -62,7 +87,7 @@ _CIFAR = {
     "precision": "bfloat16",
     "augment": training.flip_and_shift,
 }
-_TEXT = {"optimizer": "adam", "batch_size": 64, "batching": text.by_length}
+_TEXT = {"optimizer": "adam", "batch_size": 64, "batching": _by_length}
 RECIPES = {
     "lenet5": Recipe(
         nets.lenet5,
@@ -82,16 +107,16 @@ RECIPES = {
     "cifar_small": Recipe(nets.cifar_small, data.cifar10, {"epochs": 20, **_CIFAR}, early_epoch=2),
     "cifar_half": Recipe(nets.cifar_half, data.cifar10, {"epochs": 20, **_CIFAR}),
     "resnet18": Recipe(
-        nets.resnet18,
+        _resnet18,
         data.cifar10_without_cat_and_dog,
         {"epochs": 16, "loss": training.smoothed_cross_entropy, **_CIFAR, "batch_size": 256, "lr": 0.2},
         half=True,
     ),
-    "imdb_bag": Recipe(nets.imdb_bag, text.imdb, {"epochs": 4, "lr": 3e-3, **_TEXT}),
-    "imdb_bigrams": Recipe(nets.imdb_bigrams, text.imdb_bigrams, {"epochs": 3, "lr": 3e-3, **_TEXT}),
-    "imdb_cnn": Recipe(nets.imdb_cnn, text.imdb, {"epochs": 4, "lr": 2e-3, **_TEXT}),
-    "imdb_lstm": Recipe(nets.imdb_lstm, text.imdb, {"epochs": 6, "lr": 5e-3, **_TEXT}),
-    "imdb_rnn": Recipe(nets.imdb_rnn, text.imdb, {"epochs": 6, "lr": 1e-3, **_TEXT}),
+    "imdb_bag": Recipe(nets.imdb_bag, _imdb, {"epochs": 4, "lr": 3e-3, **_TEXT}),
+    "imdb_bigrams": Recipe(nets.imdb_bigrams, _imdb_bigrams, {"epochs": 3, "lr": 3e-3, **_TEXT}),
+    "imdb_cnn": Recipe(nets.imdb_cnn, _imdb, {"epochs": 4, "lr": 2e-3, **_TEXT}),
+    "imdb_lstm": Recipe(nets.imdb_lstm, _imdb, {"epochs": 6, "lr": 5e-3, **_TEXT}),
+    "imdb_rnn": Recipe(nets.imdb_rnn, _imdb, {"epochs": 6, "lr": 1e-3, **_TEXT}),
 }
 
 
@@ -199,7 +224,7 @@ def train(name: str, *, seed: int = 0) -> Path:
         kept = paths.CHECKPOINTS / f"{name}.early.safetensors"
         paths.write_atomically(kept, early.read_bytes())
         entry["early"] = {"file": kept.name, "sha256": _sha256(kept), "epoch": recipe.early_epoch}
-    if isinstance(dataset, text.Encoded):
+    if not isinstance(dataset, data.Dataset):  # texts bring their vocabulary
         kept = paths.CHECKPOINTS / f"{recipe.dataset.__name__}.words.txt"
         vocabulary.write_words(dataset.words, kept)
         entry["words"] = {"file": kept.name, "sha256": _sha256(kept), "count": len(dataset.words)}
