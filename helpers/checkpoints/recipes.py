@@ -62,7 +62,8 @@ def _imdb_bigrams() -> "text.Encoded":
     return text.imdb_bigrams()
 
 
-def _by_length(split: "Split[Any, Any]", size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
+def by_length(split: "Split[Any, Any]", size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
+    """Return an epoch's batches of texts of similar length: see `data.text.by_length`."""
     from helpers.data import text
 
     return text.by_length(split, size, generator)
@@ -87,7 +88,7 @@ _CIFAR = {
     "precision": "bfloat16",
     "augment": training.flip_and_shift,
 }
-_TEXT = {"optimizer": "adam", "batch_size": 64, "batching": _by_length}
+_TEXT = {"optimizer": "adam", "batch_size": 64, "batching": by_length}
 RECIPES = {
     "lenet5": Recipe(
         nets.lenet5,
