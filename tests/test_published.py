@@ -247,5 +247,5 @@ def test_every_erratum_is_of_something_published():
     for row in rows:
         assert row["notebook"] in published
         found = [evidence.load(row["notebook"], profile="full", seed=seed) for seed in range(3)]
-        ids = {claim["id"] for result in found if result for claim in result["claims"]}
+        ids = {claim.id for result in found if result for claim in result.claims}
         assert not row.get("claim") or row["claim"] in ids

@@ -5,7 +5,6 @@ what accuracy each was trained. Beside those of networks that read texts lie the
 order of the numbers.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,10 +126,6 @@ def manifest() -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def load(name: str, *, early: bool = False) -> nn.Module:
     """Return the trained network `name` in evaluation mode, or with `early` as it was after its first epochs.
 
@@ -144,7 +139,7 @@ def load(name: str, *, early: bool = False) -> nn.Module:
         raise ValueError(f"name={name!r} kept no early weights; allowed: {', '.join(kept)}")
     entry = entry["early"] if early else entry
     path = paths.CHECKPOINTS / entry["file"]
-    if not path.exists() or _sha256(path) != entry["sha256"]:
+    if not path.exists() or paths.sha256(path.read_bytes()) != entry["sha256"]:
         raise ValueError(
             f"name={name!r}: {path.name} is missing or changed; "
             f"restore it with git, or run python -m helpers train {name}"
@@ -161,7 +156,7 @@ def words(name: str) -> list[str]:
     with_words = [name for name, entry in manifest().items() if "words" in entry]
     entry = manifest()[checks.choice("name", name, with_words)]["words"]
     path = paths.CHECKPOINTS / entry["file"]
-    if not path.exists() or _sha256(path) != entry["sha256"]:
+    if not path.exists() or paths.sha256(path.read_bytes()) != entry["sha256"]:
         raise ValueError(f"name={name!r}: {path.name} is missing or changed; restore it with git")
     return vocabulary.read_words(path)
 
@@ -224,11 +219,11 @@ def train(name: str, *, seed: int = 0) -> Path:
     if recipe.early_epoch:
         kept = paths.CHECKPOINTS / f"{name}.early.safetensors"
         paths.write_atomically(kept, early.read_bytes())
-        entry["early"] = {"file": kept.name, "sha256": _sha256(kept), "epoch": recipe.early_epoch}
+        entry["early"] = {"file": kept.name, "sha256": paths.sha256(kept.read_bytes()), "epoch": recipe.early_epoch}
     if not isinstance(dataset, data.Dataset):  # texts bring their vocabulary
         kept = paths.CHECKPOINTS / f"{recipe.dataset.__name__}.words.txt"
         vocabulary.write_words(dataset.words, kept)
-        entry["words"] = {"file": kept.name, "sha256": _sha256(kept), "count": len(dataset.words)}
+        entry["words"] = {"file": kept.name, "sha256": paths.sha256(kept.read_bytes()), "count": len(dataset.words)}
     whole = json.dumps(manifest() | {name: entry}, indent=1, sort_keys=True) + "\n"
     paths.write_atomically(paths.CHECKPOINTS / "manifest.json", whole.encode())
     return path

@@ -1,6 +1,5 @@
 """Weights in safetensors files."""
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
     }
     content = save({name: _halved(name, tensor) if half else tensor for name, tensor in whole.items()})
     paths.write_atomically(Path(path), content)
-    return hashlib.sha256(content).hexdigest()
+    return paths.sha256(content)
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

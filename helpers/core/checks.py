@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
 
-def is_float(name: str, value: Any) -> float:
+def as_float(name: str, value: Any) -> float:
     """Return a number of Python, NumPy or PyTorch, which may be NaN; ValueError for everything else."""
     try:
         if isinstance(value, str | bytes):

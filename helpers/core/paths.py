@@ -33,9 +33,14 @@ def _folder(variable: str, usual: Path) -> Path:
         ) from None
 
 
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of `content` as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def text_sha256(path: Path) -> str:
     """Return the SHA-256 of a text file, the same whichever line ends git gave it on this machine."""
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    return sha256(path.read_bytes().replace(b"\r\n", b"\n"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

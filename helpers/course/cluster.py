@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from helpers import fetching
 from helpers.core import paths
@@ -197,12 +197,9 @@ def _in_a_sentence(error: BaseException) -> str:
 
 def _to_measure(source: Path, result: bytes | None) -> bool:
     """Return whether a run is to be executed here as well: it reads other results, or its own hold a time."""
-    return bool(staleness.reads(source)) or (result is not None and _holds_times(json.loads(result)))
+    from helpers.evidence import Result
 
-
-def _holds_times(result: Mapping[str, Any]) -> bool:
-    timed_claims = any(claim.get("timing") for claim in result["claims"])
-    return bool(result["timings"]) or timed_claims or any(model.get("latency") for model in result["models"])
+    return bool(staleness.reads(source)) or (result is not None and Result.of(json.loads(result)).holds_times)
 
 
 def _result_file(each: Run, profile: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.core import paths
+from helpers.core.durations import duration
 from helpers.core.paths import build_dir
 from helpers.course import running, setup, testing
 
@@ -143,7 +144,7 @@ def _course(args: argparse.Namespace) -> int:
     runs = [(source, seed) for seed in seeds for source in args.chosen]
     usual = [evidence.expected_seconds(source.stem, args.profile) or 0 for source, _ in runs]
     running.fetch(args.chosen)
-    hint = f" (usually {running.minutes(sum(usual))})" if all(usual) and not args.scheduler else ""
+    hint = f" (usually {duration(sum(usual))})" if all(usual) and not args.scheduler else ""
     how = "on the cluster, and then here what holds times" if args.scheduler else "one after another"
     print(f"Running {_count(args.chosen)} in the {args.profile} profile, {how}{hint}.", flush=True)
     resumes = args.profile == "full" and not args.again
@@ -159,7 +160,7 @@ def _course(args: argparse.Namespace) -> int:
         if run in spread.final:
             print(f"{title}: ran on the cluster")
             continue
-        print(title + (f", usually {running.minutes(seconds)}" if seconds else ""), flush=True)
+        print(title + (f", usually {duration(seconds)}" if seconds else ""), flush=True)
         with cluster.pinned(spread.to_measure[run]) if run in spread.to_measure else nullcontext():
             failures += running.execute(source, profile=args.profile, seed=seed)
     return running.report(failures + _summary(args.profile))

@@ -4,6 +4,7 @@ import re
 
 from helpers import evidence
 from helpers.core import paths
+from helpers.core.durations import duration
 from helpers.course import chapters
 
 README = paths.ROOT / "README.md"
@@ -57,11 +58,6 @@ def _map() -> str:
 def _row(name: str, question: str) -> str:
     if not (chapters.BUILT / f"{name}.ipynb").exists():
         return f"| {name} | {question} | *coming* | |"
-    times = " | ".join(_time(evidence.expected_seconds(name, profile)) for profile in ("quick", "full"))
+    seconds = (evidence.expected_seconds(name, profile) for profile in ("quick", "full"))
+    times = " | ".join("–" if each is None else duration(each) for each in seconds)
     return f"| [{name}](notebooks/{name}.ipynb) | {question} | {times} |"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -48,8 +48,3 @@ def report(failures: list[str]) -> int:
 def shown(path: Path) -> str:
     """Return a path as text, relative to the project's folder if it lies inside it."""
     return str(path.relative_to(paths.ROOT)) if paths.ROOT in path.parents else str(path)
-
-
-def minutes(seconds: float) -> str:
-    """Return a duration in seconds as text: in whole seconds below 90 s, else in whole minutes."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

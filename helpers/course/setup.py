@@ -7,7 +7,6 @@ sentence that says it is too old.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from helpers.core import paths
-from helpers.core.paths import build_dir, write_atomically
+from helpers.core.paths import build_dir, sha256, write_atomically
 
 OLDEST = (3, 11)
 NEWEST_TESTED = (3, 13)
@@ -245,7 +244,7 @@ def _doing(log: Path) -> str:
 
 
 def _digest() -> str:
-    return hashlib.sha256(LOCK.read_bytes() + PROJECT.read_bytes()).hexdigest()
+    return sha256(LOCK.read_bytes() + PROJECT.read_bytes())
 
 
 def _tail(log: Path, lines: int = 12) -> str:

@@ -1,6 +1,5 @@
 """Which stored notebooks are older than their source, the helpers or the results that they show."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -28,7 +27,7 @@ def stale_results() -> dict[str, str]:
 
     reasons = {}
     for path in sorted((paths.RESULTS / "full").glob("*.json")):
-        name, recorded = path.name.partition(".")[0], evidence.read(path)["provenance"]
+        name, recorded = path.name.partition(".")[0], evidence.read(path).provenance
         source = chapters.SOURCES / f"{name}.py"
         if not source.exists():
             reasons[path.stem] = "have no source"
@@ -118,8 +117,8 @@ def _results_sha256(source: Path) -> str:
     files = [path for name in sorted(names) for path in sorted(paths.RESULTS.glob(f"*/{name}.*"))]
     found = [evidence.read(path) for path in files]
     shown = [
-        [each[part] for part in ("models", "claims", "measurements")]
+        [each.record()[part] for part in ("models", "claims", "measurements")]
         for each in found
-        if each["notebook"] != source.stem or each["profile"] == "full"
+        if each.notebook != source.stem or each.profile == "full"
     ]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest() if shown else ""
+    return paths.sha256(json.dumps(shown).encode()) if shown else ""

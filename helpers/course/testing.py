@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helpers.core import paths
+from helpers.core.durations import duration
 from helpers.course import running
 
 CHECKS = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
@@ -79,7 +80,7 @@ def _side_by_side(sources: list[Path]) -> list[str]:
 
 def _closing(parts: dict[str, Counter[str]], seconds: float) -> int:
     """Print what each part gave and, last, one line over all; return the exit code."""
-    print(f"\nDone in {running.minutes(seconds)}")
+    print(f"\nDone in {duration(seconds)}")
     for name, counts in parts.items():
         print(f"  {name:32} {_counts(counts)}")
     total = sum(parts.values(), Counter())

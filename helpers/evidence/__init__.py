@@ -1,43 +1,45 @@
 """What a notebook measured: runs and claims, publishing, comparing, the board."""
 
-from helpers.evidence.comparison import (
+from helpers.evidence.board import (
     GOALS,
     board,
     bought,
-    claims_over_seeds,
     dominated_by,
     first_to_try,
     front,
     latencies,
     lead,
     ranked,
-    runs,
-    technique,
 )
-from helpers.evidence.publishing import decided, promote_quick, publish
+from helpers.evidence.claims import claims_over_seeds, decided
+from helpers.evidence.publishing import promote_quick, publish
 from helpers.evidence.reading import (
-    comparable,
     expected_seconds,
     literature,
     load,
     measurements,
     read,
+    recorded,
     settings,
     timetable,
 )
 from helpers.evidence.recording import Run, say, start
+from helpers.evidence.records import Claim, Model, Result
+from helpers.evidence.runs import runs, technique
 from helpers.evidence.schema import PROFILES, ClaimError
-from helpers.evidence.tables import format_leaderboard, leaderboard, readme_table, recorded
+from helpers.evidence.tables import format_leaderboard, leaderboard, readme_table
 
 __all__ = [
     "GOALS",
     "PROFILES",
+    "Claim",
     "ClaimError",
+    "Model",
+    "Result",
     "Run",
     "board",
     "bought",
     "claims_over_seeds",
-    "comparable",
     "decided",
     "dominated_by",
     "expected_seconds",

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.core import paths
-from helpers.evidence.schema import sha256
+from helpers.core.paths import sha256
 
 NAME = "SHA256SUMS"  # in data/, in the format of `sha256sum`, so that `sha256sum -c` reads it too
 KEPT = ("results/full/*.json", "models/*")

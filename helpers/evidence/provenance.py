@@ -10,15 +10,14 @@ from helpers.evidence.schema import machine_text
 MIXED = "‡"  # marks a row whose seeds are not of one source
 
 
-def origin(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return commit, machine and threads of runs, each once; a mark stands behind runs of several sources."""
-    found = [result["provenance"] for result in results]
+def origin(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return commit, machine and threads of runs by their provenances, and a mark if they are of several sources."""
     parts = [
-        ", ".join(dict.fromkeys(map(_code, found))),
-        ", ".join(dict.fromkeys(machine_text(each["machine"]) for each in found)),
-        _threads([each.get("threads", "?") for each in found]),
+        ", ".join(dict.fromkeys(map(_code, runs))),
+        ", ".join(dict.fromkeys(machine_text(each["machine"]) for each in runs)),
+        _threads([each.get("threads", "?") for each in runs]),
     ]
-    return "; ".join(parts) + f" {MIXED}" * (not is_of_one_source(results))
+    return "; ".join(parts) + f" {MIXED}" * (not is_of_one_source(runs))
 
 
 def _threads(counts: Sequence[Any]) -> str:
@@ -26,10 +25,9 @@ def _threads(counts: Sequence[Any]) -> str:
     return f"{', '.join(each)} thread{'s' * ([*each] != ['1'])}"
 
 
-def is_of_one_source(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether runs share the notebook's source and, as far as they name them, the helpers."""
-    found = [result["provenance"] for result in results]
-    return all(len({each.get(key) for each in found}) < 2 for key in ("source_sha256", "helpers_sha256"))
+def is_of_one_source(runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether provenances share the notebook's source and, as far as they name them, the helpers."""
+    return all(len({each.get(key) for each in runs}) < 2 for key in ("source_sha256", "helpers_sha256"))
 
 
 def _code(provenance: Mapping[str, Any]) -> str:

@@ -1,14 +1,15 @@
 """Results read back, of this build or the published ones; where they lie; and the literature's."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from helpers.core import checks, paths
+from helpers.core.durations import duration
 from helpers.core.paths import build_dir
-from helpers.evidence.schema import PROFILES, checked_result, duration, refuse_constant
+from helpers.evidence.records import Result
+from helpers.evidence.schema import PROFILES, refuse_constant
 from helpers.statistics import mean_std
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def settings(profile: str, *, smoke: dict, quick: dict, full: dict) -> SimpleNam
     return SimpleNamespace(**tables[profile])
 
 
-def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None:
+def load(notebook: str, *, profile: str, seed: int = 0) -> Result | None:
     """Return a notebook's results: this machine's own (build) if there are any, else the published (data).
 
     Raises ValueError for an unknown profile, and for a file that is damaged.
@@ -38,12 +39,12 @@ def load(notebook: str, *, profile: str, seed: int = 0) -> dict[str, Any] | None
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Result:
     """Return the results in a file that `Run.finish` wrote; ValueError, with what to do next, if it is damaged."""
     try:
-        result = checked_result(json.loads(path.read_bytes(), parse_constant=refuse_constant))
-        if path.name != f"{result['notebook']}.seed{result['seed']}.json":
-            raise ValueError(f"it holds {result['notebook']}, seed {result['seed']}")
+        result = Result.of(json.loads(path.read_bytes(), parse_constant=refuse_constant))
+        if path.name != f"{result.notebook}.seed{result.seed}.json":
+            raise ValueError(f"it holds {result.notebook}, seed {result.seed}")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         advice = "restore it with git" if paths.RESULTS in path.parents else "delete it, and run the notebook again"
         raise ValueError(f"{_shown(path)} is damaged ({type(error).__name__}: {error}); {advice}") from error
@@ -54,7 +55,7 @@ def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int,
     """Return what each run of `notebook` recorded as `key`, by seed; this machine's own (build) go first."""
     checks.choice("profile", profile, PROFILES)
     folders = (paths.RESULTS / profile, build_dir() / "results" / profile)
-    found = {result["seed"]: result["measurements"] for folder in folders for result in results_in(folder, notebook)}
+    found = {result.seed: result.measurements for folder in folders for result in results_in(folder, notebook)}
     return {seed: found[seed][key] for seed in sorted(found) if key in found[seed]}
 
 
@@ -62,7 +63,7 @@ def expected_seconds(notebook: str, profile: str) -> float | None:
     """Return how long `notebook` took for its published results, mean over seeds; None if unknown."""
     checks.choice("profile", profile, PROFILES)
     found = results_in(paths.RESULTS / profile, notebook)
-    return mean_std([r["provenance"]["seconds"] for r in found]).mean if found else None
+    return mean_std([r.provenance["seconds"] for r in found]).mean if found else None
 
 
 def timetable(notebook: str) -> str:
@@ -74,14 +75,6 @@ def timetable(notebook: str) -> str:
         f"*full* about {duration(full)} for each seed" if full else "*full* not published yet",
     ]
     return f"**Time**: {', '.join(parts)}."
-
-
-def comparable(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `result` without what may differ between two runs of the same code: provenance and timings."""
-    kept = {k: v for k, v in result.items() if k not in ("provenance", "timings")}
-    kept["models"] = [{k: v for k, v in model.items() if k != "latency"} for model in result["models"]]
-    kept["claims"] = [claim for claim in result["claims"] if not claim.get("timing")]
-    return kept
 
 
 def literature(task: str, *, model: str | None = None) -> "pd.DataFrame":
@@ -107,7 +100,7 @@ def data_file(notebook: str, profile: str, seed: int) -> Path:
     return paths.RESULTS / profile / f"{notebook}.seed{seed}.json"
 
 
-def results_in(folder: Path, notebook: str = "*", damaged: list[str] | None = None) -> list[dict]:
+def results_in(folder: Path, notebook: str = "*", damaged: list[str] | None = None) -> list[Result]:
     """Return a folder's results by notebook and seed; ValueError if one is damaged, or a message in `damaged`."""
     found = []
     for path in sorted(folder.glob(f"{notebook}.seed*.json")):
@@ -117,7 +110,29 @@ def results_in(folder: Path, notebook: str = "*", damaged: list[str] | None = No
             if damaged is None:
                 raise
             damaged.append(str(error))
-    return sorted(found, key=lambda r: (r["notebook"], r["seed"]))
+    return sorted(found, key=lambda r: (r.notebook, r.seed))
+
+
+def recorded(*, build: bool = True, damaged: list[str] | None = None) -> list[tuple[str, list[Result]]]:
+    """Return (source, its results, one per seed) for each notebook and profile (no smoke), quick ones first.
+
+    The source is "data" (published) or, with `build`, "build" (this machine's own): the one with more seeds, of
+    equally many this machine's own. The two are never mixed. Raises ValueError for a damaged file; where there is a
+    list `damaged`, it gets that sentence instead, and the file is left out.
+    """
+    folders = {"build": build_dir() / "results"} if build else {}
+    folders["data"] = paths.RESULTS
+    found: dict[tuple[str, str], tuple[str, list[Result]]] = {}
+    for profile in ("quick", "full"):
+        for source, folder in folders.items():
+            of_notebook: dict[str, list[Result]] = {}
+            for result in results_in(folder / profile, damaged=damaged):
+                of_notebook.setdefault(result.notebook, []).append(result)
+            for notebook, seeds in of_notebook.items():
+                _, before = found.get((profile, notebook), ("", []))
+                if len(seeds) > len(before):
+                    found[profile, notebook] = source, seeds
+    return list(found.values())
 
 
 def literature_file() -> list[dict[str, Any]]:

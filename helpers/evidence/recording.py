@@ -11,32 +11,19 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import helpers
 from helpers.core import checks, paths
-from helpers.core.checks import is_float
-from helpers.core.paths import build_dir, text_sha256, write_atomically
+from helpers.core.checks import as_float
+from helpers.core.durations import duration
+from helpers.core.paths import build_dir, sha256, text_sha256, write_atomically
 from helpers.evidence.reading import build_file
-from helpers.evidence.schema import (
-    PROFILES,
-    SCHEMA,
-    ClaimError,
-    bound_text,
-    checked_model,
-    claim_holds,
-    dump,
-    duration,
-    execution_count,
-    failure,
-    is_text,
-    is_whole,
-    number,
-    plain,
-    sha256,
-)
+from helpers.evidence.records import Claim, Model, Result
+from helpers.evidence.schema import PROFILES, ClaimError, as_json, checked_text, checked_whole, dump, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,15 +44,15 @@ class Run:
     """The record of one execution of a notebook. Made by `start`; ended by `finish`."""
 
     def __init__(self, notebook: str, *, profile: str, seed: int, save: bool = True) -> None:
-        if not re.fullmatch(r"\d\d_\w+", is_text("notebook", notebook)):
+        if not re.fullmatch(r"\d\d_\w+", checked_text("notebook", notebook)):
             raise ValueError(f"notebook={notebook!r}; allowed: two digits, an underscore and a name")
-        is_whole("seed", seed, at_least=0)
+        checked_whole("seed", seed, at_least=0)
         self.profile = checks.choice("profile", profile, PROFILES)
         self.notebook, self.seed, self.save = notebook, seed, save
         self._began, self._resumed = time.monotonic(), _resumed_seconds()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._models: dict[str, dict] = {}
-        self._claims: dict[str, dict] = {}
+        self._models: dict[str, Model] = {}
+        self._claims: dict[str, Claim] = {}
         self._tests: list[dict] = []
         self._measurements: dict[str, Any] = {}
         self._timings: dict[str, Any] = {}
@@ -93,21 +80,22 @@ class Run:
         if (at_most is None) == (at_least is None):
             raise ValueError(f"claim {id!r}: at_most={at_most}, at_least={at_least}; allowed: exactly one of them")
         side, bound = ("at_most", at_most) if at_most is not None else ("at_least", at_least)
-        limit = checks.number(f"claim {id!r}: {side}", is_float(f"claim {id!r}: {side}", bound))
-        measured = is_float(f"claim {id!r}: value", value)
-        record: dict[str, Any] = {"id": is_text("id", id), "text": is_text("text", text)}
-        record |= {"value": measured if math.isfinite(measured) else None, side: bound}
-        if interval is not None:
-            low, high = (checks.number(f"claim {id!r}: interval", end) for end in interval)
-            if not low <= measured <= high:
-                raise ValueError(f"claim {id!r}: interval={interval!r}; allowed: one that holds value={measured!r}")
-            record |= {"interval": [low, high]}
-        outcome = claim_holds(record["value"], side, limit, record.get("interval"))
-        record |= {"holds": outcome, "over_seeds": over_seeds, "timing": timing}
+        where = f"claim {id!r}"
+        measured = as_float(f"{where}: value", value)
+        claim = Claim(
+            checked_text("id", id),
+            checked_text("text", text),
+            measured if math.isfinite(measured) else None,
+            side,
+            checks.number(f"{where}: {side}", as_float(f"{where}: {side}", bound)),
+            over_seeds,
+            timing,
+            None if interval is None else _around(where, measured, interval),
+        )
         before = self._claims.get(id)
-        self._unique(f"claim {id!r}", same=before is None or before["text"] == text)
-        self._claims[id] = record
-        say(_claim_line(record, self.profile))
+        self._unique(where, same=before is None or before.text == text)
+        self._claims[id] = claim
+        say(_claim_line(claim, self.profile))
 
     def test(self, name: str, model: "nn.Module", split: "Split") -> "Evaluation":
         """Evaluate `model` on the test `split` and log that it was done: the only way to touch test data.
@@ -116,7 +104,7 @@ class Run:
         """
         from helpers.training import evaluate
 
-        is_text("name", name)
+        checked_text("name", name)
         if not getattr(split, "is_test", False):
             raise ValueError("split.is_test=False; allowed: the test split, such as that of data.mnist()")
         evaluation = evaluate(model, split)
@@ -161,26 +149,26 @@ class Run:
         record |= {"weights": weights, "nonzero": nonzero, "macs": macs, "latency": list(latency)}
         if wrong := sorted({"file_bytes", "file_sha256"} & more.keys()):
             raise ValueError(f"{wrong[0]}={more[wrong[0]]!r}; allowed: file, of which bytes and hash are taken")
-        record = plain(checked_model(record | more), f"model {name}")
+        model = Model.of(as_json(Model.of(record | more).record(), f"model {name}"))
         content = None if file is None else checks.not_empty("file", Path(file).read_bytes())
         self._unique(f"model {name!r}", same=True)
         if file is not None and content is not None:
-            record |= self._keep_file(name, Path(file).suffix, content)
-        self._models[name] = record
+            model = replace(model, **self._keep_file(name, Path(file).suffix, content))
+        self._models[name] = model
 
     def record(self, key: str, value: Any, *, timing: bool = False) -> None:
         """Keep any further measurement: numbers, texts, lists, dicts or a DataFrame (kept as a list of rows).
 
         `timing` marks what differs from one execution to the next. Raises ValueError for NaN and infinity.
         """
-        (self._timings if timing else self._measurements)[key] = plain(value, key)
+        (self._timings if timing else self._measurements)[key] = as_json(value, key)
 
     def scratch(self, name: str) -> Path:
         """Return a path for a resumable training's state, this notebook's, profile's and seed's own.
 
         Raises ValueError for a name that leads out of its folder.
         """
-        if Path(is_text("name", name)).is_absolute() or ".." in Path(name).parts:
+        if Path(checked_text("name", name)).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"name={name!r}; allowed: a name inside the run's own folder")
         path = build_dir() / "scratch" / self.profile / f"{self.notebook}.seed{self.seed}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,16 +177,16 @@ class Run:
     def finish(self) -> None:
         """Write the results; then, in quick and full, raise ClaimError if a claim does not hold."""
         if self.save:
-            write_atomically(build_file(self.notebook, self.profile, self.seed), dump(self._result()))
-        broken = [c for c in self._claims.values() if c["holds"] is False and not c["over_seeds"]]
+            write_atomically(build_file(self.notebook, self.profile, self.seed), dump(self._result().record()))
+        broken = [c for c in self._claims.values() if c.holds is False and not c.over_seeds]
         seconds = time.monotonic() - self._began
         say(f"{_closing(list(self._claims.values()), self.profile)} This run took {duration(seconds)}.")
         if broken and self.profile != "smoke":
-            raise ClaimError("; ".join(map(failure, broken)))
+            raise ClaimError("; ".join(claim.failure for claim in broken))
 
     def _unique(self, what: str, *, same: bool) -> None:
         """Refuse a second `what`, except from a cell that is run again: readers change and repeat cells."""
-        cell = execution_count()
+        cell = _execution_count()
         if what in self._cells and (cell == self._cells[what] or not same):
             raise ValueError(f"{what} is there twice; allowed: once in a notebook")
         self._cells[what] = cell
@@ -209,12 +197,18 @@ class Run:
             write_atomically(build_dir() / kept, content)
         return {"file": kept, "file_sha256": sha256(content), "file_bytes": len(content)}
 
-    def _result(self) -> dict[str, Any]:
-        result = {"schema": SCHEMA, "notebook": self.notebook, "profile": self.profile, "seed": self.seed}
-        result |= {"provenance": self._provenance(), "models": list(self._models.values())}
-        result |= {"claims": list(self._claims.values()), "test_evaluations": self._tests}
-        result |= {"measurements": self._measurements, "timings": self._timings}
-        return plain(result, self.notebook)
+    def _result(self) -> Result:
+        return Result(
+            self.notebook,
+            self.profile,
+            self.seed,
+            self._provenance(),
+            list(self._models.values()),
+            list(self._claims.values()),
+            self._tests,
+            self._measurements,
+            self._timings,
+        )
 
     def _provenance(self) -> dict[str, Any]:
         import torch
@@ -256,20 +250,35 @@ def say(text: str) -> None:
     print(text)
 
 
-def _claim_line(claim: Mapping[str, Any], profile: str) -> str:
-    outcome = {True: "Holds", False: "Does not hold", None: "Undecided, by its interval"}[claim["holds"]]
+def _around(where: str, value: float, interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = (checks.number(f"{where}: interval", end) for end in interval)
+    if not low <= value <= high:
+        raise ValueError(f"{where}: interval={interval!r}; allowed: one that holds value={value!r}")
+    return low, high
+
+
+def _execution_count() -> int:
+    """Return the number of the notebook cell that is being run, -1 outside a notebook."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell.execution_count if shell is not None else -1
+
+
+def _claim_line(claim: Claim, profile: str) -> str:
+    outcome = {True: "Holds", False: "Does not hold", None: "Undecided, by its interval"}[claim.holds]
     if profile == "smoke":
         outcome = "Recorded only (smoke)"
-    elif claim["over_seeds"]:
+    elif claim.over_seeds:
         outcome = "Recorded (decided over all seeds)"
-    ends = f" ({' to '.join(map(number, claim['interval']))})" if "interval" in claim else ""
-    return f"**{outcome}:** {claim['text']} — measured {number(claim['value'])}{ends}, claimed {bound_text(claim)}."
+    ends = f" ({' to '.join(map(number, claim.interval))})" if claim.interval else ""
+    return f"**{outcome}:** {claim.text} — measured {number(claim.value)}{ends}, claimed {claim.bound_text}."
 
 
-def _closing(claims: list[dict], profile: str) -> str:
-    checked = [claim for claim in claims if not claim["over_seeds"]]
+def _closing(claims: list[Claim], profile: str) -> str:
+    checked = [claim for claim in claims if not claim.over_seeds]
     if profile == "smoke":
         return f"{len(claims)} claims recorded; smoke asserts none of them."
-    open_ones = sum(c["holds"] is None for c in checked)
+    open_ones = sum(claim.holds is None for claim in checked)
     undecided = f", {open_ones} undecided" if open_ones else ""
-    return f"{sum(c['holds'] is True for c in checked)} of {len(checked)} claims hold{undecided}."
+    return f"{sum(claim.holds is True for claim in checked)} of {len(checked)} claims hold{undecided}."

@@ -1,92 +1,68 @@
-"""Tables for the README and the command line."""
+"""The board as text: for the command line, and for the README beside the literature."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from helpers.core import checks, paths
-from helpers.core.paths import build_dir
-from helpers.evidence.provenance import MIXED, errata, origin
-from helpers.evidence.publishing import beats
-from helpers.evidence.reading import literature_file, results_in
+from helpers.core import paths
+from helpers.evidence.board import board
+from helpers.evidence.provenance import MIXED, errata
+from helpers.evidence.reading import literature_file, recorded, results_in
+from helpers.evidence.runs import runs
 from helpers.evidence.schema import machine_text
-from helpers.statistics import mean_std
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def recorded(*, build: bool = True, damaged: list[str] | None = None) -> list[tuple[str, list[dict]]]:
-    """Return (source, its results, one per seed) for each notebook and profile (no smoke), quick ones first.
+def leaderboard(*, build: bool = True, damaged: list[str] | None = None) -> "pd.DataFrame":
+    """Return the `board` of every task in one table, with the columns task and own.
 
-    The source is "data" (published) or, with `build`, "build" (this machine's own): the one with more seeds, of
-    equally many this machine's own. The two are never mixed. Raises ValueError for a damaged file; where there is a
-    list `damaged`, it gets that sentence instead, and the file is left out.
-    """
-    folders = {"build": build_dir() / "results"} if build else {}
-    folders["data"] = paths.RESULTS
-    found: dict[tuple[str, str], tuple[str, list[dict]]] = {}
-    for profile in ("quick", "full"):
-        for source, folder in folders.items():
-            of_notebook: dict[str, list[dict]] = {}
-            for result in results_in(folder / profile, damaged=damaged):
-                of_notebook.setdefault(result["notebook"], []).append(result)
-            for notebook, seeds in of_notebook.items():
-                _, before = found.get((profile, notebook), ("", []))
-                if len(seeds) > len(before):
-                    found[profile, notebook] = source, seeds
-    return list(found.values())
-
-
-def leaderboard(task: str | None = None, *, build: bool = True, damaged: list[str] | None = None) -> "pd.DataFrame":
-    """Return every recorded model, one row per task, name, method and profile (no smoke), best accuracy first.
-
-    Which results, and `damaged`: see `recorded`. Columns: task, name, method, accuracy (mean), std, n (seeds),
-    weights_ratio (weights of the base / nonzero), file_bytes, macs, macs_ratio (of the base / of this), weights_range,
-    bytes_range and macs_range (the seeds' lowest and highest), latency_ratio (median of the base / median; ONNX Runtime
-    at batch 1 where it was measured), front (on the Pareto front of the task: no other model is at least as
-    accurate and at most as large, and better in one of the two; quick results of a model that has full ones
-    do not count), source, profile, notebook, origin (see `provenance.origin`).
+    Which results, and `damaged`: see `recorded`. `own` is a model's accuracy in this machine's quick run, NaN where
+    there is none: the board itself shows full results where a model has some.
     """
     import pandas as pd
 
-    rows = [row for source, seeds in recorded(build=build, damaged=damaged) for row in _rows(seeds, source=source)]
-    columns = ["task", "name", "method", "accuracy", "std", "n", "weights_ratio", "file_bytes", "macs"]
-    columns += ["macs_ratio", "weights_range", "bytes_range", "macs_range", "latency_ratio", "front"]
-    frame = pd.DataFrame(rows, columns=[*columns, "source", "profile", "notebook", "origin"])
-    if task is not None:
-        frame = frame[frame["task"] == checks.choice("task", task, sorted(set(frame["task"])))]
-    same_model = ["task", "name", "profile", "accuracy", "file_bytes", "macs"]
-    frame = frame.drop_duplicates(same_model).reset_index(drop=True)
-    frame["front"] = _front(frame)
-    order = ["task", "accuracy", "file_bytes", "name"]
-    return frame.sort_values(order, ascending=[True, False, True, True]).reset_index(drop=True)
+    found = runs(build=build, damaged=damaged)
+    own = _own_quick() if build else {}
+    boards = [board(found, task).assign(task=task) for task in sorted(set(found["task"]))]
+    frame = pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=[*_SHOWN])
+    names = zip(frame["task"], frame["recipe"], strict=True)
+    return frame.assign(own=[own.get(name, math.nan) for name in names])
+
+
+_SHOWN = ("task", "front_bytes", "model", "recipe", "method", "accuracy", "weights_ratio", "bytes", "macs", "speed")
+
+
+def _own_quick() -> dict[tuple[str, str], float]:
+    """Return the accuracies of this machine's quick results, by task and name."""
+    found = [result for source, seeds in recorded(damaged=[]) if source == "build" for result in seeds]
+    return {(m.task, m.name): m.accuracy for result in found if result.profile == "quick" for m in result.models}
 
 
 def format_leaderboard(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Return `leaderboard`'s table as texts, for a notebook or, by `to_string(index=False)`, a terminal.
 
-    A star marks the Pareto front.
+    A star marks the Pareto front of accuracy and bytes.
     """
     import pandas as pd
 
     def each(column: str, form: str) -> list[str]:
         return ["–" if pd.isna(v) else form.format(v) for v in frame[column]]
 
-    accuracies = [_accuracy(*row) for row in zip(frame["accuracy"], frame["std"], frame["n"], strict=True)]
     return pd.DataFrame(
         {
             "task": frame["task"],
-            "": ["*" if front else "" for front in frame["front"]],
-            "model": frame["name"],
+            "": ["*" if on_front else "" for on_front in frame["front_bytes"]],
+            "model": frame["model"],
             "method": frame["method"],
-            "accuracy %": accuracies,
+            "accuracy %": [_accuracy(row) for row in frame.to_dict("records")],
+            "here, quick %": [own.removesuffix("%") for own in each("own", "{:.2%}")],
             "weights ÷": each("weights_ratio", "{:.3g}"),
-            "file bytes": each("file_bytes", "{:,.0f}"),
+            "file bytes": each("bytes", "{:,.0f}"),
             "MACs": each("macs", "{:,.0f}"),
-            "speed ×": each("latency_ratio", "{:.2f}"),
-            "profile": frame["profile"],
-            "from": frame["source"],
+            "speed ×": each("speed", "{:.2f}"),
+            "from": [f"{row['source']}, {row['profile']}" for row in frame.to_dict("records")],
         }
     )
 
@@ -94,109 +70,46 @@ def format_leaderboard(frame: "pd.DataFrame") -> "pd.DataFrame":
 def readme_table() -> str:
     """Return the README's Markdown: each task's best published models beside the literature; data/ only."""
     frame = leaderboard(build=False)
-    without_file = frame["file_bytes"].isna()  # of another recipe, not of another size, such as a taught student
-    best = frame[frame["front"] | without_file | frame["name"].isin(_bases())]
-    if best.empty:
+    bases = set(frame["base"]) if len(frame) else set()
+    without_file = frame["bytes"].isna()  # of another recipe, not of another size, such as a taught student
+    good = frame[frame["front_bytes"] | without_file | frame["recipe"].isin(bases)]
+    if good.empty:
         return "No results are published yet."
+    shown = set(zip(good["task"], good["recipe"], strict=True))  # all seeds of a recipe, or none of them
+    best = frame[[each in shown for each in zip(frame["task"], frame["recipe"], strict=True)]]
     tasks = [_readme_task(task, rows) for task, rows in best.groupby("task", sort=True)]
     return "\n\n".join([*tasks, _readme_provenance()])
 
 
-def _accuracy(mean: float, std: float, n: int) -> str:
-    if n < 2:
-        return f"{100 * mean:.2f}"
-    if std < 1e-12:  # a committed checkpoint, evaluated in each run: no spread was measured
-        return f"{100 * mean:.2f} (one network)"
-    return f"{100 * mean:.2f} ± {100 * std:.2f} (n = {n})"
-
-
-def _rows(results: list[dict], *, source: str) -> Iterable[dict[str, Any]]:
-    """Yield one row per model name and method of a notebook's results over its seeds."""
-    models: dict[tuple[str, str], list[dict]] = {}
-    for run, result in enumerate(results):
-        by_name = {model["name"]: model for model in result["models"]}
-        for model in result["models"]:
-            one = model | {"of": by_name.get(model["base"], model), "run": run}  # the base of the same seed
-            models.setdefault((model["name"], model["method"]), []).append(one)  # a seed may have chosen another
-    for (name, method), seeds in models.items():
-        accuracy = mean_std([m["accuracy"] for m in seeds])
-        ratios = [m["of"]["weights"] / m["nonzero"] for m in seeds]
-        speeds = [s for s in map(_speed, seeds) if s is not None]
-        sizes = [m["file_bytes"] for m in seeds if m.get("file_bytes")]
-        macs_ratios = [m["of"]["macs"] / m["macs"] for m in seeds]
-        yield {
-            "task": seeds[0]["task"],
-            "name": name,
-            "method": method,
-            "accuracy": round(accuracy.mean, 12),  # one network in 2 and in 3 runs: one row, whatever the rounding
-            "std": accuracy.std,
-            "n": accuracy.n,
-            "weights_ratio": mean_std(ratios).mean,
-            "file_bytes": mean_std(sizes).mean if sizes else math.nan,
-            "macs": mean_std([m["macs"] for m in seeds]).mean,
-            "macs_ratio": mean_std(macs_ratios).mean,
-            "weights_range": _ends(ratios),
-            "bytes_range": _ends(sizes),
-            "macs_range": _ends(macs_ratios),
-            "latency_ratio": mean_std(speeds).mean if speeds else math.nan,
-            "source": source,
-            "profile": results[0]["profile"],
-            "notebook": results[0]["notebook"],
-            "origin": origin([results[m["run"]] for m in seeds]),
-        }
-
-
-def _ends(values: list[float]) -> tuple[float, float] | None:
-    return (min(values), max(values)) if values else None
-
-
-def _speed(model: dict) -> float | None:
-    latency = model.get("latency") or []
-    preferred = [x for x in latency if x["runtime"] == "onnxruntime" and x["batch"] == 1]
-    return next((x["ratio"] for x in [*preferred, *latency]), None)
-
-
-def _front(frame: "pd.DataFrame") -> list[bool]:
-    models = frame[["task", "name", "accuracy", "file_bytes", "profile"]].to_dict("records")
-    in_full = {(m["task"], m["name"]) for m in models if m["profile"] == "full"}
-    # One lucky seed of a quick run must not beat the mean of the same model's full runs.
-    counting = [m for m in models if m["profile"] == "full" or (m["task"], m["name"]) not in in_full]
-    stored = [m for m in counting if not math.isnan(m["file_bytes"])]
-    return [m in stored and not any(beats(other, m) for other in stored) for m in models]
-
-
-def _bases() -> set[str]:
-    results = [r for profile in ("quick", "full") for r in results_in(paths.RESULTS / profile)]
-    return {m["base"] for r in results for m in r["models"] if m["base"]}
+def _accuracy(row: Mapping[str, Any]) -> str:
+    """Return mean and spread in percent; one network that several runs measured has no spread."""
+    mean = f"{100 * row['accuracy']:.2f}"
+    if row["n"] < 2:
+        return mean
+    if row["networks"] < 2:
+        return f"{mean} (one network)"
+    return f"{mean} ± {100 * row['std']:.2f} (n = {row['n']})"
 
 
 def _readme_task(task: str, rows: "pd.DataFrame") -> str:
     full = rows[rows["profile"] == "full"]
     shown = full if len(full) else rows
-    lines = [
-        f"**{task}**",
-        "",
-        "| model | method | test accuracy % | fewer weights | fewer MACs | file | source | run |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    head = ["model", "method", "test accuracy %", "fewer weights", "fewer MACs", "file", "source", "run"]
+    lines = [f"**{task}**", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in shown.to_dict("records"):
-        seeds = "" if row["n"] > 1 else " (n = 1)"
-        size = _between(row["file_bytes"], row["bytes_range"], "{:,.0f}", " bytes")
-        ratio = _between(row["weights_ratio"], row["weights_range"], "{:.3g}", "×")
-        macs = _between(row["macs_ratio"], row["macs_range"], "{:.3g}", "×")
-        accuracy = _accuracy(row["accuracy"], row["std"], row["n"]) + seeds
-        source = f"here, {row['profile']}"
-        cells = (row["name"], row["method"], accuracy, ratio, macs, size, source, row["origin"])
+        cells = [row["model"], row["method"], _accuracy(row) + ("" if row["n"] > 1 else " (n = 1)")]
+        cells += [_between(row, "weights_ratio", "{:.3g}", "×"), _between(row, "macs_ratio", "{:.3g}", "×")]
+        cells += [_between(row, "bytes", "{:,.0f}", " bytes"), f"here, {row['profile']}", row["origin"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines + _literature_lines(task))
 
 
-def _between(mean: float, ends: tuple[float, float] | None, form: str, unit: str) -> str:
+def _between(row: Mapping[str, Any], key: str, form: str, unit: str) -> str:
     """Return the mean, or both ends where seeds that chose differently would make it the mean of nothing."""
-    if not ends:
+    if math.isnan(row[key]):
         return "–"
-    low, high = ends
-    values = [mean] if high <= 1.05 * low else [low, high]
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    values = [row[key]] if high <= 1.05 * low else [low, high]
     return " to ".join(map(form.format, values)) + unit
 
 
@@ -218,8 +131,8 @@ def _literature_lines(task: str) -> list[str]:
 
 def _readme_provenance() -> str:
     results = [r for profile in ("quick", "full") for r in results_in(paths.RESULTS / profile)]
-    latest = max(results, key=lambda r: r["provenance"]["started"])["provenance"]
-    machines = sorted({machine_text(r["provenance"]["machine"]) for r in results})
+    latest = max((result.provenance for result in results), key=lambda provenance: provenance["started"])
+    machines = sorted({machine_text(result.provenance["machine"]) for result in results})
     return (
         f"Measured on {'; '.join(machines)}, the latest on {latest['started'][:10]} with torch "
         f"{latest['torch']} and helpers {latest['helpers_version']}. Accuracies are of the last epoch, never "

@@ -175,10 +175,10 @@ def _accept(dataset: Dataset, location: Path) -> dict[str, bytes]:
     for file, expected in dataset.sha256.items():
         if file not in files:
             raise Failed(f"{file} is missing in it")
-        if (found := hashlib.sha256(files[file]).hexdigest()) != expected:
+        if (found := paths.sha256(files[file])) != expected:
             raise Failed(f"refused, this is other data: {file} has SHA-256 {found}, expected {expected}")
     if not dataset.sha256:
-        sums = [f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in files.items()]
+        sums = [f"{paths.sha256(content)}  {file}\n" for file, content in files.items()]
         files[SUMS] = "".join(sums).encode()
     return files
 

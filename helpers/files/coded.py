@@ -56,7 +56,6 @@ Zero means that all bits are zero, so -0.0 and every NaN come back as they were.
 the standard library.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -65,7 +64,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from helpers.core.paths import write_atomically
+from helpers.core.paths import sha256, write_atomically
 from helpers.files import model_arrays, stating
 from helpers.files.arrays import Integers, Packed, Writable, has_bits, spread
 from helpers.files.coded_reading import (
@@ -103,7 +102,7 @@ def write_coded(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Modu
     content, _ = _encode(arrays, stating.architecture_of(tensors, arrays))
     model_arrays.require_identical(arrays, decode(content))
     write_atomically(Path(path), content)
-    return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
+    return Packed(Path(path), len(content), sha256(content))
 
 
 def anatomy(tensors: "Mapping[str, np.ndarray | Tensor | Integers] | nn.Module") -> dict[str, dict[str, float]]:

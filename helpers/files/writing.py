@@ -1,13 +1,12 @@
 """Write a packed file; what was written is read back before it gets its name."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers.core.paths import write_atomically
+from helpers.core.paths import sha256, write_atomically
 from helpers.files.arrays import Data, Packed, PackingError, Writable
 from helpers.files.encoding import encode, encode_dense, encode_quantized, encode_sparse
 from helpers.files.model_arrays import arrays_of, require_identical, require_text
@@ -76,4 +75,4 @@ def write(
     if decode_words(content) != list(words):
         raise PackingError("the words would not come back; nothing was written")
     write_atomically(Path(path), content)
-    return Packed(Path(path), len(content), hashlib.sha256(content).hexdigest())
+    return Packed(Path(path), len(content), sha256(content))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from helpers.core import checks
-from helpers.core.checks import is_float
+from helpers.core.checks import as_float
 from helpers.statistics.medians import checked_confidence, checked_values
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def difference(accuracies: "pd.DataFrame", a: str, b: str) -> str:
 
 def finite(name: str, values: Iterable[Any]) -> list[float]:
     """Return the values as a list of floats; ValueError, naming the place, for one that is not finite."""
-    return [checks.number(f"{name}[{i}]", is_float(f"{name}[{i}]", value)) for i, value in enumerate(values)]
+    return [checks.number(f"{name}[{i}]", as_float(f"{name}[{i}]", value)) for i, value in enumerate(values)]
 
 
 def unique_columns(frame: "pd.DataFrame") -> list[str]:

@@ -1335,7 +1335,7 @@ say("**Reviews**: " + ", ".join(f"{name} {score:.1%}" for name, score in review_
 def over_seeds(key, current):
     """What each full run measured under `key` (rows: seeds): those on file, and this one if it is full."""
     files = {seed: evidence.load("11_distill", profile="full", seed=seed) for seed in range(10)}
-    of_seed = {seed: file["measurements"][key] for seed, file in files.items() if file and key in file["measurements"]}
+    of_seed = {seed: file.measurements[key] for seed, file in files.items() if file and key in file.measurements}
     return pd.DataFrame(of_seed | ({SEED: current} if PROFILE == "full" else {})).T
 
 

@@ -17,6 +17,7 @@ from helpers import evidence
 from helpers.core import paths
 from helpers.course import chapters, cluster, commands, notebooks, setup
 from helpers.course.setup import SetupError
+from tests.evidence.evidence_examples import clocked, recorded_model
 
 pytest.importorskip("distributed")
 
@@ -27,6 +28,9 @@ PROVENANCE = {
     "torch": "2",
     "helpers_version": "0",
     "source_sha256": None,
+    "helpers_sha256": None,
+    "commit": None,
+    "versions": {},
     "machine": "a",
 }
 NOTEBOOK = """\
@@ -184,7 +188,7 @@ def written(build: Path) -> dict[str, object]:
     for path in sorted(path for path in build.rglob("*") if path.is_file() and "scratch" not in path.parts):
         content: object = path.read_bytes()
         if path.suffix == ".json":
-            content = evidence.comparable(json.loads(path.read_text()))
+            content = evidence.read(path).comparable()
         if path.suffix == ".ipynb":
             cells = json.loads(path.read_text())["cells"]
             content = [(cell["source"], [kind["output_type"] for kind in cell.get("outputs", [])]) for cell in cells]
@@ -194,16 +198,18 @@ def written(build: Path) -> dict[str, object]:
 
 # ---------------------------------------------------------------- without a cluster
 
+CLAIM = {"id": "a", "text": "t", "value": 1, "at_most": 2, "holds": True, "over_seeds": False}
+
 
 @pytest.mark.parametrize(
     ("source", "result", "expected"),
     [
         ("", {}, False),
         ("", {"timings": {"seconds": 3.0}}, True),
-        ("", {"claims": [{"id": "a", "timing": False}]}, False),
-        ("", {"claims": [{"id": "a", "timing": True, "holds": True}]}, True),
-        ("", {"models": [{"name": "a", "latency": []}]}, False),
-        ("", {"models": [{"name": "a", "latency": [{"ratio": 2.0}]}]}, True),
+        ("", {"claims": [CLAIM | {"timing": False}]}, False),
+        ("", {"claims": [CLAIM | {"timing": True}]}, True),
+        ("", {"models": [recorded_model("a", 0.5)]}, False),
+        ("", {"models": [recorded_model("a", 0.5, latency=[clocked(2.0)])]}, True),
         ("# ---\n# jupyter:\n#   reads: [05_after_pruning]\n# ---\n", {}, True),
         ('net = checkpoints.load("lenet5")', {}, False),
         ("# ---\n# jupyter:\n#   reads: [all]\n# ---\n", None, True),
@@ -213,7 +219,9 @@ def written(build: Path) -> dict[str, object]:
 def test_what_holds_a_time_or_reads_others_is_executed_here(source, result, expected, tmp_path):
     path = tmp_path / "90_a.py"
     path.write_text(source)
-    content = None if result is None else json.dumps({"claims": [], "models": [], "timings": {}} | result).encode()
+    whole = {"notebook": "90_a", "profile": "quick", "seed": 0, "provenance": PROVENANCE}
+    whole |= {"claims": [], "models": [], "test_evaluations": [], "measurements": {}, "timings": {}}
+    content = None if result is None else json.dumps(whole | result).encode()
     assert cluster._to_measure(path, content) is expected
 
 

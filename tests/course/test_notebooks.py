@@ -561,8 +561,8 @@ def test_smoke_runs_offline_and_twice_the_same(source, offline, tmp_path, monkey
     if not result_of(source, first).exists():
         smoke(source, first, monkeypatch)
     smoke(source, tmp_path / "second", monkeypatch)
-    one, two = (json.loads(result_of(source, folder).read_text()) for folder in (first, tmp_path / "second"))
-    assert evidence.comparable(one) == evidence.comparable(two)
+    one, two = (evidence.read(result_of(source, folder)) for folder in (first, tmp_path / "second"))
+    assert one.comparable() == two.comparable()
     files = sorted(path.relative_to(tmp_path / "second") for path in (tmp_path / "second/models").rglob("*.*"))
     for file in files:
         assert (first / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
@@ -621,8 +621,8 @@ def test_a_run_killed_twice_and_repeated_ends_with_the_results_of_an_undisturbed
         assert process.wait() == -signal.SIGKILL and not result_of(source, build).exists()
     before = sorted(states().items(), key=lambda item: item[1])
     assert run().wait() == 0
-    one, two = (json.loads(result_of(source, folder).read_text()) for folder in (undisturbed, build))
-    assert evidence.comparable(one) == evidence.comparable(two)
+    one, two = (evidence.read(result_of(source, folder)) for folder in (undisturbed, build))
+    assert one.comparable() == two.comparable()
     after = states()
     assert len(after) > len(before) and all(after[path] == when for path, when in before[:-1]), "nothing trained twice"
 
@@ -633,8 +633,8 @@ def test_every_built_notebook_says_what_its_published_results_say(source):
     cells = read(chapters.BUILT / f"{source.stem}.ipynb").cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     said = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
-    published = json.loads((paths.RESULTS / f"quick/{source.stem}.seed0.json").read_text())
-    claims = [recording._claim_line(claim, "quick") for claim in published["claims"]]
+    published = evidence.read(paths.RESULTS / f"quick/{source.stem}.seed0.json")
+    claims = [recording._claim_line(claim, "quick") for claim in published.claims]
     shown = [
         line for text in said for line in text.splitlines() if re.match(r"\*\*.+:\*\* .+ — measured .+, claimed ", line)
     ]

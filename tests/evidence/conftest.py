@@ -1,11 +1,13 @@
 """Fixtures of this folder's tests."""
 
+import json
+
 import pytest
 
 from helpers import evidence
 from helpers.core import paths
 from helpers.evidence import reading
-from tests.evidence.evidence_examples import NB, add, timed
+from tests.evidence.evidence_examples import MACHINE, NB, PROVENANCE, add, timed
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +33,21 @@ def rich():
     run._tests.append({"name": "dense", "accuracy": 0.99, "correct": 99, "count": 100})
     run.finish()
     return reading.build_file(NB, "quick", 0)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a result into a folder of published ones, or of this machine's."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "published")
+
+    def write(notebook, models, *, seed=0, profile="full", source="data", images=1_000, claims=(), tests=()):
+        folder = {"data": tmp_path / "published", "build": paths.build_dir() / "results"}[source] / profile
+        folder.mkdir(parents=True, exist_ok=True)
+        tests = tests or [{"name": "net", "accuracy": m["accuracy"], "correct": 0, "count": images} for m in models]
+        result = {"notebook": notebook, "profile": profile, "seed": seed, "models": models, "claims": list(claims)}
+        result |= {"provenance": PROVENANCE | {"machine": MACHINE}, "measurements": {}, "timings": {}}
+        path = folder / f"{notebook}.seed{seed}.json"
+        path.write_text(json.dumps(result | {"test_evaluations": list(tests)}))
+        return path
+
+    return write

@@ -3,6 +3,8 @@
 from helpers import evidence
 
 NB = "02_prune_weights"
+MACHINE = {"cpu": "a", "cores": 2}
+PROVENANCE = {"seconds": 1, "started": "now", "torch": "2", "helpers_version": "0", "source_sha256": None}
 
 
 def add(run, name="sparse", accuracy=0.99, size=None, file=None, base="dense", nonzero=10, macs=2_293_000, **more):
@@ -46,3 +48,24 @@ def finished(notebook=NB, profile="full", seed=0, claims=(), models=()):
         add(run, **model)
     run.finish()
     return loaded(notebook, profile=profile, seed=seed)
+
+
+def recorded_model(name, accuracy, *, method="dense", base=None, size=1_000, **more):
+    return {"name": name, "task": "mnist", "method": method, "split": "test", "accuracy": accuracy, "base": base,
+            "weights": 400, "nonzero": 400, "macs": 900, "latency": [], "file_bytes": size} | more  # fmt: skip
+
+
+def without_file(name, accuracy, **more):
+    return {key: value for key, value in recorded_model(name, accuracy, **more).items() if key != "file_bytes"}
+
+
+def clocked(ratio, *, runtime="onnxruntime", batch=1, interval=None):
+    interval = interval or [ratio - 0.1, ratio + 0.1]
+    return {
+        "variant": "v",
+        "runtime": runtime,
+        "batch": batch,
+        "ratio": ratio,
+        "interval": interval,
+        "verdict": "faster",
+    }

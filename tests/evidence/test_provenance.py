@@ -12,7 +12,7 @@ from helpers.evidence import provenance
 def run(**changed):
     machine = {"cpu": "A", "cores": 2}
     known = {"commit": "abcdef0123", "source_sha256": "1" * 64, "machine": machine, "threads": 2}
-    return {"provenance": known | changed}
+    return known | changed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.evidence import reading, schema, tables
+from helpers.evidence import reading, schema
+from helpers.evidence.runs import _rows
 from tests.evidence.evidence_examples import NB, finished, loaded
 
 
@@ -28,15 +29,25 @@ def test_load_prefers_build():
     finished(profile="quick", models=[{"accuracy": 0.5}])
     evidence.promote_quick(NB)
     finished(profile="quick", models=[{"accuracy": 0.75}])
-    assert loaded(NB, profile="quick")["models"][0]["accuracy"] == 0.75
+    assert loaded(NB, profile="quick").models[0].accuracy == 0.75
     reading.build_file(NB, "quick", 0).unlink()
-    assert loaded(NB, profile="quick")["models"][0]["accuracy"] == 0.5
+    assert loaded(NB, profile="quick").models[0].accuracy == 0.5
     assert evidence.load(NB, profile="full") is None
 
 
 def test_a_whole_file_is_read_as_it_was_written(rich):
-    assert rich.read_text() == json.dumps(evidence.read(rich), indent=1, ensure_ascii=False) + "\n", "a diff has lines"
-    assert evidence.read(rich) == json.loads(rich.read_text()) == evidence.load(NB, profile="quick")
+    assert rich.read_text() == json.dumps(evidence.read(rich).record(), indent=1, ensure_ascii=False) + "\n", (
+        "a diff has lines"
+    )
+    assert evidence.read(rich).record() == json.loads(rich.read_text())
+    assert evidence.read(rich) == evidence.load(NB, profile="quick")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(paths.RESULTS.rglob("*.seed*.json")), ids=lambda path: f"{path.parent.name} {path.stem}"
+)
+def test_every_published_file_is_given_back_as_it_is(path):
+    assert evidence.read(path).record() == json.loads(path.read_text())
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -51,8 +62,8 @@ def test_a_flipped_byte_is_one_sentence_or_another_valid_result(data, rich):
     except ValueError as error:
         assert f"{path} is damaged (" in str(error)
     else:
-        assert list(tables._rows([result], source="build"))
-        evidence.comparable(result)
+        assert list(_rows("build", 1, result))
+        result.comparable()
 
 
 @pytest.mark.parametrize(
@@ -115,8 +126,8 @@ def test_expected_seconds_come_from_published_results():
     assert evidence.expected_seconds(NB, "full") is None
     for seed, seconds in enumerate([100, 200]):
         result = finished(seed=seed)
-        result["provenance"]["seconds"] = seconds
-        paths.write_atomically(reading.data_file(NB, "full", seed), schema.dump(result))
+        result.provenance["seconds"] = seconds
+        paths.write_atomically(reading.data_file(NB, "full", seed), schema.dump(result.record()))
     assert evidence.expected_seconds(NB, "full") == 150
     assert "*full* about 2 min for each seed" in evidence.timetable(NB)
     assert "*quick* at most two minutes" in evidence.timetable(NB)

@@ -35,14 +35,14 @@ def test_the_outcome_is_the_comparison(value, bound):
     run = evidence.start(NB, profile="quick", seed=0, save=False)
     run.claim("most", "m", value, at_most=bound)
     run.claim("least", "l", value, at_least=bound)
-    most, least = run._result()["claims"]
+    most, least = run._result().record()["claims"]
     assert most["holds"] is (math.isfinite(value) and value <= bound)
     assert least["holds"] is (math.isfinite(value) and value >= bound)
 
 
 def test_smoke_records_a_broken_claim_and_does_not_raise(capsys):
     finished(profile="smoke", claims=[("broken", 3, 2, False)])
-    assert loaded(NB, profile="smoke")["claims"][0]["holds"] is False
+    assert loaded(NB, profile="smoke").claims[0].holds is False
     assert "Recorded only (smoke)" in capsys.readouterr().out
 
 
@@ -71,7 +71,7 @@ def test_what_a_claim_measured_is_a_number(value):
     with pytest.raises(ValueError, match="claim 'a': value=.* is not a number; allowed: a finite number"):
         run.claim("a", "a", value, at_most=1)
     run.claim("a", "a", torch.tensor(0.5), at_most=np.float32(1))
-    assert run._result()["claims"][0]["holds"] is True
+    assert run._result().record()["claims"][0]["holds"] is True
 
 
 @pytest.mark.parametrize(("id", "text"), [("", "a"), ("a", " "), (1, "a"), ("a", None)])
@@ -100,18 +100,18 @@ def test_ids_and_names_stand_once():
 def test_a_cell_that_runs_again_replaces_what_it_said(monkeypatch):
     run = evidence.start(NB, profile="quick", seed=0, save=False)
     for execution, value in [(4, 3), (9, 1)]:
-        monkeypatch.setattr(recording, "execution_count", lambda n=execution: n)
+        monkeypatch.setattr(recording, "_execution_count", lambda n=execution: n)
         run.claim("a", "a", value, at_most=2)
         add(run, accuracy=value / 10)
-    assert [c["value"] for c in run._result()["claims"]] == [1]
-    assert [m["accuracy"] for m in run._result()["models"]] == [0.1]
-    monkeypatch.setattr(recording, "execution_count", lambda: 10)
+    assert [c["value"] for c in run._result().record()["claims"]] == [1]
+    assert [m["accuracy"] for m in run._result().record()["models"]] == [0.1]
+    monkeypatch.setattr(recording, "_execution_count", lambda: 10)
     with pytest.raises(ValueError, match="twice"):
         run.claim("a", "another claim", 1, at_most=2)
 
 
 def test_the_file_holds_what_the_design_says():
-    result = finished(models=[{"size": 20}], claims=[("a", 1, 2, False)])
+    result = finished(models=[{"size": 20}], claims=[("a", 1, 2, False)]).record()
     assert {"notebook": NB, "profile": "full", "seed": 0}.items() <= result.items()
     provenance = result["provenance"]
     assert provenance["torch"] == torch.__version__
@@ -148,7 +148,7 @@ def test_numbers_from_numpy_torch_and_pandas_become_json():
     run.record("table", pd.DataFrame({"x": [1, 2], "y": ["p", "q"]}))
     run.record("seconds", [0.1], timing=True)
     run.finish()
-    result = loaded(NB, profile="quick")
+    result = loaded(NB, profile="quick").record()
     assert result["measurements"]["a"] == {"i": 3, "f": 0.5, "b": True, "t": [1, 2]}
     assert result["measurements"]["table"] == [{"x": 1, "y": "p"}, {"x": 2, "y": "q"}]
     assert result["timings"] == {"seconds": [0.1]}
@@ -201,7 +201,7 @@ def test_nonsense_about_a_model_is_refused_and_leaves_no_trace(changed, said):
     changed = {"name": "sparse", "weights": 100, "method": "magnitude", "task": "mnist"} | changed
     with pytest.raises(ValueError, match=said):
         add_any(run, **changed)
-    assert run._result()["models"] == []
+    assert run._result().record()["models"] == []
     assert not (paths.build_dir() / "models").exists()
     add(run)  # the name is still free
 
@@ -220,7 +220,7 @@ def test_the_least_and_the_most_that_a_model_may_be():
         latency = [timed(1e-9, interval=[1e-9, 1e-9])]
         add_any(run, name=name, weights=100, nonzero=np.int64(nonzero), macs=torch.tensor(1), accuracy=accuracy,
                 task="t", method="m", base=None, split="validation", latency=latency, note="n")  # fmt: skip
-    kept = run._result()["models"]
+    kept = run._result().record()["models"]
     assert [(m["nonzero"], m["macs"], m["accuracy"], m["note"]) for m in kept] == [(1, 1, 0.0, "n"), (100, 1, 1.0, "n")]
     assert all(type(m["nonzero"]) is int for m in kept)
 
@@ -234,7 +234,7 @@ def test_a_state_lies_in_the_runs_own_folder(name):
 def test_without_saving_no_file_of_a_model_is_copied(tmp_path):
     run = evidence.start(NB, profile="quick", seed=0, save=False)
     add(run, size=20)
-    assert run._result()["models"][0]["file_bytes"] == 20
+    assert run._result().record()["models"][0]["file_bytes"] == 20
     assert not (tmp_path / "build" / "models").exists()
 
 
@@ -251,7 +251,7 @@ def test_test_evaluations_are_logged_each_time():
     correct = int((model(split.inputs).argmax(1) == split.labels).sum())
     assert evaluation == training.evaluate(model, split)
     logged = {"name": "net", "accuracy": correct / 8, "correct": correct, "count": 8}
-    assert loaded(NB, profile="quick")["test_evaluations"] == [logged, logged]
+    assert loaded(NB, profile="quick").test_evaluations == [logged, logged]
 
 
 def test_comparable_drops_what_differs_between_runs():
@@ -262,7 +262,7 @@ def test_comparable_drops_what_differs_between_runs():
     run.record("seconds", 3, timing=True)
     run.record("curve", [1, 2])
     run.finish()
-    kept = evidence.comparable(loaded(NB, profile="quick"))
+    kept = loaded(NB, profile="quick").comparable()
     assert [c["id"] for c in kept["claims"]] == ["size"]
     assert kept["measurements"] == {"curve": [1, 2]}
     assert not {"provenance", "timings"} & kept.keys()
@@ -282,7 +282,7 @@ def test_the_time_of_a_resumed_run_counts_what_was_trained_before(monkeypatch):
     run = evidence.start(NB, profile="quick", seed=0)
     resuming._resumed.append(500.0)
     run.finish()
-    assert 500 <= loaded(NB, profile="quick")["provenance"]["seconds"] < 600
+    assert 500 <= loaded(NB, profile="quick").provenance["seconds"] < 600
 
 
 def test_without_a_training_nothing_was_resumed(monkeypatch):
@@ -296,7 +296,7 @@ def test_of_equal_accuracy_the_smaller_file_goes_first_and_then_the_name():
     other = evidence.start("01_measure_first", profile="quick", seed=0)
     other.model("z", task="a first task", method="m", accuracy=0.1, weights=1, nonzero=1, macs=1)
     other.finish()
-    assert evidence.leaderboard()["name"].tolist() == ["z", "a", "b", "large", "none"]
+    assert evidence.leaderboard()["model"].tolist() == ["z", "a", "b", "large", "none"]
 
 
 def test_each_seed_is_compared_with_its_own_base():
@@ -306,9 +306,9 @@ def test_each_seed_is_compared_with_its_own_base():
         run.model("thin", method="dense", weights=size, nonzero=size, macs=10 * size, base=None, **shared)
         run.model("cut", method="pruned", weights=size, nonzero=size // 10, macs=5 * size, base="thin", **shared)
         run.finish()
-    row = evidence.leaderboard().set_index("name").loc["cut"]
+    row = evidence.leaderboard().set_index("model").loc["cut"]
     assert (row["weights_ratio"], row["macs_ratio"]) == (10, 2)
-    assert row["weights_range"] == (10, 10) and row["macs_range"] == (2, 2)
+    assert row["weights_ratio_low"] == row["weights_ratio_high"] == 10 and row["networks"] == 2
 
 
 def test_say_prints_outside_a_notebook(capsys):
@@ -341,7 +341,7 @@ def test_a_claim_about_time_is_decided_by_its_interval(interval, outcome, said, 
             run.finish()
     else:
         run.finish()
-    stored = loaded(NB, profile="quick")["claims"][0]
+    stored = loaded(NB, profile="quick").claims[0].record()
     assert stored["holds"] is outcome and stored["interval"] == list(interval)
 
 
@@ -353,7 +353,7 @@ def test_an_interval_holds_its_value():
 
 def test_a_result_says_where_it_comes_from():
     finished()
-    result = loaded(NB, profile="full")
+    result = loaded(NB, profile="full").record()
     assert result["schema"] == 2
     provenance = result["provenance"]
     source = paths.ROOT / f"notebooks/src/{NB}.py"

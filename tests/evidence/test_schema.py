@@ -6,7 +6,7 @@ import pytest
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.evidence import reading, schema
+from helpers.evidence import reading
 from tests.evidence.evidence_examples import NB, finished, loaded
 
 
@@ -15,7 +15,7 @@ def test_nan_never_holds_and_is_written_as_null():
     run.claim("accuracy", "accuracy is high", math.nan, at_least=0.0)
     with pytest.raises(evidence.ClaimError, match="'accuracy' does not hold: not a finite number, claimed at least 0"):
         run.finish()
-    claim = loaded(NB, profile="quick")["claims"][0]
+    claim = loaded(NB, profile="quick").claims[0].record()
     assert (claim["value"], claim["holds"]) == (None, False)
 
 
@@ -27,14 +27,14 @@ def test_finish_writes_first_and_then_names_each_broken_claim():
     with pytest.raises(evidence.ClaimError, match="'broken'.*3.*at most 2.*'worse'.*1.*at least 1.5") as error:
         run.finish()
     assert "fine" not in str(error.value)
-    assert [c["holds"] for c in loaded(NB, profile="full", seed=1)["claims"]] == [True, False, False]
+    assert [c.holds for c in loaded(NB, profile="full", seed=1).claims] == [True, False, False]
 
 
 def test_the_source_is_hashed(monkeypatch, tmp_path):
     source = tmp_path / "notebooks" / "src" / f"{NB}.py"
     paths.write_atomically(source, b"# %%\n")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert finished()["provenance"]["source_sha256"] == schema.sha256(b"# %%\n")
+    assert finished().provenance["source_sha256"] == paths.sha256(b"# %%\n")
 
 
 def test_the_source_of_a_run_has_one_hash_whatever_its_line_ends(tmp_path, monkeypatch):
@@ -42,8 +42,8 @@ def test_the_source_of_a_run_has_one_hash_whatever_its_line_ends(tmp_path, monke
     hashes = set()
     for content in (b"# %%\nx = 1\n", b"# %%\r\nx = 1\r\n"):
         paths.write_atomically(tmp_path / "notebooks" / "src" / f"{NB}.py", content)
-        hashes.add(finished()["provenance"]["source_sha256"])
-    assert hashes == {schema.sha256(b"# %%\nx = 1\n")}
+        hashes.add(finished().provenance["source_sha256"])
+    assert hashes == {paths.sha256(b"# %%\nx = 1\n")}
 
 
 def test_publish_refuses_a_claim_that_the_first_seed_did_not_make():

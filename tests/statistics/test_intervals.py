@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers.statistics import difference, mean_std, paired_interval, ranking
+from helpers.statistics import difference, image_interval, mean_std, paired_interval, ranking, seed_interval
 
 
 @settings(deadline=None)
@@ -108,3 +108,38 @@ def test_a_difference_says_what_scipys_interval_decides(a, b, verdict):
     mean = 100 * (ACCURACIES[a].mean() - ACCURACIES[b].mean())
     said = f"{verdict} ({mean:+.2f} points, {100 * low:.2f} to {100 * high:.2f})"
     assert difference(ACCURACIES, a, b) == said
+
+
+@pytest.mark.parametrize("correct, count", [(0, 10), (7, 10), (9_941, 10_000), (100, 100)])
+def test_wilsons_interval_is_where_the_score_test_begins_to_reject(correct, count):
+    low, high, over = image_interval(correct / count, count)
+    for end in {low, high} - {0.0, 1.0}:
+        z = (correct / count - end) / math.sqrt(end * (1 - end) / count)
+        assert abs(z) == pytest.approx(stats.norm.ppf(0.975), rel=1e-6)
+    assert over == "images" and low <= correct / count <= high
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.91, 0.93, 0.92]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert seed_interval(values)[:2] == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize(("accuracy", "images", "said"), [
+    (math.nan, 10, "accuracy=nan"), (1.01, 10, "accuracy=1.01"), (-0.01, 10, "accuracy=-0.01"),
+    (0.5, 0, "images=0"), (0.5, -1, "images=-1"), (0.5, math.nan, "images=nan"), (0.5, 1.5, "images=1.5"),
+])  # fmt: skip
+def test_no_interval_of_nonsense(accuracy, images, said):
+    with pytest.raises(ValueError, match=said):
+        image_interval(accuracy, images)
+    assert image_interval(1.0, 1).high == 1.0 and image_interval(0.0, 1).low == 0.0
+
+
+@pytest.mark.parametrize(("accuracies", "said"), [
+    ([0.5], "accuracies holds 1; allowed: at least two"), ([], "accuracies holds 0"),
+    ([0.5, math.nan], "accuracies=nan"), ([0.5, 50], "accuracies=50"), ([-0.1, 0.5], "accuracies=-0.1"),
+])  # fmt: skip
+def test_no_interval_over_seeds_of_nonsense(accuracies, said):
+    with pytest.raises(ValueError, match=said):
+        seed_interval(accuracies)
+    assert seed_interval([0.0, 1.0]).over == "seeds"

@@ -1,8 +1,10 @@
 """Tests of `helpers.statistics.ranks`."""
 
+import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,3 +152,27 @@ def tensors(model: nn.Module) -> list[str]:
 def test_bad_input_is_named(tiny, points, use, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         use(tiny, points)
+
+
+def test_ranks_are_those_of_results_where_all_seeds_are_there():
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        spread = random.uniform(0.001, 0.02)
+        table = pd.DataFrame(0.9 + 0.01 * np.arange(5) + spread * random.standard_normal((3, 5)), columns=list("ABCDE"))
+        expected = statistics.ranking(table)["rank"]
+        names = list(expected.index)
+        assert statistics.rank(names, lambda a, b, t=table: statistics.paired_interval(t[a], t[b])) == expected.tolist()
+
+
+def test_a_tie_through_a_third_is_a_tie():
+    leads = {("A", "B"): -0.1, ("A", "C"): 0.1, ("B", "C"): -0.1, ("A", "D"): 0.1, ("B", "D"): 0.1, ("C", "D"): 0.1}
+    assert statistics.rank(list("ABCD"), lambda a, b: (leads[a, b], 1.0)) == [1, 1, 1, 4]
+
+
+def test_ranks_of_nonsense_are_refused():
+    with pytest.raises(ValueError, match="names=.*; allowed: each once"):
+        statistics.rank(["A", "B", "A"], lambda a, b: (0.1, 1.0))
+    with pytest.raises(ValueError, match=r"lead_of\('A', 'B'\)\[0\]=nan"):
+        statistics.rank(["A", "B"], lambda a, b: (math.nan, 1.0))
+    assert statistics.rank([], lambda a, b: (0.0, 1.0)) == []
+    assert statistics.rank(["A", "B"], lambda a, b: (0.0, 1.0)) == [1, 1], "a lead that reaches 0 is none"
