@@ -110,7 +110,7 @@ def ranked(frame: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
     parts = {name: part for name, part in runs.groupby("model")}
     leads = {(a, b): lead(parts[a], parts[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
     beaten = [sum(leads[above, name].low > 0 for above in names[:place]) for place, name in enumerate(names)]
-    return ordered.assign(rank=rank(names, lambda a, b: leads[a, b]), beaten_by=beaten)
+    return ordered.assign(rank=rank(names, lambda a, b: leads[a, b].low > 0), beaten_by=beaten)
 
 
 def board(runs: "pd.DataFrame", task: str) -> "pd.DataFrame":

@@ -136,8 +136,8 @@ def _quiet_process(threads: int | None) -> Iterator[None]:
             gc.enable()
 
 
-def compare(timings: Mapping[str, np.ndarray]) -> dict[str, Verdict]:
-    """Compare every variant of `time_interleaved` with the first; return one `Verdict` per name.
+def compare(timings: Mapping[str, np.ndarray], *, against: str | None = None) -> dict[str, Verdict]:
+    """Compare every variant of `time_interleaved` with the first, or with `against`; return one `Verdict` per name.
 
     1. Drift. What slows a whole round (a busy machine, a lower clock) is divided out: the ratio is the median
        of the rounds' own ratios, and a variant's median time is the baseline's divided by it. So multiplying
@@ -156,12 +156,17 @@ def compare(timings: Mapping[str, np.ndarray]) -> dict[str, Verdict]:
     `tests/measure/test_coverage.py` measures how often verdicts are false, and how often a true difference is found:
     with independent noise of 5 %, one of 10 % is found by 60 rounds, and by 20 rounds not even every other time.
 
-    Raises ValueError for a missing control, for traces of different lengths, with fewer than 20 rounds or
-    with times that are not positive.
+    With `against`, the control is still the first variant's: two timings of it show what is systematic on this machine.
+
+    Raises ValueError for a missing control, for traces of different lengths, with fewer than 20 rounds, with times that
+    are not positive, and for an unknown `against`.
     """
     names, logs = _log_seconds(timings)
-    relative = logs[0] - logs
-    found = _decided(relative, names.index(names[0] + CONTROL))
+    control = logs[0] - logs[names.index(names[0] + CONTROL)]
+    first = names.index(checks.choice("against", names[0] if against is None else against, names))
+    order = [first, *(index for index in range(len(names)) if index != first)]
+    names, logs = [names[index] for index in order], logs[order]
+    found = _decided(logs[0] - logs, control)
     ratios = np.exp(found.shown.median)
     baseline_ms = 1e3 * math.exp(np.median(logs[0]))
     return {
@@ -187,13 +192,13 @@ class _Decided(NamedTuple):
     side: np.ndarray
 
 
-def _decided(relative: np.ndarray, control: int) -> _Decided:
-    """Decide for the logs of the rounds' own ratios, (..., variants, rounds); the first variant is the baseline."""
+def _decided(relative: np.ndarray, control: np.ndarray) -> _Decided:
+    """Decide for the logs of the rounds' own ratios, (..., variants, rounds), and of those of a variant to itself."""
     shown = deciding = statistics.median_interval(relative, confidence=CONFIDENCE)
     comparisons = max(1, relative.shape[-2] - 2)  # neither the baseline nor the control
     if comparisons * (1 - CONFIDENCE) > ERRORS_PER_TABLE:
         deciding = statistics.median_interval(relative, confidence=1 - ERRORS_PER_TABLE / comparisons)
-    even = statistics.median_interval(relative[..., control, :], confidence=EVEN_ODDS)
+    even = statistics.median_interval(control, confidence=EVEN_ODDS)
     noise = np.maximum(np.abs(even.low), np.abs(even.high))
     end = noise[..., None]
     return _Decided(shown, noise, (deciding.low > end).astype(int) - (deciding.high < -end))

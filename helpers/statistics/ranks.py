@@ -1,13 +1,13 @@
 """Ranks: which differences are large enough to tell, and which orders agree."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from helpers.core import checks
-from helpers.statistics.intervals import finite, paired_interval, unique_columns
+from helpers.statistics.intervals import finite, holm, paired_p, unique_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,36 +15,29 @@ if TYPE_CHECKING:
     from helpers.core.modules import Named
 
 
-def rank(names: Sequence[str], lead_of: Callable[[str, str], Any]) -> list[int]:
+def rank(names: Sequence[str], beats: Callable[[str, str], bool]) -> list[int]:
     """Return the ranks of `names`, the best first: any two that cannot be told apart share one.
 
-    `lead_of(a, b)` is the interval of a's lead over b; a beats b if it lies above 0. A new rank, its number one more
-    than the models above it, begins only where each model above beats each one from there on. Raises ValueError for a
-    name that stands there twice, and a lead that is NaN.
+    `beats(a, b)` says whether a, which stands above b, beats it. A new rank, its number one more than the models above
+    it, begins only where each model above beats each one from there on. Raises ValueError for a name that stands there
+    twice.
     """
     if len(set(names)) < len(names):
         raise ValueError(f"names={list(names)}; allowed: each once")
-    beats = {(a, b): _is_above(lead_of(a, b)[0], a, b) for i, a in enumerate(names) for b in names[i + 1 :]}
+    beaten = {(a, b): beats(a, b) for i, a in enumerate(names) for b in names[i + 1 :]}
     ranks, current = [], 1
     for place in range(len(names)):
-        if all(beats[above, below] for above in names[:place] for below in names[place:]):
+        if all(beaten[above, below] for above in names[:place] for below in names[place:]):
             current = place + 1
         ranks.append(current)
     return ranks
 
 
-def _is_above(low: float, a: str, b: str) -> bool:
-    if math.isnan(low):
-        raise ValueError(f"lead_of({a!r}, {b!r})[0]={low}; allowed: a number")
-    return low > 0
-
-
 def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
-    """Return mean, spread and rank of each method (a column of `accuracies`; see `difference`), the highest mean first.
+    """Return mean, spread and rank of each method (a column of `accuracies`, see `differences`), the best mean first.
 
-    One method beats another if the paired 95 % interval of their difference lies above 0. A new rank, its number one
-    more than the methods above it, begins only where each method above beats each one from there on: any two that
-    cannot be told apart share a rank. "beaten by" counts who beats a method, also within a rank. Raises ValueError
+    One method beats another if its mean is higher and the paired t-test says so, corrected for all pairs of the table
+    (`holm`). Ranks are those of `rank`. "beaten by" counts who beats a method, also within a rank. Raises ValueError
     below two seeds, for NaN, and unless each method has a name of its own.
     """
     import pandas as pd
@@ -54,15 +47,20 @@ def ranking(accuracies: "pd.DataFrame") -> "pd.DataFrame":
     if len(accuracies) < 2:
         raise ValueError(f"accuracies has {len(accuracies)} row(s); allowed: at least two, one for each seed")
     ordered = list(accuracies.mean().sort_values(ascending=False).index)
-    beaten_by = {b: {a for a in ordered if paired_interval(accuracies[a], accuracies[b])[0] > 0} for b in ordered}
-    rows, rank = {}, 1
-    for place, name in enumerate(ordered):
-        if all(beaten_by[lower].issuperset(ordered[:place]) for lower in ordered[place:]):
-            rank = place + 1
+    beats = _clear([(a, b, paired_p(accuracies[a], accuracies[b])) for a, b in combinations(ordered, 2)])
+    ranks = rank(ordered, lambda a, b: (a, b) in beats)
+    rows = {}
+    for name, its_rank in zip(ordered, ranks, strict=True):
         values = 100 * accuracies[name]
         said = f"{values.mean():.2f} ± {values.std():.2f}"
-        rows[name] = {"accuracy (%)": said, "rank": rank, "beaten by": len(beaten_by[name])}
+        rows[name] = {"accuracy (%)": said, "rank": its_rank, "beaten by": sum(worse == name for _, worse in beats)}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _clear(pairs: Sequence[tuple[str, str, float]]) -> set[tuple[str, str]]:
+    """Return the (better, worse) pairs whose p-value is below 0.05, corrected for their number."""
+    p_values = holm([p for _, _, p in pairs]) if pairs else []
+    return {(a, b) for (a, b, _), p in zip(pairs, p_values, strict=True) if p < 0.05}
 
 
 class Correlation(NamedTuple):
@@ -133,10 +131,10 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def shared_ranks(correlations: Mapping[str, Correlation]) -> dict[str, int]:
-    """Rank scores by their correlation, 1 for the best: only what is clearly better goes before.
+    """Return the `rank` of each score by its correlation, the best first.
 
-    A score's rank is one more than the number of scores that beat it: whose paired bootstrap difference to it has a
-    95 % interval above 0. Scores that cannot be told apart share a rank.
+    One score beats another if its correlation is higher and the bootstrap says so, in pairs of the same draws: the
+    share of draws without a lead, doubled, is the p-value, and `holm` corrects it for all pairs.
 
     Raises ValueError if there is none, or unless all have equally many draws, which are finite.
     """
@@ -146,7 +144,7 @@ def shared_ranks(correlations: Mapping[str, Correlation]) -> dict[str, int]:
         raise ValueError(f"correlations has draws of shapes {shapes}; allowed: one shape, none of them empty")
     for name, correlation in correlations.items():
         checks.finite(f"correlations[{name!r}].draws", correlation.draws)
-    return {
-        name: 1 + sum(bool(np.quantile(other.draws - mine.draws, 0.025) > 0) for other in correlations.values())
-        for name, mine in correlations.items()
-    }
+    ordered = sorted(correlations, key=lambda name: -correlations[name].value)
+    leads = {(a, b): correlations[a].draws - correlations[b].draws for a, b in combinations(ordered, 2)}
+    beats = _clear([(a, b, min(1.0, 2 * float(np.mean(lead <= 0)))) for (a, b), lead in leads.items()])
+    return dict(zip(ordered, rank(ordered, lambda a, b: (a, b) in beats), strict=True))

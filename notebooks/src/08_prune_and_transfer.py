@@ -426,16 +426,16 @@ pd.concat(ranked, names=["compared", ""]) if ranked else None
 
 # %%
 if ranked:
-    scores_table, orders_table = published["score"], published["order"]
+    by_score = statistics.differences(published["score"], [(NEW, "magnitude"), (NEW, OLD)])
+    turns = ["prune, then transfer", "prune while transferring", "prune, then transfer, same MACs"]
+    last = "transfer, then prune"
+    by_turn = statistics.differences(published["order"], [(last, turns[0]), (turns[1], last), (turns[2], last)])
     say(
-        f"- the new task's Taylor score against magnitude: {statistics.difference(scores_table, NEW, 'magnitude')};\n"
-        f"- the new task's Taylor score against the old task's: {statistics.difference(scores_table, NEW, OLD)};\n"
-        "- transferring first against pruning first: "
-        f"{statistics.difference(orders_table, 'transfer, then prune', 'prune, then transfer')};\n"
-        "- pruning meanwhile against transferring first: "
-        f"{statistics.difference(orders_table, 'prune while transferring', 'transfer, then prune')};\n"
-        "- pruning first, for the same MACs, against transferring first: "
-        f"{statistics.difference(orders_table, 'prune, then transfer, same MACs', 'transfer, then prune')}."
+        f"- the new task's Taylor score against magnitude: {by_score[0]};\n"
+        f"- the new task's Taylor score against the old task's: {by_score[1]};\n"
+        f"- transferring first against pruning first: {by_turn[0]};\n"
+        f"- pruning meanwhile against transferring first: {by_turn[1]};\n"
+        f"- pruning first, for the same MACs, against transferring first: {by_turn[2]}."
     )
 
 # %% [markdown]

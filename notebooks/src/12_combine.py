@@ -682,10 +682,9 @@ for net, start in {"LeNet-5": dense, "cifar_small": racer}.items():
     count, epochs, _, ratio, bits = S.order if net == "LeNet-5" else S.photo_order
     of_net = finish[net]
     first, *others = of_net.columns.unique(0)
-    verdicts = [
-        f"`{first}` against `{other}`: {statistics.difference(of_net.xs('taught', axis=1, level=1), first, other)}"
-        for other in others
-    ]
+    taught = of_net.xs("taught", axis=1, level=1)
+    found = zip(others, statistics.differences(taught, [(first, other) for other in others]), strict=True)
+    verdicts = [f"`{first}` against `{other}`: {said}" for other, said in found]
     by_loss = of_net.T.groupby(level=1).mean().T
     verdicts.append(f"the teacher, mean over the orders: {statistics.difference(by_loss, 'taught', 'labels')}")
     say(
@@ -710,10 +709,11 @@ many = pd.DataFrame(collected)
 decided = []
 for net in many.columns.unique(0) if len(many) else []:
     by_order, pruned_first = many[net].T.groupby(level=0).mean().T, many[net]["prune, then quantize"]
+    usual = "prune, then quantize"
+    orders = statistics.differences(by_order, [("both at once", usual), ("quantize, then prune", usual)])
     decided.append(
         f"**{net}**, {len(many)} seeds: `both at once` against `prune, then quantize`: "
-        f"{statistics.difference(by_order, 'both at once', 'prune, then quantize')}; `quantize, then prune` against it: "
-        f"{statistics.difference(by_order, 'quantize, then prune', 'prune, then quantize')}; the teacher against labels alone, "
+        f"{orders[0]}; `quantize, then prune` against it: {orders[1]}; the teacher against labels alone, "
         f"pruning first: {statistics.difference(pruned_first, 'taught', 'labels')}"
     )
 say("- " + "\n- ".join(decided) if decided else "No full run is published yet.")

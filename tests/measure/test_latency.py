@@ -342,7 +342,8 @@ def test_more_than_five_variants_need_wider_intervals_for_a_verdict():
     random = np.random.default_rng(0)
     logs = 0.05 * random.normal(size=(500, 22, 60))
     logs[:, 1] -= 0.05
-    few, many = (latency._decided(logs[:, :1] - logs[:, [0, *range(1, n), 21]], n) for n in (6, 21))
+    control = logs[:, 0] - logs[:, 21]
+    few, many = (latency._decided(logs[:, :1] - logs[:, [0, *range(1, n), 21]], control) for n in (6, 21))
     assert np.array_equal(few.shown.low[:, 1], many.shown.low[:, 1])
     assert (many.side[:, 1] == 1).sum() < 0.8 * (few.side[:, 1] == 1).sum()
     alone = few.shown.low[:, 1] > few.noise
@@ -417,3 +418,19 @@ def test_tables_and_records():
 def test_what_a_claim_is_decided_by_clears_the_control():
     verdict = measure.Verdict("a", 1.0, 2.0, (1.8, 2.2), (0.9, 1 / 0.9), "faster")
     assert verdict.cleared == pytest.approx((1.8 * 0.9, 2.2 / 0.9))
+
+
+def test_variants_can_be_compared_with_another_than_the_first():
+    """Of two variants the one's ratio to the other is the inverse, interval and all; the control stays the first's."""
+    random = np.random.default_rng(0)
+    timings = {name: np.exp(random.normal(level, 0.02, 60)) for name, level in zip("abc", (0, 0.5, 1), strict=True)}
+    timings["a (A/A)"] = np.exp(random.normal(0, 0.02, 60))
+    by_first, by_b = measure.compare(timings), measure.compare(timings, against="b")
+    assert [*by_b] == ["b", "a", "c", "a (A/A)"] and by_b["b"].ratio == 1
+    assert by_b["a"].ratio == pytest.approx(1 / by_first["b"].ratio)
+    assert by_b["a"].interval == pytest.approx(tuple(1 / end for end in reversed(by_first["b"].interval)))
+    assert by_b["c"].null_interval == by_first["c"].null_interval
+    assert by_b["c"].ratio == pytest.approx(np.median(timings["b"] / timings["c"]))
+    assert [by_b[name].verdict for name in "ac"] == ["faster", "slower"]
+    with pytest.raises(ValueError, match="against='d' is unknown; allowed: 'a', 'b', 'c'"):
+        measure.compare(timings, against="d")
