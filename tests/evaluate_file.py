@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from helpers import data, fetching, files, runtime, training
 from helpers.core import vocabulary
@@ -17,21 +16,6 @@ from helpers.files import payload
 
 BATCH = 50  # what a batch makes fits into the processor's cache, and 250 take up to half as long again
 MAX_TOKENS = 1_000  # `text.MAX_TOKENS`, of a module that takes seconds to import
-
-
-# ---------------------------------------------------------------- the network
-
-
-class InRuntime(nn.Module):
-    """An ONNX file, evaluated as any other network."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.session = runtime.session(path)
-        self.nothing = nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(runtime.run(self.session, images.contiguous().numpy()))
 
 
 # ---------------------------------------------------------------- the test set
@@ -64,7 +48,7 @@ def numbered(reviews: Split, words: list[str]) -> Split:
 def count_right(path: Path, task: str) -> tuple[int, int]:
     """Return how many test examples the model in the file gets right, and of how many."""
     packed = path.read_bytes().startswith(payload.MAGIC)
-    model = files.load(path) if packed else InRuntime(path)
+    model = files.load(path) if packed else runtime.as_module(runtime.session(path))
     test = numbered(data.imdb().test, files.read_words(path)) if task == "imdb" else images(task)
     result = training.evaluate(model, test, batch_size=BATCH)
     return result.correct, result.count

@@ -4,13 +4,14 @@ from helpers.runtime.export import export_like, export_onnx
 from helpers.runtime.images import read_image
 from helpers.runtime.integer_graphs import CALIBRATIONS, quantize_static
 from helpers.runtime.prediction import Network, Prediction, open_network, predict
-from helpers.runtime.sessions import DeployError, operator_times, run, session
+from helpers.runtime.sessions import DeployError, as_module, operator_times, run, session
 
 __all__ = [
     "CALIBRATIONS",
     "DeployError",
     "Network",
     "Prediction",
+    "as_module",
     "export_like",
     "export_onnx",
     "open_network",

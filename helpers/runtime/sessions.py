@@ -12,6 +12,7 @@ from helpers.core import checks
 
 if TYPE_CHECKING:
     import onnxruntime
+    from torch import nn
 
 
 class DeployError(RuntimeError):
@@ -93,3 +94,15 @@ def run(session: "onnxruntime.InferenceSession", inputs: np.ndarray) -> np.ndarr
         allowed = f"{session.get_inputs()[0].type} {session.get_inputs()[0].shape}"
         given = f"{getattr(inputs, 'dtype', type(inputs))} {getattr(inputs, 'shape', '')}"
         raise ValueError(f"inputs={given} cannot be computed ({first_line(error)}); allowed: {allowed}") from error
+
+
+def as_module(session: "onnxruntime.InferenceSession") -> "nn.Module":
+    """Return a module whose `forward` is `run` on tensors, so that a session is evaluated like any other network."""
+    import torch
+    from torch import Tensor, nn
+
+    class InRuntime(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.from_numpy(run(session, inputs.contiguous().numpy()))
+
+    return InRuntime()

@@ -164,7 +164,7 @@ def differences(accuracies: "pd.DataFrame", pairs: Sequence[tuple[str, str]]) ->
 
     `accuracies` are fractions, a row for each seed and a column for each method. Each interval is the paired 95 % one;
     the verdicts are corrected for their number (`holm`): were all methods equal, at most 5 % of such lists
-    would tell any two apart. Raises ValueError below two seeds, for NaN, without pairs and for a name that is no column.
+    would tell any two apart. Raises ValueError below two seeds, for NaN, without pairs and for an unknown name.
     """
     for pair in checks.not_empty("pairs", pairs):
         for name, column in zip("ab", pair, strict=True):

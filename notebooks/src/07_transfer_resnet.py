@@ -36,6 +36,7 @@ from copy import deepcopy
 from itertools import product
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 import torchvision

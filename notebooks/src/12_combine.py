@@ -1023,18 +1023,6 @@ say(
 
 
 # %%
-class InRuntime(torch.nn.Module):
-    """An ONNX file as a module, to be evaluated like any other."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.session = runtime.session(path, threads=torch.get_num_threads())
-        self.nothing = torch.nn.Parameter(torch.zeros(1))  # `predict` asks a parameter where the network lives
-
-    def forward(self, inputs):
-        return torch.from_numpy(runtime.run(self.session, inputs.contiguous().numpy()))
-
-
 test_digits, test_photos = mnist.test.take(S.tested), cifar.test.take(S.tested)
 subjects = {
     "lenet5-dense": (dense, test_digits),
@@ -1042,7 +1030,7 @@ subjects = {
     "lenet5-thin-coded": (files.load_into(thin_small, thin_file.path).eval(), test_digits),
     f"{S.net}-dense": (big, test_photos),
     f"{S.net}-combined": (combined, test_photos),
-    f"{S.net}-combined-int8": (InRuntime(int8), test_photos),
+    f"{S.net}-combined-int8": (runtime.as_module(runtime.session(int8, threads=torch.get_num_threads())), test_photos),
 }
 tests = {name: run.test(name, model, split) for name, (model, split) in subjects.items()}
 pd.DataFrame(

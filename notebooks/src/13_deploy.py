@@ -938,20 +938,9 @@ say(
 
 
 # %%
-class InRuntime(nn.Module):
-    """A session as a module, so that it can be evaluated."""
-
-    def __init__(self, session):
-        super().__init__()
-        self.session, self.where = session, nn.Parameter(torch.empty(0))
-
-    def forward(self, inputs):
-        return torch.from_numpy(runtime.run(self.session, inputs.contiguous().numpy()))
-
-
 test = cifar.test.take(S.tested)
 tests = {f"{S.net}-dense": run.test(f"{S.net}-dense", net, test),
-         f"{S.net}-onnx": run.test(f"{S.net}-onnx", InRuntime(sessions[1]), test)}  # fmt: skip
+         f"{S.net}-onnx": run.test(f"{S.net}-onnx", runtime.as_module(sessions[1]), test)}  # fmt: skip
 run.claim("same-accuracy", "Test accuracy by which ONNX Runtime and PyTorch differ",
           abs(np.subtract(*[t.accuracy for t in tests.values()])), at_most=0.002)  # fmt: skip
 pd.DataFrame({"test accuracy": {name: f"{t.accuracy:.2%}" for name, t in tests.items()}})

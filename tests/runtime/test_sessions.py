@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import nets, pruning, quantization, runtime
+from helpers import nets, pruning, quantization, runtime, training
 from helpers.runtime import export
 from tests.runtime.onnx_examples import (
     IMAGES,
@@ -267,3 +267,10 @@ def test_operator_times(exported, quantized, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="runs=0"):
         runtime.operator_times(exported, IMAGES.numpy(), runs=0)
+
+
+def test_a_session_as_a_module_is_evaluated_like_the_network_it_came_from(lenet, exported):
+    module = runtime.as_module(runtime.session(exported))
+    images = torch.randn(10, 1, 28, 28)
+    found = training.predict(module, images, batch_size=3)
+    assert found.dtype == torch.float32 and torch.allclose(found, training.predict(lenet, images), atol=1e-4)
