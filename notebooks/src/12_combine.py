@@ -682,8 +682,8 @@ for net, start in {"LeNet-5": dense, "cifar_small": racer}.items():
     count, epochs, _, ratio, bits = S.order if net == "LeNet-5" else S.photo_order
     of_net = finish[net]
     first, *others = of_net.columns.unique(0)
-    taught = of_net.xs("taught", axis=1, level=1)
-    found = zip(others, statistics.differences(taught, [(first, other) for other in others]), strict=True)
+    with_teacher = of_net.xs("taught", axis=1, level=1)
+    found = zip(others, statistics.differences(with_teacher, [(first, other) for other in others]), strict=True)
     verdicts = [f"`{first}` against `{other}`: {said}" for other, said in found]
     by_loss = of_net.T.groupby(level=1).mean().T
     verdicts.append(f"the teacher, mean over the orders: {statistics.difference(by_loss, 'taught', 'labels')}")
