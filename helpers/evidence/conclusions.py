@@ -40,7 +40,7 @@ def conclude(*comparisons: Comparison, unit: str = "points", words: tuple[str, s
 
 
 def claimed(notebook: str, claim: str) -> list[float]:
-    """Return what the published full runs of a notebook measured for a claim, by seed, where they measured something."""
+    """Return what the published full runs of a notebook measured for a claim, by seed, if it was finite."""
     found = [c.value for r in results_in(paths.RESULTS / "full", notebook) for c in r.claims if c.id == claim]
     return [value for value in found if value is not None]
 
