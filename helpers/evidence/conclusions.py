@@ -26,8 +26,8 @@ def conclude(*comparisons: Comparison, unit: str = "points", words: tuple[str, s
     A verdict is the first of `words` if the mean difference over the published seeds is above 0 and the paired t-test
     tells it from 0, the second if it is below, and otherwise "not to be told apart"; with several comparisons, they are
     decided together (`holm`). Below two published seeds it is "not decided". This run's own difference decides nothing,
-    it is one seed; where it points the other way, the line says so. Raises ValueError without comparisons, and for numbers
-    that are not finite.
+    it is one seed; where it points the other way, the line says so. Raises ValueError without comparisons, and for
+    numbers that are not finite.
     """
     checks.not_empty("comparisons", comparisons)
     several = [each for each in comparisons if len(each.published) > 1]
