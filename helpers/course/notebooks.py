@@ -36,7 +36,7 @@ LANGUAGE = {
 
 
 def build(source: Path) -> "NotebookNode":
-    """Return the notebook of a source, not executed: with a kernel, stable cell ids, and collapsed solutions.
+    """Return the notebook of a source, not executed: with a kernel and stable cell ids, solutions and plumbing folded.
 
     Raises NotebookError unless exactly one cell has the tag `parameters`.
     """
@@ -44,9 +44,11 @@ def build(source: Path) -> "NotebookNode":
     if sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) != 1:
         raise NotebookError(f"{source.stem}: exactly one cell must have the tag parameters")
     for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
         if "### BEGIN SOLUTION" in cell.source:
+            cell.metadata["tags"] = tags = [*tags, "solution"]
+        if {"solution", "plumbing"} & {*tags}:
             cell.metadata["jupyter"] = {"source_hidden": True}
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "solution"]
     return notebook
 
 

@@ -12,34 +12,37 @@ from helpers.evidence.board import (
     ranked,
 )
 from helpers.evidence.claims import claims_over_seeds, decided
+from helpers.evidence.conclusions import Comparison, claimed, conclude
 from helpers.evidence.publishing import promote_quick, publish
 from helpers.evidence.reading import (
-    expected_seconds,
     literature,
     load,
     measurements,
     read,
     recorded,
     settings,
-    timetable,
 )
 from helpers.evidence.recording import Run, say, start
 from helpers.evidence.records import Claim, Model, Result
 from helpers.evidence.runs import runs, technique
 from helpers.evidence.schema import PROFILES, ClaimError
 from helpers.evidence.tables import format_leaderboard, leaderboard, readme_table
+from helpers.evidence.timetable import expected_seconds, reading_minutes, timetable
 
 __all__ = [
     "GOALS",
     "PROFILES",
     "Claim",
     "ClaimError",
+    "Comparison",
     "Model",
     "Result",
     "Run",
     "board",
     "bought",
+    "claimed",
     "claims_over_seeds",
+    "conclude",
     "decided",
     "dominated_by",
     "expected_seconds",
@@ -56,6 +59,7 @@ __all__ = [
     "publish",
     "ranked",
     "read",
+    "reading_minutes",
     "readme_table",
     "recorded",
     "runs",

@@ -6,11 +6,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from helpers.core import checks, paths
-from helpers.core.durations import duration
 from helpers.core.paths import build_dir
 from helpers.evidence.records import Result
 from helpers.evidence.schema import PROFILES, refuse_constant
-from helpers.statistics import mean_std
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,24 +55,6 @@ def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int,
     folders = (paths.RESULTS / profile, build_dir() / "results" / profile)
     found = {result.seed: result.measurements for folder in folders for result in results_in(folder, notebook)}
     return {seed: found[seed][key] for seed in sorted(found) if key in found[seed]}
-
-
-def expected_seconds(notebook: str, profile: str) -> float | None:
-    """Return how long `notebook` took for its published results, mean over seeds; None if unknown."""
-    checks.choice("profile", profile, PROFILES)
-    found = results_in(paths.RESULTS / profile, notebook)
-    return mean_std([r.provenance["seconds"] for r in found]).mean if found else None
-
-
-def timetable(notebook: str) -> str:
-    """Return a sentence for a notebook's opening: how long each profile takes, from the published results."""
-    quick, full = (expected_seconds(notebook, profile) for profile in ("quick", "full"))
-    parts = [
-        "*smoke* under half a minute",
-        f"*quick* about {duration(quick)}" if quick else "*quick* at most two minutes",
-        f"*full* about {duration(full)} for each seed" if full else "*full* not published yet",
-    ]
-    return f"**Time**: {', '.join(parts)}."
 
 
 def literature(task: str, *, model: str | None = None) -> "pd.DataFrame":

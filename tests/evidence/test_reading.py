@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.evidence import reading, schema
+from helpers.evidence import reading
 from helpers.evidence.runs import _rows
 from tests.evidence.evidence_examples import NB, finished, loaded
 
@@ -120,17 +120,6 @@ def test_a_damaged_literature_is_named(content):
     paths.write_atomically(paths.DATA / "literature.json", content)
     with pytest.raises(ValueError, match="literature.json is damaged .*restore it with git"):
         evidence.literature("mnist")
-
-
-def test_expected_seconds_come_from_published_results():
-    assert evidence.expected_seconds(NB, "full") is None
-    for seed, seconds in enumerate([100, 200]):
-        result = finished(seed=seed)
-        result.provenance["seconds"] = seconds
-        paths.write_atomically(reading.data_file(NB, "full", seed), schema.dump(result.record()))
-    assert evidence.expected_seconds(NB, "full") == 150
-    assert "*full* about 2 min for each seed" in evidence.timetable(NB)
-    assert "*quick* at most two minutes" in evidence.timetable(NB)
 
 
 def test_measurements_are_collected_over_seeds():

@@ -1,0 +1,52 @@
+"""How long a page takes."""
+
+from helpers import evidence
+from helpers.core import paths
+from helpers.evidence import reading, schema, timetable
+from tests.evidence.evidence_examples import NB, finished
+
+SOURCE = """\
+# ---
+# jupyter: {}
+# ---
+
+# %% [markdown]
+# one two three
+
+# %% tags=["plumbing"]
+a = 1
+b = 2
+
+# %%
+c = 3
+
+d = 4
+
+# %%
+def answer():
+    ### BEGIN SOLUTION
+    return 1
+    ### END SOLUTION
+
+# %% tags=["parameters"]
+PROFILE = "quick"
+"""
+
+
+def test_what_is_folded_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    assert evidence.reading_minutes(NB) == 0
+    paths.write_atomically(tmp_path / "src" / f"{NB}.py", SOURCE.encode())
+    words = len(["[markdown]", "#", "one", "two", "three"])
+    assert evidence.reading_minutes(NB) == words / timetable.WORDS_PER_MINUTE + 2 / timetable.LINES_PER_MINUTE
+
+
+def test_expected_seconds_come_from_published_results():
+    assert evidence.expected_seconds(NB, "full") is None
+    for seed, seconds in enumerate([100, 200]):
+        result = finished(seed=seed)
+        result.provenance["seconds"] = seconds
+        paths.write_atomically(reading.data_file(NB, "full", seed), schema.dump(result.record()))
+    assert evidence.expected_seconds(NB, "full") == 150
+    assert "*full* about 2 min for each seed" in evidence.timetable(NB)
+    assert "*quick* at most two minutes" in evidence.timetable(NB)
