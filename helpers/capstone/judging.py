@@ -70,7 +70,7 @@ class Budget:
             checks.number("speedup", self.speedup, above=0)
 
 
-# A model of the course has the bytes and the accuracy of each. Digits: what the worst of five seeds of notebook 14's
+# A model of the course has the bytes and the accuracy of each. Digits: what the worst of five seeds of notebook 19's
 # network gets right on validation, less one point, rounded down to half a point.
 BUDGETS = {
     "mnist": Budget(16_000, 0.96, 1.5),

@@ -19,12 +19,16 @@ CURRICULUM = {
     "07_transfer_resnet": "What does a pretrained ResNet-18 buy with 100 labels?",
     "08_prune_and_transfer": "Prune first or transfer first?",
     "09_quantize_from_scratch": "Uniform, non-uniform, adaptive: what does each bit buy?",
-    "10_quantize_in_practice": "Dynamic, static, QAT: is int8 really faster here?",
-    "11_distill": "What does a teacher add: temperature, attention, several teachers?",
-    "12_combine": "In which order, and how small can the file get?",
-    "13_deploy": "From notebook to runtime: ONNX Runtime, threads, sparse kernels",
-    "14_leaderboard": "Everything on one Pareto front",
-    "15_read_critically": "Published snippets that do not do what they say, executed and mended",
+    "10_quantize_after_training": "Dynamic and static int8: is it really faster here?",
+    "11_quantize_in_training": "Four bits, QAT: which layers hurt, and what does training repair?",
+    "12_distill": "What does a teacher add: labels, logits, temperature?",
+    "13_distill_further": "Attention, several teachers, from recurrent nets to bags: what else can be taught?",
+    "14_entropy_coding": "How short can a file be? Gaps, Huffman, range coding",
+    "15_combine": "In which order, and how small can the file get?",
+    "16_deploy": "From notebook to runtime: ONNX Runtime, threads, sparse kernels",
+    "19_leaderboard": "Everything on one Pareto front",
+    "20_capstone": "Your own model, under the eyes of a judge",
+    "21_read_critically": "Published snippets that do not do what they say, executed and mended",
 }
 
 

@@ -46,7 +46,7 @@ def identity_of(source: Path) -> dict[str, str]:
 def reads(source: Path) -> list[str]:
     """Return whose published results a source shows: names of notebooks, or "all", as its header declares.
 
-    In the header, under `jupyter`, stands `reads: [12_combine]`. Raises NotebookError for anything else than a list of
+    In the header, under `jupyter`, stands `reads: [15_combine]`. Raises NotebookError for anything else than a list of
     names.
     """
     import yaml

@@ -1,6 +1,6 @@
 """The board: intervals that say of what, ranks that are shared, fronts, and what was bought.
 
-It is the only one: README, the command line and notebook 14 show rows of it.
+It is the only one: README, the command line and notebook 19 show rows of it.
 """
 
 import math

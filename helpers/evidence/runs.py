@@ -16,7 +16,7 @@ from helpers.evidence.records import Model, Result
 if TYPE_CHECKING:
     import pandas as pd
 
-OWN = "14"  # the notebook that shows the board does not stand on it
+OWN = "19"  # the notebook that shows the board does not stand on it
 DESIGN_EFFECT = {"imdb": 1.5}  # so many reviews tell as much as one independent one: those of a film are judged alike
 SAME_SIZE = 1.1  # files whose sizes are further apart are not those of one network
 DENSE = ("dense", "a thin dense net")  # techniques of networks that nothing was taken from

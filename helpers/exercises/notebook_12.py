@@ -1,73 +1,101 @@
 """The exercises of notebook 12."""
 
-import math
 from collections.abc import Callable
+
+import torch
 
 from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("12.1")
-def _canonical_words(words: Callable[[list[int]], list[str]]) -> str:
-    for lengths in ([2, 1, 2], [1, 1], [3, 1, 3, 2], [2, 3, 3, 2, 2], [4, 2, 3, 2, 4, 3, 4, 4]):
-        found = words(list(lengths))
-        if not isinstance(found, list | tuple) or not all(isinstance(word, str) for word in found):
-            raise Wrong(f"Return a list of texts; yours is {found!r}.", hint='format(5, "04b") is "0101".')
-        if [len(word) for word in found] != lengths:
+def _soft_gradient(gradient: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> str:
+    for temperature, rows, classes in ((3.0, 6, 10), (1.0, 4, 3), (20.0, 5, 7)):
+        student, teacher = 4 * torch.randn(2, rows, classes, dtype=torch.float64)
+        leaf = student.clone().requires_grad_()
+        p, q = (torch.distributions.Categorical(logits=each / temperature) for each in (teacher, leaf))
+        (temperature**2 * torch.distributions.kl_divergence(p, q).mean()).backward()
+        expected = leaf.grad
+        assert expected is not None
+        found = _without_autograd(gradient, student, teacher, temperature)
+        if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
             raise Wrong(
-                f"For the lengths {lengths} your words have the lengths {[len(word) for word in found]}.",
-                hint="Words stand in the order of the symbols, and leading zeros belong to them.",
+                f"The gradient has the shape of the logits, {rows} × {classes}; yours: {shape}.",
+                hint="One number for each logit of the student: q - p has the right shape already.",
             )
-        for one in found:
-            for other in found:
-                if one is not other and other.startswith(one):
-                    raise Wrong(
-                        f"For {lengths}, {one!r} begins the word {other!r}: a reader cannot tell them apart.",
-                        hint="When the length grows, the number is shifted left, after 1 was added.",
-                    )
-        # With as many words of each length before it, each word's fraction of the tree is known without counting up.
-        order = sorted(range(len(lengths)), key=lambda symbol: (lengths[symbol], symbol))
-        begins, expected = 0.0, [""] * len(lengths)
-        for symbol in order:
-            expected[symbol] = format(int(begins * 2 ** lengths[symbol]), f"0{lengths[symbol]}b")
-            begins += 0.5 ** lengths[symbol]
-        if list(found) != expected:
+        if torch.allclose(found, expected, rtol=1e-4, atol=1e-9):
+            continue
+        hints = {
+            -1.0: "The sign: where the student says too much, q > p, its logit must fall, so the gradient is positive.",
+            float(rows): "The loss is the mean over the examples: each has the weight 1 / batch.",
+            1 / temperature: "T² from the loss, 1/T from the chain rule: what is left of them?",
+            1 / temperature**2: "Do not forget the T² in front of the loss.",
+            temperature: "T² from the loss is there; the 1/T of the chain rule is not.",
+        }
+        for factor, hint in hints.items():
+            if torch.allclose(found, factor * expected, rtol=1e-4, atol=1e-9):
+                raise Wrong(f"At T = {temperature:g} your gradient is {factor:.3g} times the right one.", hint=hint)
+        distance = float((found - expected).norm() / expected.norm())
+        raise Wrong(
+            f"At T = {temperature:g} your gradient is {distance:.0%} of its length away from autograd's.",
+            hint="Both softmaxes are taken of logits divided by T; the difference is q - p, the student's first.",
+        )
+    return "The same as autograd's, at every temperature."
+
+
+def _without_autograd(
+    gradient: Callable[..., torch.Tensor], student: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    with torch.inference_mode():
+        try:
+            return gradient(student.clone(), teacher.clone(), temperature)
+        except RuntimeError as error:
+            if "grad" not in str(error):
+                raise
             raise Wrong(
-                f"For {lengths} the canonical words are {expected}; yours are {list(found)}.",
-                hint="Shorter words first; among equal lengths, the symbol with the smaller number first.",
-            )
-    return "Lengths alone, and the reader has your code."
+                "Your function asked autograd, which is switched off here.",
+                hint="Work the derivative out on paper: softmaxes of both logits, a difference, and a factor.",
+            ) from None
 
 
 @exercise("12.2")
-def _coded_bytes(guess: Callable[[], float], *, measured: int) -> str:
+def _doubt(guess: Callable[[], float], *, measured: float) -> str:
     return within_factor(
         guess,
         measured,
-        factor=1.03,
-        unit="bytes",
-        too_low="Two kinds of news: where, for each of the 420,000 places, and which value, for 8,400 of them.",
-        too_high="Where: the entropy of 1/50 for each place, not a whole bit. Which: 1.75 bits each, not 2 or 32.",
+        factor=1.15,
+        unit="(probability)",
+        too_low="With equal logits it would be 0.1. The right one is lead/20 ahead: e^(lead/20) against nine times 1.",
+        too_high="The lead is divided by 20 before the exponential, and the nine others share what is left.",
     )
 
 
 @exercise("12.3")
-def _learned_bits(bits: Callable[[list[int]], float]) -> str:
-    for symbols in ([1], [0, 0, 0, 0], [1, 0, 1, 1], [0] * 40 + [1] * 3, [1, 0] * 20):
-        n, k = len(symbols), sum(symbols)
-        # The product of the probabilities does not depend on the order; gamma functions give it at once.
-        log = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
-        expected = -log / math.log(2)
-        found = bits(list(symbols))
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise Wrong(f"Return one number of bits; yours is {found!r}.", hint="Add up -log2 p.")
-        if abs(found - expected) <= 1e-6:
+def _few_labels(loss: Callable[..., torch.Tensor]) -> str:
+    for labels in ([2, 0, 3, 1], [2, -1, -1, 1], [-1, 0, -1, -1], [-1, -1, -1, -1]):
+        student, teacher = 3 * torch.randn(2, 4, 5, dtype=torch.float64)
+        soft = 4 * torch.nn.functional.kl_div(
+            (student / 2).log_softmax(1), (teacher / 2).log_softmax(1), reduction="batchmean", log_target=True
+        )
+        known = [row for row, label in enumerate(labels) if label >= 0]
+        each = [float(student[row].logsumexp(0) - student[row, labels[row]]) for row in known]
+        expected = 0.75 * float(soft) + 0.25 * sum(each) / max(1, len(known))
+        found = loss(student.clone(), teacher.clone(), torch.tensor(labels), temperature=2.0, share=0.75)
+        if not isinstance(found, torch.Tensor) or found.dim() > 0:
+            raise Wrong(f"The loss is one number; yours is {found!r}.", hint="Return a scalar tensor: two terms added.")
+        if abs(float(found) - expected) <= 1e-4:
             continue
-        said = f"{n} symbols with {k} ones take {expected:.2f} bits; yours: {found:.2f}."
-        share = k / n
-        static = sum(-m * math.log2(m / n) for m in (k, n - k) if m)
-        if abs(found - static) <= 1e-6:
-            raise Wrong(said, hint=f"That is the entropy for a share of {share:.2g}, which a reader does not know yet.")
-        if found < expected:
-            raise Wrong(said, hint="Count a symbol after it was coded, not before: the reader has not seen it yet.")
-        raise Wrong(said, hint="A zero has the probability 1 - p. And the half belongs to k, the one to n.")
-    return "Nothing stored, and the reader can follow."
+        said = f"With the labels {labels} the loss is {float(found):.4g} where {expected:.4g} is right."
+        if not known:
+            raise Wrong(
+                said, hint="No label is known here. A mean over nothing is not a number: clamp its divisor to 1."
+            )
+        if len(known) == 4:
+            raise Wrong(said, hint="All labels are known here: share of the soft-target loss, the rest cross-entropy.")
+        if abs(float(found) - (0.75 * float(soft) + 0.25 * sum(each) / 4)) <= 1e-4:
+            raise Wrong(said, hint="The cross-entropy is a mean over the known labels, not over the batch.")
+        raise Wrong(
+            said,
+            hint="-1 is not the digit 0: labels >= 0 picks the known ones. The teacher speaks about every example.",
+        )
+    return "Every example has a teacher, and some have a label."

@@ -31,7 +31,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -51,7 +51,7 @@ say(evidence.timetable("00_start_here"))
 # every cell runs, and the numbers mean nothing. *quick*, the default, gives real results in a minute or two. *full* gives
 # the published ones. Change the word in the first cell, and you have changed the experiment.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(digits=500, test=500, retrain=512, rounds=20),
@@ -74,10 +74,12 @@ mnist = data.mnist()
 digits = mnist.validation.take(S.digits)
 dense = checkpoints.load("lenet5")
 answers = training.predict(dense, digits.inputs).argmax(1)
+
+# %% tags=["plumbing"]
 say(f"It reads {training.evaluate(dense, digits).accuracy:.1%} of {len(digits):,} such digits correctly.")
 
 
-# %%
+# %% tags=["plumbing"]
 def show_digits(which, captions, *, title, alt):
     """Show ten digits in a row, each with its caption."""
     fig, axes = plt.subplots(1, 10, figsize=(8, 1.25))
@@ -109,6 +111,8 @@ work = run.scratch("files")
 work.mkdir(exist_ok=True)
 dense_file = write_dense(dense, work / "dense.pack")
 macs = measure.count_macs(dense, ONE)
+
+# %% tags=["plumbing"]
 say(
     f"LeNet-5: **{measure.count_parameters(dense):,} parameters**, **{macs:,} MACs** for one digit, "
     f"a file of **{dense_file.bytes:,} bytes**. The milliseconds come in section 4, where there is something to compare."
@@ -150,6 +154,8 @@ def changed(model):
 
 
 half = changed(delete(largest(0.5)))
+
+# %% tags=["plumbing"]
 say(f"Half of the network is gone. {half} of {len(digits):,} digits changed their answer.")
 run.claim("half", "Answers that half of the weights change (share)", half / len(digits), at_most=0.02)
 
@@ -183,6 +189,8 @@ exercises.check("00.1", changed_per_thousand, measured=measured)
 # %%
 removed = [0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95]
 lost = [1000 * changed(delete(largest(1 - share))) / len(digits) for share in removed]
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     [100 * share for share in removed],
     {"one cut, no training": lost},
@@ -214,6 +222,8 @@ masked = pruning.mask(dense, tenth)
 fitted = training.fit(masked, mnist.train.take(S.retrain), epochs=1, lr=1e-3, optimizer="adam", seed=SEED)
 pruned = pruning.bake(fitted.model)
 before, after = training.evaluate(cut, digits).accuracy, training.evaluate(pruned, digits).accuracy
+
+# %% tags=["plumbing"]
 say(
     f"Nine tenths of the weights are gone. The cut left {before:.1%} of the digits right, and "
     f"{fitted.history[0]['seconds']:.0f} s of training brought that to **{after:.1%}**."
@@ -256,6 +266,8 @@ for name, parameter in rounded.named_parameters():
 
 # %%
 moved = changed(rounded)
+
+# %% tags=["plumbing"]
 say(f"All {len(sizes):,} weights moved to one of 255 marks. {moved} of {len(digits):,} answers changed.")
 run.claim("eight-bits", "Answers that 8-bit weights change (share)", moved / len(digits), at_most=0.01)
 
@@ -301,6 +313,8 @@ assert torch.equal(training.predict(again, digits.inputs), training.predict(roun
 
 # %%
 ratio = {"pruned": dense_file.bytes / pruned_file.bytes, "8 bits": dense_file.bytes / short_file.bytes}
+
+# %% tags=["plumbing"]
 run.claim("sparse-file", "Times that the pruned file is smaller", ratio["pruned"], at_least=7)
 run.claim("short-file", "Times that the 8-bit file is smaller", ratio["8 bits"], at_least=3.9)
 
@@ -337,16 +351,22 @@ scales = pd.DataFrame(
         "milliseconds": {n: verdicts[n].median_ms for n in models},
     }
 )
+
+# %% tags=["plumbing"]
 run.record("scales", scales.drop(columns="milliseconds").reset_index(names="network"))
 
 # %%
 percent = (100 * scales / scales.loc["dense"]).drop("dense").T
+
+# %% tags=["plumbing"]
 fig = show.bars(percent, title="Which scales moved?", xlabel="% of the dense net", label="{:.0f} %")
 alt = f"Bars in percent of the dense network. {show.in_words(percent)}"
 show.figure(fig, alt=alt, table=scales.T)
 
 # %%
 verdict = {name: verdicts[name].verdict for name in models}
+
+# %% tags=["plumbing"]
 say(
     f"The pruned file is **{ratio['pruned']:.1f}×** smaller, the 8-bit file **{ratio['8 bits']:.1f}×**. The clock says of the "
     f"pruned network: **{verdict['a tenth of the weights']}**; of the 8-bit one: **{verdict['8-bit weights']}**."
@@ -393,6 +413,8 @@ def energy_of_floats(macs, parameters):
 
 
 arithmetic, fetching = energy_of_floats(macs, measure.count_parameters(dense))
+
+# %% tags=["plumbing"]
 say(
     f"Arithmetic: {arithmetic:.1f} µJ. Fetching: {fetching:.0f} µJ, **{fetching / arithmetic:.0f} times** as much. "
     "An estimate: it leaves out activations, caches and everything else that a computer does."
@@ -433,11 +455,12 @@ exercises.check("00.3", energy)
 # memory: shapes are enough to count.
 
 
-# %%
+# %% tags=["plumbing"]
 import torchvision
 from torch import nn
 
 
+# %%
 class Speech(nn.Module):
     """Sound as 80 frequency bands, 100 times a second, to letters."""
 
@@ -492,7 +515,7 @@ def by_kind(model, example):
 
 kinds = {name: by_kind(*network) for name, network in NETWORKS.items()}
 
-# %%
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(3, 1, figsize=(8, 7.5), sharex=True, height_ratios=(2, 2, 3))
 fig.suptitle("The work need not be where the parameters are", x=0.01, ha="left", fontweight="bold")
 alt = "Bars: share of the parameters and of the MACs, in percent, by kind of layer."
@@ -505,7 +528,7 @@ axes[-1].set_xlabel("share of the network (%), from 1 % on")
 table = pd.concat(kinds, names=["network", "kind of layer"])
 show.figure(fig, alt=alt, table=table)
 
-# %%
+# %% tags=["plumbing"]
 # NBVAL_CHECK_OUTPUT
 for name, t in kinds.items():
     total, most, busiest = t.sum(), t["parameters"].idxmax(), t["macs"].idxmax()
@@ -532,7 +555,6 @@ for name, t in kinds.items():
 # The milliseconds of a notebook are those of the machine that ran it. What they depend on, here:
 
 # %%
-
 this_machine = system.machine()
 pd.DataFrame({"this machine": {key: str(value) for key, value in this_machine.items()}})
 
@@ -541,6 +563,8 @@ eight_bits = {
     True: "multiplies 8-bit integers natively (VNNI, or dot products on Arm): they may well be faster here.",
     False: "has no instruction of its own for 8-bit integers: they may save bytes, and no time.",
 }
+
+# %% tags=["plumbing"]
 say(f"This CPU {eight_bits[this_machine['vnni']]} Notebook 10 measures it.")
 say("There is a GPU; training uses it." if this_machine["gpu"] else "There is no GPU, and none is needed.")
 
@@ -559,7 +583,7 @@ say("There is a GPU; training uses it." if this_machine["gpu"] else "There is no
 #
 # Here is a claim that is too good to be true, in a run that is not saved:
 
-# %%
+# %% tags=["plumbing"]
 rehearsal = evidence.start("00_start_here", profile="quick", seed=SEED, save=False)
 rehearsal.claim("too-good", "Answers that change when nine tenths of the weights go", changed(cut), at_most=0)
 try:
@@ -588,6 +612,8 @@ recorded = {
 }
 latency = measure.latency_records(verdicts, runtime="eager", batch=1)
 accuracy = {}
+
+# %% tags=["plumbing"]
 for key, (name, method, techniques) in recorded.items():
     accuracy[key] = run.test(name, models[key], mnist.test.take(S.test)).accuracy
     run.model(
@@ -607,7 +633,7 @@ for key, (name, method, techniques) in recorded.items():
 # %% [markdown]
 # ## What you measured
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"- Dense: {accuracy['dense']:.2%} of the test digits, {dense_file.bytes:,} bytes.\n"
     f"- A tenth of the weights: {accuracy['a tenth of the weights']:.2%}, {pruned_file.bytes:,} bytes; speed: "

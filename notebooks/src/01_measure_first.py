@@ -27,7 +27,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 import itertools
 import time
 from copy import deepcopy
@@ -53,7 +53,7 @@ say(evidence.timetable("01_measure_first"))
 # and test on, how many calls to time in a row, in how many rounds two variants are compared, and how many times a network is
 # compared with itself.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, epochs=1, shift=False, validation=500, test=500,
@@ -95,10 +95,14 @@ fitted = training.fit(
     checkpoint=run.scratch("lenet5.pt") if PROFILE == "full" else None,
 )
 net = fitted.model
+
+# %% tags=["plumbing"]
 run.record("training", [{k: v for k, v in row.items() if k != "seconds"} for row in fitted.history])
 
 # %%
 accuracy = fitted.history[-1]["validation"]
+
+# %% tags=["plumbing"]
 say(
     f"Epochs: {S.epochs}, with {S.train:,} digits each. Of {len(digits):,} digits that it has never seen it now gets {accuracy:.2%} "
     f"right, all but {round((1 - accuracy) * len(digits))}. So what is it made of?"
@@ -148,6 +152,8 @@ table
 for name, layer in net.named_children():
     assert count_parameters(layer) == sum(tensor.numel() for tensor in layer.parameters()), name
 assert total == measure.count_parameters(net)
+
+# %% tags=["plumbing"]
 run.claim("parameters", "Parameters by formula, distance from 431,080", abs(total - 431_080), at_most=0)
 
 # %% [markdown]
@@ -227,6 +233,8 @@ by_helper = measure.layer_table(net, images).set_index("layer")
 assert (by_helper["macs"] == table["MACs"]).all() and (by_helper["parameters"] == table["parameters"]).all()
 counts = [table["MACs"].sum(), by_helper["macs"].sum(), measure.count_macs(net, images), by_torch]
 worst = max(abs(int(count) - 2_293_000) for count in counts)
+
+# %% tags=["plumbing"]
 run.claim("macs", "MACs by formula, helper and PyTorch's counter, largest distance from 2,293,000", worst, at_most=0)
 run.record("layers", by_helper.drop(columns="output").reset_index())
 
@@ -234,6 +242,8 @@ run.record("layers", by_helper.drop(columns="output").reset_index())
 shares = 100 * by_helper[["share_parameters", "share_macs"]]
 shares.columns = ["% of the parameters", "% of the MACs"]
 title = "fc1 holds the parameters, conv2 does the work"
+
+# %% tags=["plumbing"]
 fig = show.bars(shares, title=title, xlabel="share of the whole network (%)", label="{:.1f} %")
 show.figure(fig, alt=f"Bars for four layers. {show.in_words(shares)}", table=shares)
 run.claim("fc1-parameters", "fc1's share of the parameters", by_helper.loc["fc1", "share_parameters"], at_least=0.9)
@@ -241,6 +251,8 @@ run.claim("conv2-macs", "conv2's share of the MACs", by_helper.loc["conv2", "sha
 
 # %%
 reuse = table["MACs per weight"]
+
+# %% tags=["plumbing"]
 say(
     f"The last column of the table explains it. A weight of `conv1` is used {reuse['conv1']} times for each image, one of `conv2` "
     f"{reuse['conv2']} times, one of `fc1` just {reuse['fc1']}. So the file is decided in `fc1` and the work in the convolutions. "
@@ -278,6 +290,8 @@ exercises.check("01.1", convolution_macs)
 # %%
 packed = files.write_dense(net, run.scratch("lenet5.pack"))
 extra = packed.bytes - 4 * total
+
+# %% tags=["plumbing"]
 say(f"The file has {packed.bytes:,} bytes: four for each of the {total:,} parameters, and {extra} for everything else.")
 run.claim("file-size", "Bytes of the file beyond four for each parameter", extra, at_most=500)
 
@@ -289,6 +303,8 @@ run.claim("file-size", "Bytes of the file beyond four for each parameter", extra
 again = files.load_into(nets.lenet5(), packed.path)
 logits, from_file = (training.predict(model, digits.inputs) for model in (net, again))
 worst = (logits - from_file).abs().max()
+
+# %% tags=["plumbing"]
 run.claim("file-logits", "Largest difference between the file's logits and the network's", worst, at_most=0)
 
 # %% [markdown]
@@ -299,6 +315,8 @@ run.claim("file-logits", "Largest difference between the file's logits and the n
 outputs = by_helper["output"].map(lambda shape: int(np.prod(shape)))
 memory = pd.DataFrame({"parameters (bytes)": by_helper["bytes"], "activations per image (bytes)": 4 * outputs})
 even = memory["parameters (bytes)"].sum() / memory["activations per image (bytes)"].sum()
+
+# %% tags=["plumbing"]
 say(
     f"From a batch of {np.ceil(even):.0f} images on, the outputs of the four layers take more memory than the parameters. "
     "Smaller weights help the file and the single image; a large batch is limited by something else."
@@ -353,7 +371,7 @@ with torch.inference_mode():
     calls = 1e3 * np.array([seconds(lambda: net(ONE)) for _ in range(S.calls)])
 
 
-# %%
+# %% tags=["plumbing"]
 def log_ticks(ax):
     """Write a logarithmic axis in plain numbers: 1, 1.5, 2, 3 and so on, times ten to any power."""
     ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -365,6 +383,8 @@ def log_ticks(ax):
 typical = np.median(calls)
 summary = {"first call": calls[0], "median": typical, "slowest later call": calls[1:].max(), "fastest": calls.min()}
 summary = pd.DataFrame({"milliseconds": summary})
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.plot(range(2, len(calls) + 1), calls[1:], ".", color=show.COLOURS[0], label="later calls")
 ax.plot([1], calls[:1], "D", color=show.COLOURS[5], markersize=9, label="first call")
@@ -378,6 +398,8 @@ run.record("calls_ms", summary["milliseconds"].to_dict(), timing=True)
 
 # %%
 slow = (calls[1:] > 1.5 * typical).mean()
+
+# %% tags=["plumbing"]
 say(
     f"The first call took **{calls[0] / typical:.1f} times** as long as the median, the slowest of the others "
     f"{calls[1:].max() / typical:.1f} times. {slow:.1%} of the later calls took more than one and a half times the median."
@@ -411,6 +433,7 @@ designs = {"one after the other": (clock[:100], clock[100:]), "in turns": (clock
 places = {"one after the other": (range(100), range(100, 200)), "in turns": (range(0, 200, 2), range(1, 200, 2))}
 ratios = {name: np.median(a) / np.median(b) for name, (a, b) in designs.items()}
 
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
 for ax, (name, samples) in zip(axes, designs.items(), strict=True):
     for label, place, sample, marker, colour in zip("AB", places[name], samples, "os", show.COLOURS, strict=False):
@@ -427,6 +450,8 @@ show.figure(fig, alt=alt, table=table)
 
 # %%
 error = {name: abs(ratio - 1) for name, ratio in ratios.items()}
+
+# %% tags=["plumbing"]
 say(
     f"One after the other, B seems {1 / ratios['one after the other'] - 1:.0%} slower than A, with a hundred samples each and "
     f"robust medians. In turns, the difference is {error['in turns']:.1%}."
@@ -503,6 +528,8 @@ measure.verdict_table(verdicts)
 
 # %%
 both = verdicts["two digits"]
+
+# %% tags=["plumbing"]
 say(f"Twice the MACs: {1 / both.ratio:.2f} times the time. The verdict of the comparison: **{both.verdict}**.")
 
 # %% [markdown]
@@ -524,11 +551,15 @@ with torch.inference_mode():
 alarms = sum(verdict.verdict != "no measurable difference" for verdict in trusted)
 comparisons = pd.DataFrame({"one reading": single, "interleaved": [verdict.ratio for verdict in trusted]})
 comparisons[["from", "to"]] = [verdict.interval for verdict in trusted]
+
+# %% tags=["plumbing"]
 run.record("a_against_a", {"comparisons": S.controls, "alarms": alarms}, timing=True)
 run.record("a_against_a_ratios", comparisons, timing=True)
 
 # %%
 off = np.exp(np.log(comparisons[["one reading", "interleaved"]]).abs().max()) - 1
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots(figsize=(8, 4.2))
 number = np.arange(1, S.controls + 1)
 ax.plot(number, comparisons["one reading"], "s", color=show.COLOURS[5], label="one stopwatch reading each")
@@ -547,6 +578,8 @@ show.figure(fig, alt=alt, table=comparisons)
 
 # %%
 first_loses = sum(ratio > 1 for ratio in single)
+
+# %% tags=["plumbing"]
 say(
     f"Of {S.controls} comparisons of the network with itself, single readings were off by up to **{off['one reading']:.0%}**, "
     f"the interleaved ratio by up to **{off['interleaved']:.0%}**, and `helpers.measure` raised **{alarms}** false alarms. "
@@ -605,6 +638,8 @@ where = pd.DataFrame({"% of the MACs": 100 * by_helper["share_macs"]})
 for batch, samples in layers.items():
     where = where.reindex(samples.columns, fill_value=0.0)
     where[f"% of the time, batch {batch}"] = 100 * samples.median() / samples.median().sum()
+
+# %% tags=["plumbing"]
 run.record("time_by_layer", where.reset_index(names="layer"), timing=True)
 title = "Time does not follow the MACs"
 fig = show.bars(where, title=title, xlabel="share of the whole network (%)", label="{:.0f} %")
@@ -613,6 +648,8 @@ show.figure(fig, alt=f"Bars for four layers and the rest. {show.in_words(where)}
 # %%
 one, many = (where[f"% of the time, batch {batch}"] for batch in (1, 64))
 rate = {b: by_helper["macs"].sum() * b / samples.sum(axis=1).median() / 1e9 for b, samples in layers.items()}
+
+# %% tags=["plumbing"]
 say(
     f"`conv2` does {where.loc['conv2', '% of the MACs']:.0f} % of the MACs and takes {one['conv2']:.0f} % of the time of one digit, "
     f"{many['conv2']:.0f} % of a batch. `fc1` has {where.loc['fc1', '% of the MACs']:.0f} % of the MACs and takes {one['fc1']:.0f} % "
@@ -638,6 +675,8 @@ session = runtime.session(path, threads=1)
 onnx_logits = torch.from_numpy(runtime.run(session, digits.inputs.numpy()))
 difference = (onnx_logits - logits).abs().max() / logits.abs().max()
 changed = int((onnx_logits.argmax(1) != logits.argmax(1)).sum())
+
+# %% tags=["plumbing"]
 run.claim("onnx-logits", "ONNX Runtime's logits, largest difference over largest logit", difference, at_most=1e-4)
 run.claim("onnx-answers", "Validation digits that ONNX Runtime answers differently", changed, at_most=2)
 
@@ -663,6 +702,8 @@ pd.concat({f"batch {batch}": measure.verdict_table(verdicts) for batch, verdicts
 
 # %%
 fast = {batch: verdicts["ONNX Runtime"] for batch, verdicts in runtimes.items()}
+
+# %% tags=["plumbing"]
 for batch, verdict in fast.items():
     low, high = verdict.interval
     say(
@@ -690,6 +731,8 @@ torch.set_num_threads(threads)
 
 # %%
 test = run.test("lenet5", net, mnist.test.take(S.test))
+
+# %% tags=["plumbing"]
 run.claim("test-accuracy", "Test accuracy", test.accuracy, at_least=0.987)
 if PROFILE == "full":
     run.claim("test-accuracy-full", "Test accuracy, mean of the seeds", test.accuracy, at_least=0.993, over_seeds=True)
@@ -701,6 +744,8 @@ records = [
     for name, engine in {"eager PyTorch": "eager", "ONNX Runtime": "onnxruntime"}.items()
     for record in measure.latency_records({name: verdicts[name]}, runtime=engine, batch=batch)
 ]
+
+# %% tags=["plumbing"]
 run.model(
     "lenet5-measured",
     task="mnist",
@@ -713,7 +758,7 @@ run.model(
     latency=records,
 )
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"- **Accuracy**: {test.accuracy:.2%} of {test.count:,} test digits.\n"
     f"- **Parameters**: {total:,}, {by_helper.loc['fc1', 'share_parameters']:.0%} of them in `fc1`.\n"

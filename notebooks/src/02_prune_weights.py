@@ -27,7 +27,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -41,7 +41,7 @@ from helpers.core import modules
 from helpers.evidence import say
 from helpers.files import verify, write_dense, write_sparse
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("02_prune_weights", profile=PROFILE, seed=SEED)
 say(evidence.timetable("02_prune_weights"))
 
@@ -49,7 +49,7 @@ say(evidence.timetable("02_prune_weights"))
 # The settings of the three profiles. `far` is the sparsity at which schedules are compared in section 6; `ratio` is how
 # many times fewer weights the last network keeps, and `epochs` how long that takes.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, validation=300, repeats=2, retrain=512, rounds=2, far=0.98,
@@ -60,8 +60,10 @@ S = evidence.settings(
               ratio=110, epochs=26, timings=100),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 mnist = data.mnist()
 train, validation = mnist.train.take(S.train), mnist.validation.take(S.validation)
@@ -73,6 +75,7 @@ def accuracy(model):
     return training.evaluate(model, validation).accuracy
 
 
+# %% tags=["plumbing"]
 say(f"The trained network reads {accuracy(dense):.2%} of {len(validation):,} validation digits correctly.")
 
 # %% [markdown]
@@ -88,6 +91,8 @@ say(f"The trained network reads {accuracy(dense):.2%} of {len(validation):,} val
 weights = dense.fc1.weight.detach().flatten()
 shares = [0.1, 0.5, 0.9, 0.99]
 nearer = [weights.abs().kthvalue(int(share * len(weights))).values.item() for share in shares]
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.hist(weights.numpy(), bins=200, range=(-0.15, 0.15), color=show.COLOURS[0])
 ax.axvspan(-nearer[1], nearer[1], color=show.COLOURS[1], alpha=0.4, label="the half nearest to zero")
@@ -132,6 +137,8 @@ mine = {f"{name}.weight": magnitude_mask(dense.get_submodule(name).weight.detach
 before = training.predict(dense, validation.inputs).argmax(1)
 after = training.predict(zero_out(dense, mine), validation.inputs).argmax(1)
 changed = int((before != after).sum())
+
+# %% tags=["plumbing"]
 say(f"Half of the network is gone. {changed} of {len(validation):,} digits changed their answer.")
 
 # %% [markdown]
@@ -153,6 +160,8 @@ differing = sum(
     int((mine[w] != helper[w]).sum() + (mine[w] != library.get_submodule(w[:-7]).weight_mask.bool()).sum())
     for w in mine
 )
+
+# %% tags=["plumbing"]
 run.claim("same-masks", "The cell's masks, the helper's and PyTorch's differ in no weight", differing, at_most=0)
 
 # %% [markdown]
@@ -199,6 +208,8 @@ curves = {
 
 # %%
 percent = [100 * s for s in SPARSITIES]
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     percent,
     {name: [[100 * a for a in row] for row in rows] for name, rows in curves.items()},
@@ -214,6 +225,8 @@ run.record("one_shot_curves", table.reset_index())
 
 # %%
 gap = table.loc[0.8, "magnitude, layer-wise"] - table.loc[0.8, "random, layer-wise"]
+
+# %% tags=["plumbing"]
 run.claim("magnitude-beats-random", "At 80 % sparsity magnitude is more accurate than random by", gap, at_least=0.05)
 best = table.loc[0.95].idxmax()
 say(
@@ -247,6 +260,8 @@ pd.DataFrame(
 sensitivity = {
     name: [accuracy(zero_out(dense, pruning.layer_masks(dense, {name: s}))) for s in SPARSITIES] for name in LAYERS
 }
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     percent,
     {name: [100 * a for a in row] for name, row in sensitivity.items()},
@@ -291,6 +306,8 @@ prune.ln_structured(library.fc1, "weight", amount=0.5, n=1, dim=0)
 assert torch.equal(masks["fc1.weight"], library.fc1.weight_mask.bool())
 logits = [training.predict(model, images) for model in (small, neurons_masked, neurons_removed)]
 difference = max((logits[0] - other).abs().max().item() for other in logits[1:])
+
+# %% tags=["plumbing"]
 run.claim(
     "removed-equals-masked",
     "Largest difference between removed and masked neurons' logits",
@@ -304,6 +321,8 @@ run.claim(
 
 # %%
 by_neuron = [accuracy(zero_out(dense, pruning.neuron_masks(dense, "fc1", "fc2", s))) for s in SPARSITIES]
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     percent,
     {"single weights": [100 * a for a in sensitivity["fc1"]], "whole neurons": [100 * a for a in by_neuron]},
@@ -355,10 +374,12 @@ comparison = pd.DataFrame(
         f"{S.rounds} cuts, an epoch after each",
     ],
 )
+
+# %% tags=["plumbing"]
 run.record("schedules", comparison.reset_index(names="schedule"))
 comparison.map("{:.2%}".format)
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"The cuts went to {', '.join(f'{s:.1%}' for s in steps)}. At {S.far:.0%} sparsity, training brings one-shot "
     f"pruning from {untrained:.1%} back to {one_shot:.2%}. The same training in small steps ends "
@@ -386,6 +407,8 @@ moments = [i / 20 for i in range(21)]
 left = [430_500 * (1 - final) ** t for t in moments]
 for t, number in zip(moments, left, strict=True):
     assert abs(430_500 * (1 - pruning.geometric_sparsity(t, final=final)) - number) < 1e-6
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     moments,
     {"weights": left},
@@ -404,7 +427,7 @@ show.figure(fig, alt=f"Weights left against progress. {show.in_words(table.iloc[
 #   $\overline{g^2}$ anyway, so the score is free. Notebook 03 derives it.
 # - **Fresh data.** The digits are shifted by up to two pixels, another way each time.
 # - **A teacher.** The dense network's answers, softened by a temperature of 4, say more about a digit than its label
-#   alone. Notebook 11 explains this loss; here it is six lines.
+#   alone. Notebook 12 explains this loss; here it is six lines.
 
 
 # %%
@@ -444,6 +467,8 @@ fitted = pruning.prune_gradually(
     checkpoint=run.scratch("gradual.pt") if PROFILE == "full" else None,
 )
 sparse = pruning.bake(fitted.model)
+
+# %% tags=["plumbing"]
 run.record("gradual_seconds", sum(row["seconds"] for row in fitted.history), timing=True)
 say(f"Validation accuracy: {accuracy(sparse):.2%} with {measure.count_nonzero(sparse):,} weights left.")
 
@@ -451,6 +476,8 @@ say(f"Validation accuracy: {accuracy(sparse):.2%} with {measure.count_nonzero(sp
 base_test, test = run.test("lenet5-dense", dense, mnist.test), run.test("lenet5-sparse", sparse, mnist.test)
 ratio = measure.count_weights(dense) / measure.count_nonzero(sparse)
 lost = base_test.accuracy - test.accuracy
+
+# %% tags=["plumbing"]
 run.claim("fewer-weights", "Times fewer weights than LeNet-5", ratio, at_least=12)
 run.claim("accuracy-kept", "Test accuracy lost (fraction)", lost, at_most=0.005 if PROFILE == "full" else 0.003)
 if PROFILE == "full":
@@ -461,11 +488,13 @@ left = pd.DataFrame({"weights": {n: w.numel() for n, w in pruning.weights_of(spa
 left["share left"] = (left["left"] / left["weights"]).map("{:.2%}".format)
 left
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"**{ratio:.0f} times fewer weights**, {100 * test.accuracy:.2f} % of the test digits right, against "
     f"{100 * base_test.accuracy:.2f} % before: {base_test.correct - test.correct} of {test.count:,} digits lost."
 )
+
+# %%
 literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="weights_ratio")
 table = literature.assign(error=100 * (1 - literature["accuracy"]))[
     ["year", "method", "weights_ratio", "error", "seen"]
@@ -503,6 +532,8 @@ BalancedRows.apply(library.fc1, "weight", amount=0.9)
 ours = torch.stack([pruning.keep_largest(row.abs(), 0.9) for row in dense.fc1.weight.detach()])
 assert torch.equal(library.fc1.weight_mask.bool(), ours)
 plain = pruning.layer_masks(dense, {"fc1": 0.9})
+
+# %% tags=["plumbing"]
 say(
     f"fc1 with 90 % removed: {accuracy(zero_out(dense, plain)):.2%} if the smallest go, "
     f"{accuracy(zero_out(dense, {'fc1.weight': ours})):.2%} if every row gives the same share; the emptiest row keeps "
@@ -559,6 +590,8 @@ for name, model in networks.items():
         "sparse file": write_sparse(model, stem.with_suffix(".sparse.pack")),
     }
 sizes = pd.DataFrame({name: {kind: packed.bytes for kind, packed in kinds.items()} for name, kinds in files.items()}).T
+
+# %% tags=["plumbing"]
 run.record("file_bytes", sizes.reset_index(names="network"))
 sizes.map("{:,} bytes".format)
 
@@ -574,6 +607,8 @@ sizes.map("{:,} bytes".format)
 packed = files["sparse"]["sparse file"]
 verify(packed.path, sparse, mnist.validation.inputs[:256])
 file_ratio = files["dense"]["dense file"].bytes / packed.bytes
+
+# %% tags=["plumbing"]
 run.claim("smaller-file", "Times smaller than the dense file, read back and verified", file_ratio, at_least=8)
 say(
     f"{ratio:.1f} times fewer weights made a file {file_ratio:.1f} times smaller. The rest went into positions, biases and "
@@ -600,6 +635,8 @@ measure.verdict_table(verdicts)
 
 # %%
 masked_speed = verdicts["sparse"].ratio
+
+# %% tags=["plumbing"]
 run.claim(
     "masked-is-not-faster",
     "Speed-up of the sparse network in a dense kernel",
@@ -618,7 +655,7 @@ say(
 
 # %% [markdown]
 # That is the whole difference between a masked network and a smaller one. Notebook 04 takes it up for convolutions, where
-# the MACs are; notebook 13 asks when sparse kernels pay.
+# the MACs are; notebook 16 asks when sparse kernels pay.
 #
 # ## 10. Exercises
 #
@@ -678,7 +715,7 @@ exercises.check("02.3", neuron_scores)
 # %% [markdown]
 # ## What was measured
 
-# %%
+# %% tags=["plumbing"]
 run.model("lenet5-dense", task="mnist", method="dense", accuracy=base_test.accuracy, weights=measure.count_weights(dense),
           nonzero=measure.count_nonzero(dense), macs=macs["dense"], file=files["dense"]["dense file"].path)  # fmt: skip
 run.model(

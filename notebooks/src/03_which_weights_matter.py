@@ -28,7 +28,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -42,7 +42,7 @@ from helpers import checkpoints, data, evidence, exercises, measure, nets, pruni
 from helpers.data import Split
 from helpers.evidence import say
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("03_which_weights_matter", profile=PROFILE, seed=SEED)
 say(evidence.timetable("03_which_weights_matter"))
 
@@ -50,7 +50,7 @@ say(evidence.timetable("03_which_weights_matter"))
 # The settings of the three profiles. `train` images make the scores, `curved` of them those that need the Hessian, in
 # `samples` random draws; the damage is measured on `judged` other images, the accuracy on `counted` others again.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", train=64, curved=8, samples=2, judged=4, counted=32, test=64,
@@ -63,8 +63,10 @@ S = evidence.settings(
               shares=[0.05, 0.1, 0.2, 0.3, 0.4]),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 chance = torch.Generator().manual_seed(SEED)
 
@@ -105,6 +107,8 @@ small_digits = shrink(some(mnist.train, 5 * S.digits))
 fitted = training.fit(net, small_digits, epochs=S.tiny_epochs, lr=0.02, optimizer="adam", seed=SEED, progress=False)
 tiny = fitted.model.double()
 points = shrink(some(mnist.train, 500, torch.float64))
+
+# %% tags=["plumbing"]
 say(
     f"The tiny network has {measure.count_parameters(tiny)} parameters and reads {training.evaluate(tiny, points).accuracy:.0%} of the shrunken digits."
 )
@@ -134,6 +138,8 @@ differences = torch.tensor([loss_at(weights + step) - loss_at(weights - step) fo
 error = float((gradient.detach() - differences).norm() / differences.norm())
 helper = torch.cat([part.flatten() for part in pruning.gradients(tiny, points).values()])
 assert torch.allclose(helper, gradient.detach())
+
+# %% tags=["plumbing"]
 run.claim("gradient-exact", "Gradient against finite differences, relative error", error, at_most=0.01)
 
 # %% [markdown]
@@ -166,6 +172,8 @@ exact = torch.autograd.functional.hessian(loss_of, weights)
 numeric = torch.stack([slope_at(weights + step) - slope_at(weights - step) for step in small_step]) / 2e-5
 mine = torch.stack([product(unit) for unit in torch.eye(len(weights), dtype=torch.float64)])
 error = float(max((mine - exact).norm(), (mine - numeric).norm()) / exact.norm())
+
+# %% tags=["plumbing"]
 run.claim(
     "hessian-exact",
     "226 products with unit vectors against PyTorch's Hessian and against finite differences, relative error",
@@ -191,6 +199,8 @@ helper_away = (value - exact.diagonal()) / spread
 
 # %%
 error = float((mine.diagonal() - exact.diagonal()).norm() / exact.diagonal().norm())
+
+# %% tags=["plumbing"]
 run.claim("diagonal-exact", "Diagonal from unit vectors against the exact one, relative error", error, at_most=0.01)
 run.claim("trace-sampled", "Sampled trace: standard errors from the exact one", trace_error.abs(), at_most=3)
 outside = float((torch.cat([away, helper_away]).abs() > 3).double().mean())
@@ -223,6 +233,8 @@ for _ in range(3):
 eigenvalues = torch.linalg.eigvalsh(exact).flip(0)
 helper = pruning.largest_eigenvalues(tiny, points, count=3, iterations=steps, tol=1e-9, seed=SEED)
 error = max(abs(a / float(b) - 1) for found in (top, helper) for a, b in zip(found, eigenvalues[:3], strict=True))
+
+# %% tags=["plumbing"]
 run.claim("eigenvalues-exact", "Three largest eigenvalues against the exact ones, relative error", error, at_most=0.01)
 
 # %% [markdown]
@@ -230,6 +242,8 @@ run.claim("eigenvalues-exact", "Three largest eigenvalues against the exact ones
 
 # %%
 flat_share = float((eigenvalues.abs() < eigenvalues[0] / 100).double().mean())
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.semilogy(range(1, 227), eigenvalues.abs().clamp(min=1e-12), marker=".", linestyle="", color=show.COLOURS[0])
 ax.set(
@@ -277,7 +291,7 @@ def agreement(scores, damage, **options):
 
 tiny_found, tiny_table = agreement({n: {"tiny": s} for n, s in guesses.items()}, {"tiny": single})
 
-# %%
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 for ax, name in zip(axes, ["first order |gw|", "both terms, signed"], strict=True):
     guess = first if name.startswith("first") else first + second
@@ -341,7 +355,6 @@ without.fc1.weight.data.view(-1)[chosen[0]] = 0
 change = training.evaluate(without, judged).loss - training.evaluate(lenet, judged).loss
 assert abs(change - damage[0]) < 1e-6 + 1e-3 * abs(change)
 
-
 # %%
 g = pruning.gradients(lenet, learned, names=["fc1"])["fc1.weight"]
 h = pruning.hessian_diagonal(lenet, learned.take(min(400, S.digits)), samples=2 * S.samples, seed=SEED, names=["fc1"])
@@ -373,6 +386,8 @@ def loss_without(score, share=0.9):
 
 lenet_table["with its size"] = size_table["correlation"]
 lenet_table["loss with 90 % removed"] = pd.Series({name: loss_without(score) for name, score in guesses.items()})
+
+# %% tags=["plumbing"]
 run.record("weights_agreement", lenet_table.reset_index(names="score"))
 lenet_table.round(3)
 
@@ -387,6 +402,8 @@ verdict = (
     if "random" in first_place
     else f"first place goes to {', '.join(first_place)}"
 )
+
+# %% tags=["plumbing"]
 say(
     f"Asked for the damage of single weights, {verdict}. Asked for the *size* of the change, **{best['size']}** is best "
     f"(rank correlation {lenet_table['with its size'].max():.2f}). When nine tenths go at once, "
@@ -404,6 +421,8 @@ training.seed_everything(SEED)
 singles = Split(learned.inputs.float(), learned.labels)
 fresh = pruning.gradients(nets.lenet5(), singles, names=["fc1"])["fc1.weight"]
 better = float((damage < 0).double().mean())
+
+# %% tags=["plumbing"]
 run.record("better_without", better)
 say(
     f"Half of these weights change the loss by less than {float(damage.abs().median()):.1g} nats. "
@@ -441,6 +460,8 @@ train, held = some(cifar.train, S.train), some(cifar.validation, S.judged + S.co
 judged = held.take(S.judged)
 counted = Split(held.inputs[S.judged :], held.labels[S.judged :])
 difference = (training.predict(dense, judged.inputs) - training.predict(folded, judged.inputs)).abs().max()
+
+# %% tags=["plumbing"]
 run.claim("folded-equal", "Largest change of a logit by folding batch normalization", difference, at_most=1e-3)
 LAYERS = [name for name, layer in folded.named_modules() if isinstance(layer, torch.nn.Conv2d)]
 
@@ -470,6 +491,8 @@ def judge(model, split, name, filters):
 # %%
 few = judged.take(min(100, S.judged))
 mine, helper = judge(folded, few, "conv3.conv", 4), pruning.removal_damage(dense, few, "conv3.conv")[:4]
+
+# %% tags=["plumbing"]
 run.claim("judge-equal", "Loop against helper, largest difference (nats)", (mine - helper).abs().max(), at_most=1e-4)
 
 # %% [markdown]
@@ -490,7 +513,7 @@ harmful = int((every < 0).sum())
 largest = every.clamp(min=0).sort(descending=True).values.cumsum(0)
 few_hold_half = int((largest < largest[-1] / 2).sum()) + 1
 
-# %%
+# %% tags=["plumbing"]
 fig, ax = plt.subplots(figsize=(8, 4.5))
 for row, values in enumerate(damage.values()):
     ax.plot(values, [row] * len(values), "|", markersize=14, color=show.COLOURS[row % 6])
@@ -613,6 +636,8 @@ assert torch.allclose(taylor, by_parts[0].detach().abs(), rtol=1e-2, atol=1e-5)
 # %%
 inside_found, inside = agreement(scores, damage, within=True)
 across_found, across = agreement(scores, damage)
+
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
 for ax, (question, table, agreed) in zip(
     axes, [("Inside the layers", inside, consistency[1]), ("Across the network", across, consistency[0])], strict=True
@@ -640,6 +665,8 @@ def first_places(table):
 
 
 fallen = (inside["correlation"] - across["correlation"]).drop("random")
+
+# %% tags=["plumbing"]
 say(
     f"Inside the layers, first place goes to {first_places(inside)}; across the network, to {first_places(across)}. "
     f"The score that loses most between the two questions is **{fallen.idxmax()}**: {inside.loc[fallen.idxmax(), 'correlation']:.2f} inside, "
@@ -670,6 +697,8 @@ run.claim(
 # %%
 signed, absolute = slopes.mean(0).abs(), slopes.abs().mean(0)
 clear = torch.cat([(diagonal.value[f"{n}.weight"] / diagonal.error[f"{n}.weight"]).abs().flatten() for n in LAYERS])
+
+# %% tags=["plumbing"]
 say(
     f"In `conv3`, the mean slope of a filter is {float((signed / absolute).nanmedian()):.0%} of the mean *size* of its slopes (median over the "
     "filters); the rest of what it does for one image, it undoes for another. Of the sampled diagonal, the median entry is "
@@ -705,6 +734,8 @@ for question, within in [("Layer by layer", True), ("Globally", False)]:
 
 # %%
 percent = [100 * share for share in S.shares]
+
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
 tables = {}
 for ax, (question, rows) in zip(axes, curves.items(), strict=True):
@@ -731,6 +762,8 @@ run.record("filter_curves", pd.concat([part.assign(scope=question) for question,
 # %%
 means = {question: part.drop(columns=["random", "ideal"]).mean() for question, part in tables.items()}
 layerwise, globally = tables.values()
+
+# %% tags=["plumbing"]
 say(" ".join(
     f"{question}, **{mean.idxmax()}** keeps most, {mean.max():.1%} on average over these shares "
     f"(random: {tables[question]['random'].mean():.1%}; ideal: {tables[question]['ideal'].mean():.1%})."
@@ -756,6 +789,8 @@ curved = train.take(S.curved)
 top = pruning.largest_eigenvalues(folded, curved, count=S.eigenvalues, iterations=S.iterations, tol=1e-2, seed=SEED)
 size = measure.count_parameters(folded)
 trace = sum(float(value.sum()) for value in curvature.values())
+
+# %% tags=["plumbing"]
 run.record("eigenvalues", top)
 say(
     f"The {len(top)} largest eigenvalues of the Hessian on {len(curved)} training images: {', '.join(f'{value:.1f}' for value in top)}. "
@@ -783,6 +818,8 @@ for name in LAYERS:
         "sum of single damages": float(damage[name][~keep].sum()),
     }
 layers = pd.DataFrame(rows).T
+
+# %% tags=["plumbing"]
 run.record("layers", layers.reset_index(names="layer"))
 layers.map("{:.3g}".format)
 
@@ -792,6 +829,8 @@ found = {
     c: statistics.rank_correlation({"": torch.tensor(layers[c].to_numpy())}, {"": suffered}) for c in layers.columns[1:]
 }
 parts = [f"{name} {c.value:.2f} (interval {c.interval[0]:.2f} to {c.interval[1]:.2f})" for name, c in found.items()]
+
+# %% tags=["plumbing"]
 say(
     f"Rank correlation over the {len(layers)} layers with what was measured: {'; '.join(parts)}. {len(layers)} layers are few, so the intervals are "
     "wide. What needs no Hessian at all is to cut the layer and look, as notebook 02 did."
@@ -821,6 +860,8 @@ verdict.loc[list(scores)]
 
 # %%
 images = f"{S.judged:,} images and {filters} filters: {filters:,} partial passes over each"
+
+# %% tags=["plumbing"]
 say(
     f"The true damage cost {images}. Ranks that are equal could not be told apart. Across the network, "
     f"{first_places(across)} {'is' if (across['rank'] == 1).sum() == 1 else 'are'} first; "
@@ -893,6 +934,8 @@ exercises.check("03.3", smallest_eigenvalue)
 # %%
 pruned = cut(folded, {name: pruning.keep_largest(score, 0.1) for name, score in scores["squared Taylor"].items()})
 base_test, test = (run.test(n, m, cifar.test.take(S.test)) for n, m in [(S.net, folded), ("tenth-removed", pruned)])
+
+# %% tags=["plumbing"]
 say(
     f"Test accuracy: {base_test.accuracy:.2%} with all {filters} filters, {test.accuracy:.2%} with a tenth of each layer "
     "removed and nothing trained."

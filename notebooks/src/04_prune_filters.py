@@ -29,7 +29,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 from functools import cache, partial
 
@@ -56,7 +56,7 @@ from helpers import (
 from helpers.core import modules
 from helpers.evidence import say
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("04_prune_filters", profile=PROFILE, seed=SEED)
 say(evidence.timetable("04_prune_filters"))
 
@@ -66,7 +66,7 @@ say(evidence.timetable("04_prune_filters"))
 # mirrored and shifted in it, and `teacher` whether the uncut network teaches them. `thin` is the competitor: a smaller dense
 # network, trained from scratch.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", thin="cifar_half", ratios=(2.0,), round_to=8, roundings=(8, 1), scored=128, probe=50,
@@ -80,8 +80,10 @@ S = evidence.settings(
               validation=3_000, tested=10_000, timings=25, batches=(1, 64)),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 cifar = data.cifar10()
 train, validation = cifar.train.take(S.train), cifar.validation.take(S.validation)
@@ -97,6 +99,8 @@ def accuracy(model, count=None):
 
 base = accuracy(dense)
 dense_macs = measure.count_macs(dense, ONE)
+
+# %% tags=["plumbing"]
 say(
     f"`{S.net}` tells {base:.1%} of {len(validation):,} validation photographs right (ten classes), "
     f"at {dense_macs:,} MACs each."
@@ -195,6 +199,8 @@ pd.concat({f"{kind}, batch {batch}": measure.verdict_table(v) for (kind, batch),
 
 # %%
 fastest = max(verdicts["masked"].ratio for verdicts in first_look.values())
+
+# %% tags=["plumbing"]
 run.claim(
     "masked-is-not-faster",
     "Best speed-up of the masked network, two runtimes and two batch sizes",
@@ -265,6 +271,8 @@ def differing(a, b):
 images = validation.inputs[:64].double()
 silenced = silence(dense, {"conv2": keep})
 gap = training.predict(deepcopy(small).double(), images) - training.predict(silenced.double(), images)
+
+# %% tags=["plumbing"]
 run.claim(
     "surgery",
     "Largest difference between the cut and the silenced network's logits, float64",
@@ -299,6 +307,8 @@ patient.conv2, patient.conv3 = deepcopy(small.conv2), deepcopy(small.conv3)
 everything = {name for name, _ in patient.named_parameters()}
 stuck = everything - trained_by(old, patient)
 stuck_now = everything - trained_by(torch.optim.SGD(patient.parameters(), lr=0.1), patient)
+
+# %% tags=["plumbing"]
 say(f"With the old optimizer these never move: {', '.join(f'`{name}`' for name in sorted(stuck))}.")
 run.claim("all-trained", "Parameters that an optimizer made after the cut leaves untrained", len(stuck_now), at_most=0)
 
@@ -357,6 +367,8 @@ gone = (~keep["conv1.conv"]).nonzero().flatten().tolist()
 graph.get_pruning_group(graph.model.conv1.conv, tp.prune_conv_out_channels, idxs=gone).prune()
 
 small = pruning.remove_filters(dense, keep, TWO)
+
+# %% tags=["plumbing"]
 run.claim(
     "same-as-library",
     "Tensors in which torch-pruning's cut and the helper's differ",
@@ -413,6 +425,8 @@ sensitivity = {
 # %%
 table = pd.DataFrame(sensitivity, index=pd.Index([0.0, *S.shares], name="removed"))
 order = table.mean().sort_values()
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     [100 * share for share in table.index],
     {name: [100 * a for a in row] for name, row in sensitivity.items()},
@@ -423,7 +437,7 @@ fig = show.line_with_band(
 show.figure(fig, alt=f"Accuracy (%) against channels removed. {show.in_words(100 * table)}", table=table)
 run.record("sensitivity", table.reset_index())
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"With half of its channels gone, `{order.index[0]}` leaves {table.loc[0.5, order.index[0]]:.1%} of the photographs "
     f"right, `{order.index[-1]}` {table.loc[0.5, order.index[-1]]:.1%}; the whole network {whole:.1%}."
@@ -501,12 +515,16 @@ comparison = pd.DataFrame(
         "BatchNorm refreshed": {arm: accuracy(net) for arm, net in refreshed.items()},
     }
 )
+
+# %% tags=["plumbing"]
 run.record("cuts", comparison.reset_index(names=["score", "scope"]))
 comparison.rename_axis(["score", "scope"]).map("{:.1%}".format)
 
 # %%
 gain = (comparison["BatchNorm refreshed"] - comparison["after the cut"]).mean()
 best = comparison["BatchNorm refreshed"].idxmax()
+
+# %% tags=["plumbing"]
 say(
     f"Without a single gradient step, fresh statistics are worth **{100 * gain:+.1f} points** on average. Best before "
     f"training: **{', '.join(best)}**, with {comparison.loc[best, 'BatchNorm refreshed']:.1%} of {base:.1%}."
@@ -538,13 +556,15 @@ blocks_table = pd.DataFrame(
     },
     index=["MACs left", "after the cut", "BatchNorm refreshed"],
 ).T
+
+# %% tags=["plumbing"]
 run.record("blocks", blocks_table.reset_index(names="network"))
 blocks_table.map("{:.1%}".format)
 
 # %% [markdown]
 # A block is one decision about a fifth of the work, where filters are hundreds of small decisions. Both go into the race, and
 # so does the loss of notebook 02: the **teacher**. The uncut network's answers, softened by a temperature of 4, say more
-# about a photograph than its label alone. Notebook 11 explains it.
+# about a photograph than its label alone. Notebook 12 explains it.
 #
 # ## 7. Fine-tune
 #
@@ -589,6 +609,8 @@ trial_table = pd.DataFrame(
         "validation accuracy": {name: accuracy(net) for name, net in trials.items()},
     }
 )
+
+# %% tags=["plumbing"]
 run.record("trials", trial_table.reset_index(names="network"))
 trial_table.map("{:.2%}".format)
 
@@ -603,6 +625,8 @@ scopes = (
     else f"By the {score} score, uniform and global were {apart[0]:.1f} points apart before training and are {apart[1]:.1f} apart "
     f"after it; the training itself was worth {100 * (tried[scope] - before[scope]):.1f}."
 )
+
+# %% tags=["plumbing"]
 say(
     f"{scopes} Of the two losses, `{chosen}` ends {100 * (tried[scope] - tried[f'{scope}, {other}']):+.1f} points from "
     f"`{other}`. We go on with **{scope}, {chosen}**: the scope by this trial, the loss by the settings, which were chosen with "
@@ -615,6 +639,8 @@ say(
 
 # %%
 filters, seconds = {}, {}
+
+# %% tags=["plumbing"]
 for ratio in S.ratios:
     name = f"filters {ratio:g}x"
     net = cut(score, scope, ratio, S.round_to)
@@ -672,6 +698,8 @@ time_left = pd.DataFrame(
     {f"{short[kind]} {batch}": {name: 1 / v[name].ratio for name in models} for (kind, batch), v in verdicts.items()}
 )
 arrived = (1 - time_left).div(1 - left.where(left < 1), axis=0)
+
+# %% tags=["plumbing"]
 run.record("time_left", time_left.reset_index(names="network"), timing=True)
 run.record("macs_left", left.to_dict())
 table = pd.concat({"left, of the dense net's": time_left, "of the MACs saved, arrived": arrived}, axis=1)
@@ -692,6 +720,8 @@ exercises.check("04.1", predicted_speedup, measured=speed, macs_ratio=1 / left[p
 share = arrived.loc[pruned_name, f"ORT {S.batches[1]}"]
 shown = [name for name in models if name in (*filters, "both blocks out", "a thin dense net")]
 percent = 100 * time_left.assign(MACs=left).loc[shown, ["MACs", *time_left.columns]]
+
+# %% tags=["plumbing"]
 fig = show.bars(
     percent,
     title=f"MACs fell to {left[pruned_name]:.0%}, time in ONNX Runtime to {1 / speed:.0%}",
@@ -702,6 +732,8 @@ show.figure(fig, alt=f"Bars in percent of the dense network. {show.in_words(perc
 
 # %%
 low, high = last[pruned_name].interval
+
+# %% tags=["plumbing"]
 say(
     f"In ONNX Runtime, {S.batches[1]} photographs at a time: **{last[pruned_name].verdict}**, {speed:.2f} times "
     f"(99 %: {low:.2f} to {high:.2f}). The MACs fell to {left[pruned_name]:.0%} and the time to {1 / speed:.0%}, so "
@@ -729,7 +761,7 @@ tests = {name: run.test(name, net, cifar.test.take(S.tested)) for name, net in f
 lost = {name: tests["dense"].accuracy - test.accuracy for name, test in tests.items()}
 pruned_ratio = 1 / left[pruned_name]
 
-# %%
+# %% tags=["plumbing"]
 run.claim("fewer-macs", "Times fewer MACs than the dense network", pruned_ratio, at_least=S.ratios[0])
 if PROFILE == "full":
     run.claim(
@@ -737,6 +769,8 @@ if PROFILE == "full":
     )
 else:
     run.claim("accuracy-kept-quick", "Test accuracy lost (fraction)", lost[pruned_name], at_most=0.03)
+
+# %%
 trained_on = {name: f"{S.epochs} × {S.train:,}" for name in filters} | {"both blocks out": f"1 × {S.trial:,}"}
 final = pd.DataFrame(
     {
@@ -756,6 +790,8 @@ ahead = tests[pruned_name].accuracy - tests["a thin dense net"].accuracy
 text = "".join(
     f"**{1 / left[n]:.2f} times fewer MACs** cost {100 * lost[n]:.2f} points of test accuracy. " for n in filters
 )
+
+# %% tags=["plumbing"]
 say(
     text + f"The thin dense network of {left['a thin dense net']:.0%} of the MACs, trained from scratch, is "
     f"{100 * abs(ahead):.2f} points {'behind' if ahead >= 0 else 'ahead of'} the (first) pruned one and runs at "
@@ -823,6 +859,8 @@ exercises.check("04.3", rounded_channels)
 
 # %%
 where = ", ".join(f"{arrived.loc[pruned_name, column]:.0%} ({column})" for column in arrived)
+
+# %% tags=["plumbing"]
 say(
     f"- **Masked**: {zeros:.0%} of the weights zero, at best {fastest:.2f} times the dense speed.\n"
     f"- **Removed**: {1 / left[pruned_name]:.2f} times fewer MACs, test accuracy {tests[pruned_name].accuracy:.2%} "
@@ -852,6 +890,8 @@ def techniques(name):
 
 recorded = {"dense": f"{S.net}-dense", "a thin dense net": f"{S.thin}-dense"}
 recorded |= {name: f"{S.net}-{name.replace(' ', '-')}" for name in filters}
+
+# %% tags=["plumbing"]
 for name, test in tests.items():
     packed = files.write_dense(finalists[name], run.scratch(f"{recorded[name]}.pack"))
     files.verify(packed.path, finalists[name], validation.inputs[:256])

@@ -31,7 +31,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -48,7 +48,7 @@ from helpers.evidence import say
 from helpers.nets import cifar_small, lenet_300_100
 from helpers.show import figures
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("05_after_pruning", profile=PROFILE, seed=SEED)
 say(evidence.timetable("05_after_pruning"))
 
@@ -57,7 +57,7 @@ say(evidence.timetable("05_after_pruning"))
 # Sections 4 and 5 use `cifar_small`: `images` and `epochs` are the budget of each way to retrain. In full every seed
 # first trains a dense network of its own (`dense_epochs`); quick and smoke start from the one of the repository.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(digits=500, digit_epochs=1, digit_retrain=1, seeds=2, sparsities=[0.9, 0.98], validation=200,
@@ -70,8 +70,10 @@ S = evidence.settings(
 )  # fmt: skip
 SEEDS = range(SEED * S.seeds, (SEED + 1) * S.seeds)  # no seed of one run is a seed of another
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 digits, unseen_digits = mnist.train.take(S.digits), mnist.validation.take(S.validation)
@@ -109,23 +111,31 @@ used = []
 training.fit(lenet_300_100(), digits.take(400), epochs=5, lr=S.lr, batch_size=100, warmup=0.2, progress=False,
              on_step=lambda model, at: used.append((at.progress, at.optimizer.param_groups[0]["lr"])))  # fmt: skip
 difference = max(abs(learning_rate(p, S.lr, 0.2) - rate) for p, rate in used)
+
+# %% tags=["plumbing"]
 run.claim("same-rates", "Largest difference between the cell's learning rates and those of `fit`", difference,
           at_most=1e-12)  # fmt: skip
 
 # %%
 grid = np.linspace(0, 1, 101)
 peaks = {"fine-tune": S.lr / 10, "rewind the learning rate, or the weights": S.lr}
+
+# %% tags=["plumbing"]
 fig, (first, second) = plt.subplots(1, 2, sharey=True)
 first.plot(grid, [learning_rate(p, S.lr, 0.2) for p in grid], color="black")
 for i, (name, peak) in enumerate(peaks.items()):
     rates = [learning_rate(p, peak, 0.2) for p in grid]
     second.plot(grid, rates, color=show.COLOURS[i], linestyle=figures.LINES[i], label=name)
+
+# %%
 first.set(
     title="Training comes to rest; retraining wakes it again, or hardly",
     xlabel="progress of the training",
     ylabel="learning rate",
 )
 second.set(xlabel="progress of the retraining")
+
+# %% tags=["plumbing"]
 fig.legend(loc="outside lower center", ncols=2)
 table = pd.DataFrame({"peak": {"dense training": S.lr, **peaks}})
 show.figure(fig, alt=f"Learning rate against progress. Peaks: {show.in_words(table, '{:.3g}')}", table=table)
@@ -177,6 +187,8 @@ logits = [
     training.predict(m, unseen_digits.inputs) for m in (rewind(early, masks), pruning.mask(early, masks), library)
 ]
 difference = max((logits[0] - other).abs().max().item() for other in logits[1:])
+
+# %% tags=["plumbing"]
 run.claim("same-rewound", "Largest difference between the logits of three ways to rewind", difference, at_most=1e-5)
 
 # %% [markdown]
@@ -196,6 +208,8 @@ zeros, held = (
     train_digits(model, digits, PEAK, epochs=1, seed=SEED)
     for model in (rewind(early, masks), pruning.mask(early, masks))
 )
+
+# %% tags=["plumbing"]
 say(f"Of the pruned weights, {revived(zeros, masks):.1%} came back to life among the bare zeros.")
 run.claim("masks-hold", "Share of the pruned weights that came back under a mask", revived(held, masks), at_most=0)
 
@@ -257,6 +271,8 @@ for seed, sparsity in tqdm([(seed, s) for seed in SEEDS for s in S.sparsities], 
     for way, (start, lr) in ways(*nets[seed], sparsity, seed).items():
         score = accuracy(train_digits(start, digits, lr, epochs=S.digit_retrain, seed=seed), unseen_digits)
         rows.append({"seed": seed, "sparsity": sparsity, "way": way, "accuracy": score})
+
+# %% tags=["plumbing"]
 run.record("digits", rows)
 found = pd.DataFrame(rows).pivot(index=["sparsity", "seed"], columns="way", values="accuracy")[WAYS]
 unpruned = np.mean([accuracy(net[2], unseen_digits) for net in nets.values()])
@@ -265,6 +281,8 @@ say(f"Before pruning, the {len(SEEDS)} networks read {unpruned:.1%} of the digit
 # %%
 means = found.groupby("sparsity").mean()
 hardest = found.loc[S.sparsities[-1]]  # rows: seeds, columns: ways
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     [100 * s for s in S.sparsities],
     {way: 100 * found[way].unstack("sparsity").to_numpy() for way in found},
@@ -299,9 +317,10 @@ mine = paired(hardest["rewind the rate"], hardest["fine-tune"])
 helper = statistics.paired_interval(hardest["rewind the rate"], hardest["fine-tune"])
 library = stats.ttest_rel(hardest["rewind the rate"], hardest["fine-tune"]).confidence_interval()
 difference = np.abs(np.subtract([helper, library], mine)).max()
+
+# %% tags=["plumbing"]
 run.claim("same-interval", "Largest difference between the cell's, the helper's and SciPy's interval", difference,
           at_most=1e-9)  # fmt: skip
-
 
 # %% [markdown]
 # One interval in twenty misses by its very definition, and five ways make ten pairs. So the pairs are judged together, by
@@ -345,6 +364,8 @@ def ranking(table):
 
 
 ranked = ranking(hardest)
+
+# %% tags=["plumbing"]
 run.claim("same-ranks", "Ranks that differ between the cell and the helper",
           int((ranked != statistics.ranking(hardest)).to_numpy().sum()), at_most=0)  # fmt: skip
 ranked
@@ -353,6 +374,8 @@ ranked
 pairs = [("rewind the rate", "fine-tune"), ("rewind the weights", "rewind the rate")]
 pairs += [("rewind the weights", "other weights"), ("rewind the weights", "other mask")]
 found = statistics.differences(hardest, pairs)
+
+# %% tags=["plumbing"]
 say(
     f"With {S.sparsities[-1]:.0%} removed, over {len(SEEDS)} seeds:\n\n"
     f"- rewinding the rate against fine-tuning: {found[0]};\n"
@@ -363,6 +386,8 @@ say(
 
 # %%
 gains = hardest.mean()
+
+# %% tags=["plumbing"]
 run.claim("rate-matters", "Accuracy that the full learning rate adds to the same pruned networks",
           gains["rewind the rate"] - gains["fine-tune"], at_least=0.01)  # fmt: skip
 run.claim("ticket", "Accuracy of the first weights above that of other weights under the same masks",
@@ -408,6 +433,8 @@ if PROFILE == "full":
 else:
     dense, early = checkpoints.load("cifar_small"), checkpoints.load("cifar_small", early=True)
 dense_accuracy = accuracy(dense, unseen_photos)
+
+# %% tags=["plumbing"]
 say(
     f"The dense network classifies {dense_accuracy:.1%} of the validation photographs, its early self "
     f"{accuracy(early, unseen_photos):.1%}. Each way may now see {S.images:,} photographs, {S.epochs} time(s) each."
@@ -425,6 +452,8 @@ starts = {
     "other weights": (other, S.lr),
 }
 broken = accuracy(pruning.mask(dense, masks), unseen_photos)
+
+# %% tags=["plumbing"]
 say(f"With {FAR:.0%} of its weights removed and nothing retrained, {broken:.1%} are left; guessing gives 10 %.")
 
 # %% [markdown]
@@ -433,6 +462,8 @@ say(f"With {FAR:.0%} of its weights removed and nothing retrained, {broken:.1%} 
 # %%
 sparse = {name: retrain(name, pruning.mask(start, masks), lr, epochs=S.epochs) for name, (start, lr) in starts.items()}
 scores = {name: accuracy(model, unseen_photos) for name, model in sparse.items()}
+
+# %% tags=["plumbing"]
 run.record("photos_sparse", [{"way": way, "accuracy": score} for way, score in scores.items()])
 order = pd.Series(scores).sort_values(ascending=False)
 fig = show.bars(
@@ -446,6 +477,8 @@ show.figure(fig, alt=f"Accuracy (%); a dashed line marks the dense network. {sho
 
 # %%
 alive = max(revived(model, masks) for model in sparse.values())
+
+# %% tags=["plumbing"]
 run.claim("masks-hold-photos", "Share of the pruned weights that came back in any of the networks", alive, at_most=0)
 run.claim("inherit", "Accuracy that the better way to use the trained weights adds, above other weights in the mask",
           max(scores["fine-tune"], scores["rewind the rate"]) - scores["other weights"], at_least=0.02)  # fmt: skip
@@ -478,6 +511,8 @@ one = cifar.validation.inputs[:1]
 keep = pruning.choose_filters(dense, pruning.filter_norms(dense), one, macs_ratio=2)
 small = pruning.remove_filters(dense, keep, one)
 macs, small_macs = measure.count_macs(dense, one), measure.count_macs(small, one)
+
+# %% tags=["plumbing"]
 run.claim("half-the-macs", "Times fewer MACs after removing filters", macs / small_macs, at_least=2)
 seen = S.images if PROFILE == "full" else len(cifar.train)  # photographs in an epoch of the dense training
 budget = int((S.dense_epochs * macs + S.epochs * S.images / seen * small_macs) // small_macs)
@@ -512,6 +547,8 @@ cut = {
     "from scratch": retrain("cut scratch", fresh(small, SEED), S.lr, epochs=scratch_epochs),
 }
 cut_scores = {name: accuracy(model, unseen_photos) for name, model in cut.items()}
+
+# %% tags=["plumbing"]
 run.record("photos_cut", [{"way": way, "accuracy": score} for way, score in cut_scores.items()])
 
 # %%
@@ -522,12 +559,16 @@ bill = pd.DataFrame({"accuracy": cut_scores, "cost": pd.Series(spent) / before})
 if PROFILE != "full":
     half = checkpoints.load("cifar_half")
     bill.loc["cifar_half, by hand"] = [accuracy(half, unseen_photos), measure.count_macs(half, one) / macs]
+
+# %% tags=["plumbing"]
 run.record("bill", bill.reset_index(names="way"))
 said = {"accuracy": "{:.2%}", "cost": "{:.3f} × the dense training"}
 pd.DataFrame({column: bill[column].map(form.format) for column, form in said.items()})
 
 # %%
 gap = 100 * (cut_scores["fine-tune"] - cut_scores["from scratch"])
+
+# %% tags=["plumbing"]
 if PROFILE != "full":
     run.claim("inherit-filters", "Accuracy of fine-tuning above scratch after the same few steps", gap / 100,
               at_least=0.05)  # fmt: skip
@@ -596,6 +637,8 @@ for count, wrong, seed in tqdm([(n, w, s) for n in S.scarce for w in WRONG for s
     for name, net in regularised(part, seed).items():
         rows.append({"digits": count, "wrong": wrong, "seed": seed, "network": name,
                      "accuracy": accuracy(net, unseen_digits), "memorised": accuracy(net, part)})  # fmt: skip
+
+# %% tags=["plumbing"]
 run.record("scarce", rows)
 scarce = pd.DataFrame(rows)
 names = list(dict.fromkeys(scarce["network"]))
@@ -623,6 +666,8 @@ def gains_over_control(count, wrong):
 
 # %%
 gains = {(count, wrong): gains_over_control(count, wrong) for count in S.scarce for wrong in WRONG}
+
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
 for ax, wrong in zip(axes, WRONG, strict=True):
     for i, count in enumerate(S.scarce):
@@ -644,16 +689,20 @@ show.figure(fig, alt=alt, table=table)
 
 # %%
 noisy, clean = gains[S.scarce[-1], 0.3], gains[S.scarce[-1], 0.0]
+
+# %% tags=["plumbing"]
 run.claim("regularises", "With 30 % wrong labels, accuracy that removing 95 % of the weights adds to the same training",
           noisy.loc["95% removed", "gain"] / 100, at_least=0.01)  # fmt: skip
 
 
+# %%
 def verdict(row):
     """Say what an interval decides."""
     decided = "helps" if row["low"] > 0 else "hurts" if row["high"] < 0 else "makes no difference that these seeds show"
     return f"{decided} ({row['gain']:+.1f} points, {row['low']:.1f} to {row['high']:.1f})"
 
 
+# %% tags=["plumbing"]
 say(
     f"{S.scarce[-1]:,} digits, {len(SEEDS)} seeds, against the dense network with the same extra training:\n\n"
     f"- right labels: removing 95 % {verdict(clean.loc['95% removed'])};\n"
@@ -685,6 +734,8 @@ published = {
     f"{FAR:.0%} of the weights removed": over_seeds("photos_sparse", scores),
     "half of the MACs removed": over_seeds("photos_cut", cut_scores),
 }
+
+# %% tags=["plumbing"]
 for name, table in published.items():
     say(f"{name}: {len(table)} full run(s)" + (", too few for an interval." if len(table) < 2 else "."))
 ranked = {name: statistics.ranking(table) for name, table in published.items() if len(table) >= 2}
@@ -723,6 +774,8 @@ lines += [
     f"| LeCun et al. 1990 | Fewer weights generalise better. | right labels: {verdict(clean.loc['95% removed'])} |",
     f"| Liu et al. 2019 | The pruned architecture from scratch does as well, given the budget. | {liu} |",
 ]
+
+# %% tags=["plumbing"]
 say("\n".join(lines))
 
 # %% [markdown]
@@ -774,6 +827,7 @@ def ticket_of_signs(seed):
     return accuracy(after, unseen_digits)
 
 
+# %% tags=["plumbing"]
 if feedback.right:
     table = hardest.assign(**{"only the signs": [ticket_of_signs(seed) for seed in SEEDS]})
     say(
@@ -812,6 +866,8 @@ tests = {
     f"{FAR:.0%} of the weights removed, {best}": run.test("sparse", pruning.bake(sparse[best]), test),
     f"half of the MACs removed, {best_cut}": run.test("cut", cut[best_cut], test),
 }
+
+# %% tags=["plumbing"]
 say("On the test photographs, once: " + "; ".join(f"{name}: **{t.accuracy:.2%}**" for name, t in tests.items()) + ".")
 run.finish()
 

@@ -29,7 +29,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from collections import Counter
 from copy import deepcopy
 
@@ -46,7 +46,7 @@ from helpers.data import Split, text
 from helpers.evidence import say
 from helpers.nets import TextBag, imdb_bag
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("06_prune_text", profile=PROFILE, seed=SEED)
 say(evidence.timetable("06_prune_text"))
 
@@ -55,7 +55,7 @@ say(evidence.timetable("06_prune_text"))
 # of the hold-out experiment, `leak_epochs` its training. `retrain` reviews are seen once by each of the four networks after
 # it was cut to the sparsity `far`.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(train=1_000, held_out=300, loop=128, block=200, leak_epochs=1, compare=50, retrain=64, far=0.9),
@@ -65,8 +65,10 @@ S = evidence.settings(
               far=0.9),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 reviews = data.imdb()
 train_texts, validation_texts = reviews.train.take(S.train), reviews.validation.take(S.held_out)
@@ -95,6 +97,8 @@ counts = Counter(word for example in train_examples for word in example.text)
 by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
 by_hand = ["<unk>", "<pad>", *by_frequency[:10_000]]
 differing = sum(a != b for a, b in zip(by_hand, numbered.itos, strict=True))
+
+# %% tags=["plumbing"]
 run.claim(
     "same-vocabulary", "Words that torchtext numbers in another way than three lines of Python", differing, at_most=0
 )
@@ -157,6 +161,8 @@ for batch in text.batches(part, batch_size=32, seed=SEED):
     loss = F.cross_entropy(mine(batch.tokens), batch.labels)
     loss.backward()
     optimizer.step()
+
+# %% tags=["plumbing"]
 say(f"One epoch over {S.loop:,} reviews. Loss of the last batch: {loss.item():.2f}; a coin has {np.log(2):.2f}.")
 
 # %% [markdown]
@@ -185,6 +191,8 @@ same = Bag()
 same.load_state_dict(bag.state_dict())
 sample = validation.inputs[:100]
 difference = (training.predict(bag, sample) - training.predict(same, sample)).abs().max().item()
+
+# %% tags=["plumbing"]
 run.claim("same-network", "Largest difference of the cell's logits from the helper's", difference, at_most=1e-4)
 say(f"The trained bag judges {bag_accuracy:.1%} of {len(validation):,} validation reviews correctly.")
 
@@ -217,6 +225,8 @@ for name, rows in arms.items():
 # %%
 low, high = statistics.paired_interval(right["knows the films"], right["does not"])
 flattery = {name: sum(values) / len(values) for name, values in right.items()}
+
+# %% tags=["plumbing"]
 run.record("hold_out", {**flattery, "interval": [low, high], "reviews": len(asked)})
 verdict = "The difference is real" if low > 0 else "On so few reviews and epochs the interval still holds zero"
 say(
@@ -236,6 +246,8 @@ say(
 
 # %%
 layers = measure.layer_table(bag, sample[:1])
+
+# %% tags=["plumbing"]
 fig = show.bars(
     dict(zip(layers["layer"], layers["parameters"], strict=True)),
     title=f"{layers.loc[0, 'share_parameters']:.0%} of the parameters are the embedding",
@@ -259,11 +271,15 @@ for name, model in {"dense": bag, "linear layers only": linear_only, "all weight
     zeros = 1 - measure.count_nonzero(model) / measure.count_weights(model)
     rows[name] = {"weights removed": zeros, "validation accuracy": accuracy(model), "file bytes": packed.bytes}
 trap = pd.DataFrame(rows).T
+
+# %% tags=["plumbing"]
 run.record("linear_only", trap.reset_index(names="pruned"))
 trap.assign(**{"file bytes": trap["file bytes"].map("{:,.0f}".format)}).round(4)
 
 # %%
 touched = trap.loc["linear layers only", "weights removed"]
+
+# %% tags=["plumbing"]
 run.claim("linear-misses", "Share of the weights that pruning 90 % of the linear layers removes", touched, at_most=0.03)
 saved = 1 - trap.loc["linear layers only", "file bytes"] / trap.loc["dense", "file bytes"]
 say(
@@ -348,10 +364,14 @@ curves = pd.DataFrame(
     {name: [accuracy_with(keep_best(scores, count)) for count in COUNTS] for name, scores in criteria.items()},
     index=pd.Index(COUNTS, name="words"),
 )
+
+# %% tags=["plumbing"]
 run.record("words", curves.reset_index())
 
 # %%
 best = curves.loc[1_000].idxmax()
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     COUNTS,
     {name: 100 * curves[name] for name in curves},
@@ -365,6 +385,8 @@ show.figure(fig, alt=f"Accuracy (%) against words kept. {show.in_words(100 * cur
 # %%
 within = [count for count in COUNTS if curves.loc[count].max() >= curves.loc[10_000].max() - 0.01]
 fewest = min(within)
+
+# %% tags=["plumbing"]
 say(
     f"{fewest:,} words, chosen by {curves.loc[fewest].idxmax()}, judge within a point of all 10,000. "
     f"At 1,000 words: {', '.join(f'{name} {curves.loc[1_000, name]:.1%}' for name in curves)}."
@@ -395,6 +417,8 @@ narrow.load_state_dict(
 )
 by_helper = pruning.factor_embedding(bag, "fc1", rank)
 difference = (training.predict(narrow, sample) - training.predict(by_helper, sample)).abs().max().item()
+
+# %% tags=["plumbing"]
 run.claim(
     "same-factors", "Largest difference of the cell's low-rank logits from the helper's", difference, at_most=1e-3
 )
@@ -405,6 +429,8 @@ run.claim(
 # %%
 RANKS = [1, 2, 4, 8, 16, 32]
 ranks = {rank: accuracy(pruning.factor_embedding(bag, "fc1", rank)) for rank in RANKS}
+
+# %% tags=["plumbing"]
 run.record("ranks", {str(rank): value for rank, value in ranks.items()})
 energy = (scale**2 / (scale**2).sum()).tolist()
 fig, (first, second) = plt.subplots(1, 2, figsize=(10, 4))
@@ -422,6 +448,8 @@ one = pruning.factor_embedding(bag, "fc1", 1)
 agree = (
     training.predict(one, validation.inputs).argmax(1) == training.predict(bag, validation.inputs).argmax(1)
 ).float()
+
+# %% tags=["plumbing"]
 run.record("rank_one", {"agreement": agree.mean().item(), "energy": energy[0]})
 say(
     f"**One number per word** gives the same answer as a hundred on {agree.mean():.1%} of the reviews, though the first "
@@ -460,6 +488,8 @@ def with_pairs(texts):
 pair_words = checkpoints.words("imdb_bigrams")
 bigrams = network("imdb_bigrams", with_pairs(train_texts) if PROFILE == "full" else None)
 pair_validation = with_pairs(validation_texts)
+
+# %% tags=["plumbing"]
 run.record("bigrams", {"bag": bag_accuracy, "bigrams": accuracy(bigrams, pair_validation)})
 say(
     f"{measure.count_parameters(bigrams):,} parameters with pairs: **{accuracy(bigrams, pair_validation):.1%}**; "
@@ -475,6 +505,8 @@ say(
 
 # %%
 only_words = files.write_dense({}, run.scratch("words.pack"), words=words).bytes
+
+# %% tags=["plumbing"]
 say(f"{only_words:,} bytes of words beside {dense_file.bytes - only_words:,} bytes of network.")
 
 
@@ -513,10 +545,12 @@ for count in (5_000, 3_000, 2_000):
 good = {key: c for key, c in candidates.items() if c[1] >= bag_accuracy - 0.002} or candidates
 chosen_words, chosen_rank = min(good, key=lambda key: good[key][0])
 points["both"] = [c[:2] for c in candidates.values()]
+
+# %% tags=["plumbing"]
 run.record("bytes", {name: [list(point) for point in found] for name, found in points.items()})
 say(f"Chosen: **{chosen_words:,} words with {chosen_rank} number{'s' if chosen_rank > 1 else ''} each**.")
 
-# %%
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 for (name, found), colour in zip(points.items(), show.COLOURS, strict=False):
     ax.plot(*zip(*[(size / 1000, 100 * a) for size, a in sorted(found)], strict=True), marker="o", ls="--" if name != "both" else "",
@@ -530,11 +564,15 @@ ax.set(
     xscale="log",
 )
 ax.legend()
+
+# %%
 table = pd.DataFrame(
     [(name, size, 100 * a) for name, found in points.items() for size, a in found],
     columns=["method", "bytes", "validation accuracy (%)"],
 ).set_index("method")
 alt = "Accuracy against file size. " + "; ".join(f"{n}: {b:,} bytes, {a:.1f} %" for n, b, a in table.itertuples())
+
+# %% tags=["plumbing"]
 show.figure(fig, alt=alt, table=table.round(1))
 
 # %% [markdown]
@@ -552,6 +590,8 @@ from_file = files.load_into(TextBag(len(kept_words), dimensions=chosen_rank), pa
 read_again = vocabulary.encode([e.text for e in validation_examples], files.read_words(packed.path))
 numbers = renumber(validation.inputs, keep)
 different = (training.predict(from_file, numbers) != training.predict(small, numbers)).sum().item()
+
+# %% tags=["plumbing"]
 run.claim("same-tokens", "Token numbers that differ when the texts are read with the file's words",
           int((read_again != numbers[:, : read_again.shape[1]].numpy()).sum()), at_most=0)  # fmt: skip
 run.claim("same-logits", "Logits of the network from the file that differ, bit for bit", different, at_most=0)
@@ -654,6 +694,8 @@ lost = {
     }
     for where in WHERE
 }
+
+# %% tags=["plumbing"]
 run.record("four_nets_one_shot", {where: {"sparsity": SPARSITIES, **rows} for where, rows in lost.items()})
 fig, axes = plt.subplots(1, 2, figsize=(11, 4))
 for ax, where in zip(axes, WHERE, strict=True):
@@ -679,6 +721,8 @@ for where in WHERE:
 one_shot = {(where, name): lost[where][name][SPARSITIES.index(S.far)] for where, name in after}
 retrained = {key: 100 * values.mean().item() for key, values in after.items()}
 table = pd.DataFrame({"one shot": one_shot, "after retraining": retrained}).rename_axis(["sparsity of", "network"])
+
+# %% tags=["plumbing"]
 run.record("four_nets_retrained", table.reset_index())
 table.round(1)
 
@@ -691,6 +735,7 @@ def recurrent_minus_others(where):
     return [100 * end for end in statistics.paired_interval(recurrent.tolist(), others.tolist())]
 
 
+# %% tags=["plumbing"]
 for where in WHERE:
     low, high = recurrent_minus_others(where)
     run.record(f"recurrent minus others, {where}", [low, high])
@@ -771,6 +816,8 @@ base_test = run.test("imdb-bag-dense", bag, test)
 small_test = run.test("imdb-bag-small", small, Split(renumber(test.inputs, keep), test.labels, is_test=True))
 ratio, points_lost = dense_file.bytes / packed.bytes, base_test.accuracy - small_test.accuracy
 pairs_test = run.test("imdb-bigrams", bigrams, with_pairs(test_texts))
+
+# %% tags=["plumbing"]
 run.claim("accurate", "Test accuracy of the bag with pairs of words", pairs_test.accuracy, at_least=0.86)
 run.claim("smaller-file", "Times smaller than the dense file, words included, read back", ratio, at_least=20)
 run.claim("accuracy-kept", "Test accuracy lost by the small file (fraction)", points_lost, at_most=0.005)
@@ -780,7 +827,7 @@ if PROFILE == "full":
     run.claim("kept-mean", "Test accuracy lost by the small file, mean over the seeds", points_lost,
               at_most=0.005, over_seeds=True)  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"Test: **{base_test.accuracy:.1%}** for the dense bag in {dense_file.bytes:,} bytes, **{small_test.accuracy:.1%}** for "
     f"{chosen_words:,} words with {chosen_rank} number{'s' if chosen_rank > 1 else ''} each in {packed.bytes:,} bytes: "

@@ -30,7 +30,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 import time
 from copy import deepcopy
 from itertools import product
@@ -50,7 +50,7 @@ from helpers.data import Split
 from helpers.evidence import say
 from helpers.show import figures
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("07_transfer_resnet", profile=PROFILE, seed=SEED)
 say(evidence.timetable("07_transfer_resnet"))
 
@@ -61,7 +61,7 @@ say(evidence.timetable("07_transfer_resnet"))
 # count of the final comparison, `left_out` what has no time in this profile. `cached` is the number of epochs of
 # section 3, `trap` that of section 4.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(pool=80, counts=(40, 80), draws=2, costly={40: 2}, scratch={40: (1,)}, tune={40: 1}, left_out=(),
@@ -82,8 +82,10 @@ FIRST = 100 * SEED  # no draw of one run is a draw of another
 # ImageNet. `checkpoints.pretrained_resnet18("imagenet")` fetches torchvision's weights where a download is allowed; but those
 # have seen more than a hundred breeds of dogs, and then this is no new task.)
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 eight, pets = data.cifar10_without_cat_and_dog(), data.cat_or_dog()
 old_validation, old_test = eight.validation.take(S.validation), eight.test.take(S.test)
@@ -100,6 +102,8 @@ def accuracy(model, split=None):
 # %%
 made = checkpoints.manifest()["resnet18"]
 known = run.test("source", source, old_test).accuracy
+
+# %% tags=["plumbing"]
 run.claim("source", "Test accuracy of the source on its own eight classes", known, at_least=0.88)
 say(
     f"{measure.count_parameters(source):,} parameters, {measure.count_macs(source, pool.inputs[:1]):,} MACs for each "
@@ -119,6 +123,8 @@ library.load_state_dict(source.state_dict())
 images = validation.inputs[:8]
 with torch.no_grad():
     gap = library(F.interpolate(images, size=(64, 64), mode="bilinear")) - source(images)
+
+# %% tags=["plumbing"]
 run.claim(
     "same-as-torchvision", "Largest difference between torchvision's logits and the source's", gap.abs().max(),
     at_most=1e-3,
@@ -152,6 +158,8 @@ def trainable(model):
 
 mine = with_new_head(source, 2)
 frozen = training.freeze(training.replace_head(source, mine.fc), but=["fc"])
+
+# %% tags=["plumbing"]
 run.claim(
     "same-freeze", "Parameters that the cell freezes and the helper does not, or the reverse",
     len(trainable(mine) ^ trainable(frozen)), at_most=0,
@@ -181,6 +189,8 @@ extractor = create_feature_extractor(source, {"flatten": "features"})
 with torch.no_grad():
     by_library = extractor(some.inputs)["features"]
 gaps = [by_library - features(source, some.inputs), by_library - training.features(source, some).inputs]
+
+# %% tags=["plumbing"]
 run.claim(
     "same-features", "Largest difference between the features of the cell, the helper and torchvision",
     max(gap.abs().max().item() for gap in gaps), at_most=1e-3,
@@ -229,6 +239,8 @@ by_epoch = [np.array([row["seconds"] for row in fit.history]) for fit in (each, 
 ratios = by_epoch[0] / (by_epoch[1] + once / S.cached)  # each epoch bears its share of the one pass through the body
 seconds = {"body in every epoch": by_epoch[0].sum(), "features once": by_epoch[1].sum() + once}
 saved = float(np.median(ratios))
+
+# %% tags=["plumbing"]
 run.record("cached_seconds", seconds, timing=True)
 
 # %%
@@ -242,6 +254,8 @@ exercises.check("07.1", predicted_times_faster, measured=saved, epochs=S.cached)
 # %%
 seen = training.features(source, validation)  # of the validation photographs, from here on
 scores = [accuracy(head, seen) for head in (slow.fc, fast)]
+
+# %% tags=["plumbing"]
 run.claim("same-head", "Difference of the two heads' validation accuracies", abs(scores[0] - scores[1]), at_most=0.01)
 interval = None
 if len(ratios) > 10:
@@ -295,6 +309,8 @@ careless, careful = (head_loop(frozen, few, careful=careful) for careful in (Fal
 moved = changed(careless)
 kinds = sorted({name.rpartition(".")[2] for name in moved})
 parameters = dict(source.named_parameters())
+
+# %% tags=["plumbing"]
 say(
     f"**{len(moved)} of the body's {len(source.state_dict()) - 2} tensors** have changed; "
     f"{sum(name in parameters for name in moved)} of them are parameters. "
@@ -316,10 +332,12 @@ old_task = {
     for name, net in {"careful": careful, "careless": careless}.items()
 }
 trap = pd.DataFrame({"cat or dog, new head": new_task, "eight old classes, old head": old_task})
+
+# %% tags=["plumbing"]
 run.record("trap", trap.reset_index(names="loop"))
 trap.map("{:.1%}".format)
 
-# %%
+# %% tags=["plumbing"]
 run.claim("careful", "Tensors of the body that the careful loop changed", len(changed(careful)), at_most=0)
 run.claim(
     "fit-is-careful", "Tensors of the body that `training.fit` changed in section 3", len(changed(slow)), at_most=0
@@ -396,6 +414,8 @@ training.fit(
     start(SEED), few.take(16), epochs=2, lr=1e-3, batch_size=16, lr_factors=RATES, on_step=note, progress=False
 )
 difference = max(abs(used[stage] - rates[stage] / rates["fc"]) for stage in STAGES)
+
+# %% tags=["plumbing"]
 run.claim("same-rates", "Largest difference between the rates of `fit` and of the groups, relative to the head's", difference,
           at_most=1e-9)  # fmt: skip
 
@@ -496,6 +516,8 @@ for count, draws in S.costly.items():
         rows.append({"way": way, "labels": count, "draw": draw, "steps": steps, "accuracy": accuracy(net)})
         if count == S.told:
             kept[way, draw] = net
+
+# %% tags=["plumbing"]
 run.record("curves", rows)
 run.record("seconds", spent, timing=True)
 
@@ -516,7 +538,7 @@ pd.Series(cells).unstack().loc[ORDER].fillna("–")
 # Validation accuracy in percent, mean and standard deviation over the draws (how many; and the steps of the optimizer in
 # each training). The whiskers of the figure are 95 % intervals of the mean.
 
-# %%
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 for i, way in enumerate(ORDER):
     scores = {n: 100 * part["accuracy"] for n, part in found[found["way"] == way].groupby("labels")}
@@ -543,6 +565,8 @@ tables = {
     for count, draws in S.costly.items()
     if draws > 1
 }
+
+# %% tags=["plumbing"]
 for count, table in tables.items():
     pairs = [(way, "from scratch") for way in ORDER[:-1]] + [(way, "all layers") for way in ORDER[:-2]]
     found = zip(pairs, statistics.differences(table, pairs), strict=True)
@@ -586,6 +610,8 @@ photo = validation.inputs[0]
 weights = (linear[1].weight[1] - linear[1].weight[0]).detach().view(3, 32, 32)
 expected = 64 * F.avg_pool2d((weights * photo).sum(0)[None, None], 8, stride=4)[0, 0]
 gap = (occlusion(linear, photo, 1) - expected).abs().max()
+
+# %% tags=["plumbing"]
 run.claim("occlusion", "Largest difference from the known answer for a linear network", gap, at_most=1e-3)
 
 # %% [markdown]
@@ -615,6 +641,8 @@ maps = {
 falls = {name: torch.stack([maps[name, i] for i in shown]).clamp(min=0) for name in looking}
 middle = {name: float(fall[:, 2:5, 2:5].sum() / fall.sum().clamp(min=1e-9)) for name, fall in falls.items()}
 mean, std = (torch.tensor(values)[:, None, None] for values in (data.CIFAR10_MEAN, data.CIFAR10_STD))
+
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(3, len(shown), figsize=(1.5 * len(shown) + 1, 5), squeeze=False)
 for column, i in zip(axes.T, shown, strict=True):
     column[0].imshow((validation.inputs[i] * std + mean).clamp(0, 1).permute(1, 2, 0))
@@ -633,7 +661,7 @@ fig.suptitle(f"The middle holds {ours:.0%} of the falls, and from scratch {their
 alt = f"Photographs over occlusion maps, 7 × 7 places each. Of the falls of the margin, in the middle nine places: {told}."
 show.figure(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"Of all that the margins fall on these {len(shown)} photographs, the middle nine of the 49 places hold {told}; "
     f"spread evenly it would be {9 / 49:.0%}."
@@ -698,11 +726,15 @@ alone = {
     "raw pixels, linear": ten_classes(linear, digits.inputs, unseen_digits.inputs),
     "LeNet-5 from scratch": ten_classes(nets.lenet5(), digits.inputs, unseen_digits.inputs),
 }
+
+# %% tags=["plumbing"]
 run.record("digits", far | alone)
 
 # %%
 depth = 100 * pd.DataFrame(far | {name: dict.fromkeys(far["pretrained"], score) for name, score in alone.items()})
 cut = depth["pretrained"].idxmax()
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     depth.index, dict(depth.items()), title=f"{S.digits} digits: of the pretrained body, “{cut}” is the best end",
     xlabel="last stage before the head", ylabel="validation accuracy (%)",
@@ -712,7 +744,7 @@ fig.legend(loc="outside lower center", ncols=3)
 table = depth.rename_axis("last stage").round(1)
 show.figure(fig, alt=f"Validation accuracy (%) against the stage. {show.in_words(table, '{:.1f}')}", table=table)
 
-# %%
+# %% tags=["plumbing"]
 run.claim("digits", "Validation accuracy on digits, pretrained body, best end", depth["pretrained"].max() / 100,
           at_least=0.5)  # fmt: skip
 worth = depth["pretrained"] - depth["untrained"]
@@ -747,7 +779,7 @@ def stage_rates(stages, factor):
 feedback = exercises.check("07.2", stage_rates)
 feedback
 
-# %%
+# %% tags=["plumbing"]
 if feedback.right:
     rule = stage_rates(["conv1", "layer1", "layer2", "layer3", "layer4", "fc"], 1 / 2.6)
     say(f"With the 2.6 of Howard and Ruder, the first convolution learns at {rule['conv1']:.2%} of the head's rate.")
@@ -770,7 +802,7 @@ def class_maps(maps, weight):
 feedback = exercises.check("07.3", class_maps)
 feedback
 
-# %%
+# %% tags=["plumbing"]
 if feedback.right:
     net = transferred[FIRST]
     with torch.no_grad():
@@ -799,11 +831,13 @@ tested = pd.DataFrame(
         },
     }
 )
+
+# %% tags=["plumbing"]
 run.record("test", {way: tested[way].tolist() for way in tested})
 gain = (tested[best] - tested["from scratch"]).mean()
 low, high = statistics.paired_interval(tested[best], tested["from scratch"])
 
-# %%
+# %% tags=["plumbing"]
 if PROFILE == "full":  # each draw has a seed of its own, so one run decides
     run.claim("500-labels", "500 labels: test accuracy of transfer above from scratch", gain, at_least=0.05)
     run.claim("500-labels-interval", "500 labels: lower end of the paired interval of that difference", low, at_least=0)

@@ -29,7 +29,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 from copy import deepcopy
 from functools import partial
 
@@ -57,7 +57,7 @@ from helpers.evidence import say
 from helpers.files import verify, write_dense
 from helpers.nets import CifarNet
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("08_prune_and_transfer", profile=PROFILE, seed=SEED)
 say(evidence.timetable("08_prune_and_transfer"))
 
@@ -69,6 +69,8 @@ say(evidence.timetable("08_prune_and_transfer"))
 
 # %%
 OLD, NEW = "Taylor, old task", "Taylor, new task"
+
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(labels=16, batch=8, lr=0.01, first=1, second=1, cuts=1, ratio=2.0, same_macs=False, scored=8,
@@ -82,8 +84,10 @@ S = evidence.settings(
               validation=2_000, tested=2_000, timings=40, batches=[1, 64]),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 pets = data.cat_or_dog()
 few, validation = pets.train.take(S.labels), pets.validation.take(S.validation)
@@ -119,6 +123,8 @@ shares.map("{:.0%}".format).assign(output=stages["output"])
 # %%
 dense_macs = macs(start)
 late = shares.loc["layer4"]
+
+# %% tags=["plumbing"]
 say(
     f"{dense_macs / 1e6:.0f} million MACs and {measure.count_parameters(start) / 1e6:.1f} million parameters. The last "
     f"stage works on {stages.loc['layer4', 'output'][1]} × {stages.loc['layer4', 'output'][2]} places: it does "
@@ -180,6 +186,8 @@ def differing(a, b):
 
 
 left = (channels["helpers.pruning"] / channels["before"])[frozen_layers].max()
+
+# %% tags=["plumbing"]
 run.claim("frozen-cut", "Largest share of a frozen layer's channels that is left", left, at_most=0.5)
 trainable_cut = pruning.remove_filters(start, keep, TWO)
 run.claim("frozen-same", "Tensors in which the frozen and the trainable network, cut alike, differ",
@@ -189,6 +197,8 @@ run.claim("frozen-stays", "Frozen parameters that can be trained after the cut",
 
 # %%
 skipped = int((channels["torch-pruning"] == channels["before"])[frozen_layers].sum())
+
+# %% tags=["plumbing"]
 say(
     f"torch-pruning left {skipped} of the {len(frozen_layers)} frozen convolutions whole: {macs(by_library) / dense_macs:.0%} "
     f"of the MACs remain. With the frozen layers cut as well, {macs(by_helper) / dense_macs:.0%} remain."
@@ -204,6 +214,8 @@ for name, mask in keep.items():
     gone = (~mask).nonzero().flatten().tolist()
     layer = thawed_copy.get_submodule(name)
     dependencies.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=gone).prune()
+
+# %% tags=["plumbing"]
 run.claim("same-as-library", "Tensors in which torch-pruning's cut of the trainable network and the helper's differ",
           differing(by_helper, thawed_copy), at_most=0)  # fmt: skip
 
@@ -226,6 +238,8 @@ def train(net, epochs, name, **options):
 
 transferred = train(start, S.first, "transferred")
 reference = accuracy(transferred)
+
+# %% tags=["plumbing"]
 say(
     f"After {S.first} epochs on {S.labels:,} labelled photographs, the dense network tells {reference:.1%} of "
     f"{S.validation:,} validation photographs right."
@@ -280,6 +294,8 @@ def agreement(a, b):
 
 
 common, by_lot = agreement(keeps[NEW], keeps[OLD])
+
+# %% tags=["plumbing"]
 say(f"Of the filters that the new task keeps, **{common:.0%}** are kept by the old task's score; by lot {by_lot:.0%}.")
 
 # %%
@@ -296,7 +312,11 @@ candidates = {name: without(transferred, keep) for name, keep in keeps.items()} 
 tuned = {name: train(candidates[name], S.second, f"tuned {name}") for name in S.trained}
 before = {name: accuracy(net) for name, net in candidates.items() if name != "not cut"} | {"not cut": reference}
 after = {name: accuracy(net) for name, net in tuned.items()}
+
+# %% tags=["plumbing"]
 run.record("scores", after)
+
+# %%
 compared = pd.DataFrame(
     {
         "MACs left": {name: macs(net) / dense_macs for name, net in candidates.items()},
@@ -308,6 +328,8 @@ compared.map(lambda value: "–" if pd.isna(value) else f"{value:.1%}").loc[list
 
 # %%
 fewest = dense_macs / max(macs(candidates[name]) for name in keeps)
+
+# %% tags=["plumbing"]
 run.claim("ratio", "Times fewer MACs, in the least cut of the three", fewest, at_least=S.ratio)
 gap_before, gap_after = (100 * (found[NEW] - found["magnitude"]) for found in (before, after))
 say(
@@ -380,7 +402,11 @@ if S.same_macs:
 
 # %%
 by_order = {name: accuracy(net) for name, (net, _) in orders.items()}
+
+# %% tags=["plumbing"]
 run.record("orders", by_order)
+
+# %%
 bills = {name: bill(spent) for name, (_, spent) in orders.items()}
 compared_orders = pd.DataFrame(
     {
@@ -395,6 +421,8 @@ compared_orders.loc[sorted(by_order, key=by_order.get, reverse=True)]
 
 # %%
 three = [steps for steps, _ in bills.values()][:3]
+
+# %% tags=["plumbing"]
 run.claim("same-steps", "Steps by which the longest and the shortest of the three orders differ",
           max(three) - min(three), at_most=0)  # fmt: skip
 first_place = max(by_order, key=by_order.get)
@@ -420,11 +448,13 @@ def over_seeds(key, current):
 
 published = {"score": over_seeds("scores", after), "order": over_seeds("orders", by_order)}
 counts = {name: len(table) for name, table in published.items()}
+
+# %% tags=["plumbing"]
 say(f"Full runs: {counts['score']} for the scores, {counts['order']} for the orders; an interval needs two.")
 ranked = {name: statistics.ranking(table) for name, table in published.items() if len(table) >= 2}
 pd.concat(ranked, names=["compared", ""]) if ranked else None
 
-# %%
+# %% tags=["plumbing"]
 if ranked:
     by_score = statistics.differences(published["score"], [(NEW, "magnitude"), (NEW, OLD)])
     turns = ["prune, then transfer", "prune while transferring", "prune, then transfer, same MACs"]
@@ -443,7 +473,7 @@ if ranked:
 #
 # Whoever transfers first has something that the others have not: a dense network that knows the new task, and can **teach**
 # the small one. Its answers, softened by a temperature of 4, take nine tenths of the loss, and the labels the rest (notebook
-# 02 did so, notebook 11 explains it). We walk down from it in steps: cut, train with the teacher, and cut the result further.
+# 02 did so, notebook 12 explains it). We walk down from it in steps: cut, train with the teacher, and cut the result further.
 #
 # The pruned networks will get more epochs than the dense one had so far. So that no cut takes credit for those, the full
 # profile trains the dense network once more, for longer, and the best of the dense ones on validation is the one to beat.
@@ -462,6 +492,8 @@ base, dense_epochs, dense = max(chances, key=lambda chance: chance[0])
 follow = {"magnitude": pruning.filter_norms, NEW: new_task}
 score = max(follow, key=after.get)
 taught = distillation.taught_by(quantization.fold_batchnorm(dense, TWO))  # without BatchNorm the teacher is faster
+
+# %% tags=["plumbing"]
 say(f"The teacher tells {base:.1%} of the validation photographs right. The score is **{score}**.")
 
 # %% [markdown]
@@ -469,6 +501,8 @@ say(f"The teacher tells {base:.1%} of the validation photographs right. The scor
 
 # %%
 net, curve, lost = dense, {}, {}
+
+# %% tags=["plumbing"]
 for ratio in S.curve:
     goal = ratio * macs(net) / dense_macs
     net = train(without(net, choose(net, follow[score](net), goal)), S.taught, f"{ratio:g}x", loss=taught)
@@ -493,6 +527,8 @@ def farthest(lost, allowed):
 
 chosen = farthest(lost, ALLOWED)
 outcome = "as allowed" if lost[chosen] <= ALLOWED else "more than allowed, but nothing less was tried"
+
+# %% tags=["plumbing"]
 say(f"Chosen: **{chosen:g} times fewer MACs**. On validation it loses {100 * lost[chosen]:.2f} points, {outcome}.")
 
 # %%
@@ -500,6 +536,8 @@ reached = [1.0] + [dense_macs / macs(net) for net in curve.values()]
 heights = [100 * base] + [100 * (base - loss) for loss in lost.values()]
 few_lost = [f"{ratio:g}" for ratio, loss in lost.items() if loss <= 0.01]
 held = f"{few_lost[-1]} times fewer MACs cost at most a point" if few_lost else "Each of these cuts costs over a point"
+
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     reached, {"pruned": heights}, title=held, xlabel="times fewer MACs", ylabel="validation accuracy (%)"
 )
@@ -545,6 +583,8 @@ def write_half(model, path):
 phone_name = f"pruned {chosen:g}x"
 phone = rounded(curve[chosen])
 library = deepcopy(curve[chosen]).half().float()
+
+# %% tags=["plumbing"]
 run.claim("same-as-half", "Tensors in which the cell's rounding and PyTorch's `half` differ", differing(phone, library),
           at_most=0)  # fmt: skip
 answers = [training.predict(model, validation.inputs).argmax(1) for model in (curve[chosen], phone)]
@@ -643,6 +683,8 @@ fastest = max((verdicts[batch][phone_name] for batch in S.batches), key=lambda v
 lost_in_test = tests["dense"].accuracy - tests[phone_name].accuracy
 ahead = tests[phone_name].accuracy - tests["small net"].accuracy
 FULL = PROFILE == "full"
+
+# %% tags=["plumbing"]
 run.claim("smaller", "Times smaller file than the dense network's, both in half precision", smaller[phone_name],
           at_least=6 if FULL else 2, over_seeds=FULL)  # fmt: skip
 run.claim("faster", "Times faster than the dense network in ONNX Runtime, at the better of the two batch sizes",
@@ -657,6 +699,8 @@ percent = pd.DataFrame({name: {
     "file": files[name].bytes / files["dense"].bytes,
     **{f"time, batch {batch}": 1 / verdicts[batch][name].ratio for batch in S.batches},
 } for name in finalists[1:]}).T * 100  # fmt: skip
+
+# %% tags=["plumbing"]
 fig = show.bars(
     percent,
     title=f"The file fell to {100 / smaller[phone_name]:.0f} %, the time to {100 / max(speeds.values()):.0f} %",
@@ -670,6 +714,8 @@ path_to_phone = [(dense_epochs, dense_macs)]
 for ratio in S.curve[: S.curve.index(chosen) + 1]:
     path_to_phone += [(S.taught, macs(curve[ratio]) + dense_macs / 3)]  # the teacher's forward pass
 paid, paid_small = bill(path_to_phone), bill([(S.small, macs(small))])
+
+# %% tags=["plumbing"]
 say(
     f"The pruned network is {100 * abs(ahead):.1f} points {'ahead of' if ahead >= 0 else 'behind'} the small one that was "
     f"trained from scratch on the same {S.labels:,} labels. It took {paid[0]:,} steps and {paid[1]:.1e} MACs of training "
@@ -720,7 +766,7 @@ def lost_points(before, after):
 feedback = exercises.check("08.3", lost_points)
 feedback
 
-# %%
+# %% tags=["plumbing"]
 if feedback.right:
     right = [training.predict(nets[name], validation.inputs).argmax(1) == validation.labels for name in finalists[:2]]
     points, reach = lost_points(*right)
@@ -734,6 +780,8 @@ if feedback.right:
 
 # %%
 stretch = {"faster": max(speeds.values()) >= 4, "smaller": smaller[phone_name] >= 12}
+
+# %% tags=["plumbing"]
 say(
     f"- **Frozen layers**: torch-pruning by itself skipped {skipped} of {len(frozen_layers)}; the helper skipped none.\n"
     f"- **Scores**: the new task's Taylor score, trained again, {gap_after:+.1f} points from magnitude (one seed).\n"
@@ -761,6 +809,8 @@ def latency(name):
 recorded = dict(zip(finalists, ["resnet18-dense", "resnet18-pruned", "small-from-scratch"], strict=True))
 techniques = dict(zip(finalists, [[], ["filters removed", "a teacher"], ["a thin dense net"]], strict=True))
 methods = dict(zip(finalists, ["transferred", f"transferred, pruned by {score}, taught", "from scratch"], strict=True))
+
+# %% tags=["plumbing"]
 for name in finalists:
     run.model(
         recorded[name], task="cat-or-dog", method=f"{methods[name]}, half precision", techniques=techniques[name],

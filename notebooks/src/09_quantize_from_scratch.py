@@ -30,7 +30,7 @@ import os
 PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
-# %%
+# %% tags=["plumbing"]
 import math
 from copy import deepcopy
 
@@ -47,7 +47,7 @@ from helpers.evidence import say
 from helpers.files import integers, verify, write_dense, write_quantized, write_sparse
 from helpers.show import figures
 
-# %%
+# %% tags=["plumbing"]
 run = evidence.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
 say(evidence.timetable("09_quantize_from_scratch"))
 
@@ -57,7 +57,7 @@ say(evidence.timetable("09_quantize_from_scratch"))
 # retraining in sections 7 and 8; `batch` and `rate` (batch size and learning rate) belong to section 8. `tested` test
 # images are read at the end.
 
-# %%
+# %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(net="cifar_small", digits=100, photos=20, calibration=20, bits=[8, 4, 2], train_digits=128, digit_epochs=1,
@@ -69,8 +69,10 @@ S = evidence.settings(
               tested=10_000),
 )  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 show.style()
+
+# %%
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 sets = {"digits": mnist.validation.take(S.digits), "photographs": cifar.validation.take(S.photos)}
@@ -89,6 +91,8 @@ def points(change):
 
 
 base = {task: accuracy(net, task) for task, net in nets.items()}
+
+# %% tags=["plumbing"]
 say(
     f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names "
     f"{base['photographs']:.1%} of {S.photos:,} photographs. All choices below are made on these validation images."
@@ -185,6 +189,8 @@ for bits, symmetric, rows in modes:
     grid = quantization.find_grid(x, bits, method="minmax", symmetric=symmetric, signed=symmetric, per_channel=rows)
     differing += int((mine != library(x, bits, symmetric, rows)).sum())
     differing += int((mine != quantization.fake_quantize(x, grid)).sum())
+
+# %% tags=["plumbing"]
 run.claim("same-numbers", f"Numbers on which cell, helper and PyTorch differ, {len(modes)} modes", differing, at_most=0)
 
 # %% [markdown]
@@ -232,7 +238,7 @@ gains = {
     for task, name in names.items()
 }
 
-# %%
+# %% tags=["plumbing"]
 fig = show.line_with_band(
     S.bits,
     {name: quality[name] for name in quality},
@@ -246,7 +252,7 @@ theory = 20 * np.log10(2)
 run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20 log10(2)", abs(slopes.mean() - theory),
           at_most=0.7)  # fmt: skip
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"Theory says {theory:.2f} dB a bit. A step for each channel adds {gains['digits']:.1f} dB on LeNet-5 and "
     f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one "
@@ -265,6 +271,8 @@ say(
 # %%
 seen = {task: quantization.sample_inputs(net, calibration[task]) for task, net in nets.items()}
 inner = seen["photographs"]["res1.block1.conv"]
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.hist(inner.numpy(), bins=120, color=show.COLOURS[0])
 ax.set(
@@ -310,12 +318,16 @@ rulers = pd.DataFrame(
     }
 )
 rulers["gain (dB)"] = rulers["unsigned"] - rulers["symmetric"]
+
+# %% tags=["plumbing"]
 run.record("unsigned", rulers.reset_index(names="layer"))
 rulers.round(1)
 
 # %%
 after_relu = rulers[rulers["smallest value"] >= 0]
 gain = after_relu["gain (dB)"].mean()
+
+# %% tags=["plumbing"]
 run.claim("unsigned", "Gain by unsigned codes on layers that see no negative number (dB, 8 bits)", gain, at_least=4)
 say(
     f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images "
@@ -344,7 +356,7 @@ curves = pd.DataFrame([errors(inner, part, 4) for part in parts], columns=["roun
                       index=pd.Index([100 * part for part in parts], name="range (%)"))  # fmt: skip
 best_part = curves["both"].idxmin()
 
-# %%
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 for i, name in enumerate(curves):
     ax.plot(curves.index, curves[name], label=name, color=show.COLOURS[i], linestyle=figures.LINES[i])
@@ -368,8 +380,12 @@ show.figure(fig, alt=f"Squared errors against the range. {show.in_words(rows, '{
 # %%
 mine = ruler(best_part / 100 * inner.amin(), best_part / 100 * inner.amax(), 4, symmetric=False)[0]
 helper = quantization.find_grid(inner, 4, method="mse", symmetric=False, signed=False).scale
+
+# %% tags=["plumbing"]
 run.claim("same-range", "Relative difference between the cell's best step and the helper's", abs(mine / helper - 1),
           at_most=1e-5)  # fmt: skip
+
+# %%
 rules = pd.DataFrame(
     {
         f"{bits} bits, {method}": {name: sample_quality(x, bits, method) for name, x in layers.items()}
@@ -377,11 +393,15 @@ rules = pd.DataFrame(
         for method in quantization.METHODS
     }
 )
+
+# %% tags=["plumbing"]
 run.record("ranges", rules.reset_index(names="layer"))
 rules.round(1)
 
 # %%
 won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
+
+# %% tags=["plumbing"]
 run.claim("better-range", "Gain by the MSE range over min/max on activations (dB, 4 bits)", won[4], at_least=0.5)
 say(
     f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB "
@@ -423,9 +443,11 @@ swept = {
     )
     for task, net in nets.items()
 }
+
+# %% tags=["plumbing"]
 run.record("accuracy_against_bits", {task: table.reset_index().to_dict("records") for task, table in swept.items()})
 
-# %%
+# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
 for ax, (task, table) in zip(axes, swept.items(), strict=True):
     lines = {name: 100 * table[name] for name in table}
@@ -443,22 +465,28 @@ show.figure(fig, alt=f"Accuracy (%) against bits. {show.in_words(flat, '{:.1f}')
 # %%
 photos = swept["photographs"]
 lost = base["photographs"] - photos.loc[8, "weights and activations"]
+
+# %% tags=["plumbing"]
 run.claim("eight-bits", "Accuracy lost on photographs with 8 bits everywhere, untrained", lost, at_most=0.02)
 run.claim("a-better-ruler", "Accuracy that MSE ranges channel by channel save on photographs at 4 bits",
           photos.loc[4, "weights, channel by channel"] - photos.loc[4, "weights, simplest"], at_least=0.005)  # fmt: skip
 
 
+# %%
 def first_loss(task, name):
     """The largest number of bits that costs more than a point, in words."""
     losing = [bits for bits in S.bits if base[task] - swept[task].loc[bits, name] > 0.01]
     return f"first loses a point at {losing[0]} bits" if losing else f"loses no point down to {S.bits[-1]} bits"
 
 
+# %% tags=["plumbing"]
 say("\n".join(f"- {names[task]}, {name}: {first_loss(task, name)}." for task in swept for name in VARIANTS))
 
 # %%
 falls = {task: base[task] - table for task, table in swept.items()}
 alone, both = falls["photographs"]["weights, channel by channel"], falls["photographs"]["weights and activations"]
+
+# %% tags=["plumbing"]
 say(
     f"With four bits, weights alone cost the photographs {100 * alone[4]:.1f} points, weights and activations "
     f"{100 * both[4]:.1f}; with two bits {100 * alone[2]:.1f} and {100 * both[2]:.1f}. Four bits everywhere change the "
@@ -499,6 +527,8 @@ sklearn = KMeans(8, init=middles[:, None], n_init=1, max_iter=30, tol=0).fit(col
 theirs = np.sort(sklearn.cluster_centers_[:, 0])
 mine, helper = kmeans(weight, 3, 30).numpy(), quantization.kmeans_table(weight, 3, iterations=30).numpy()
 gap = max(np.abs(mine - helper).max(), np.abs(mine - theirs).max())
+
+# %% tags=["plumbing"]
 run.claim("same-marks", "Largest difference between the marks of cell, helper and scikit-learn, in mean spacings",
           gap / np.diff(mine).mean(), at_most=0.01)  # fmt: skip
 
@@ -530,6 +560,8 @@ def power_marks(weight, bits):
 
 
 MARKS = {"even": even_marks, "k-means": quantization.kmeans_table, "powers of two": power_marks}
+
+# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.hist(weight.flatten().numpy(), bins=150, color=show.COLOURS[3], alpha=0.6)
 tallest, shown = ax.get_ylim()[1], {name: marks(weight, 4) for name, marks in MARKS.items()}
@@ -564,6 +596,8 @@ for (task, net), bits in [(item, bits) for item in nets.items() for bits in (4, 
         rows.append(
             {"net": names[task], "bits": bits, "marks": name, "dB": quality, "accuracy": accuracy(shared, task)}
         )
+
+# %% tags=["plumbing"]
 run.record("marks", rows)
 found = pd.DataFrame(rows).pivot(index=["net", "bits"], columns="marks", values=["dB", "accuracy"])
 found = found.sort_index(ascending=[True, False])
@@ -571,6 +605,8 @@ found.round({column: 1 if column[0] == "dB" else 3 for column in found})
 
 # %%
 means = found["dB"].groupby("bits").mean()
+
+# %% tags=["plumbing"]
 run.claim("k-means", "What k-means adds to the best even ruler at 4 bits (dB, mean over layers and networks)",
           means.loc[4, "k-means"] - means.loc[4, "even"], at_least=0.3)  # fmt: skip
 fourth = means.loc[4] - means.loc[3]
@@ -645,6 +681,8 @@ with torch.no_grad():
     formula = torch.where(code < low, low, torch.where(code > high, high, code - x / step))
 of_step = torch.stack([(weights_of_sum * formula).sum(), helper[1]]) - mine[1]
 gap = torch.cat([of_step, theirs - mine[0], helper[0] - mine[0]]).abs().max()
+
+# %% tags=["plumbing"]
 run.claim("same-gradients", "Largest difference of a gradient from formula, helper and PyTorch", gap, at_most=1e-3)
 
 # %% [markdown]
@@ -681,11 +719,15 @@ arms = pd.Series(
         "2 bits, trained, learned steps": accuracy(trained[True], "digits"),
     }
 )
+
+# %% tags=["plumbing"]
 run.record("two_bits", arms.to_dict())
 arms.map("{:.2%}".format).to_frame("validation accuracy")
 
 # %%
 learned = arms["2 bits, trained, learned steps"]
+
+# %% tags=["plumbing"]
 run.claim("training-repairs", "Accuracy that training gives back at 2 bits", learned - arms["2 bits, not trained"],
           at_least=0.01)  # fmt: skip
 run.claim("two-bits", "Validation accuracy with 2 bits everywhere and learned steps", learned, at_least=0.96)
@@ -713,6 +755,8 @@ growth = {
     for kind, grids in {"weight": quantization.weight_grids, "input of": quantization.input_grids}.items()
     for name, grid in grids(before).items()
 }
+
+# %% tags=["plumbing"]
 run.record("growth", growth)
 pd.Series(growth).map("× {:.3f}".format).to_frame("mean factor of the steps")
 
@@ -745,11 +789,15 @@ fitted = training.fit(
     checkpoint=run.scratch("photos.pt") if PROFILE == "full" else None,
 )
 four_bits = fitted.model
+
+# %% tags=["plumbing"]
 run.record("photo_seconds", sum(row["seconds"] for row in fitted.history), timing=True)
 
 # %%
 photo_arms = {"32 bits": base["photographs"], "4 bits, not trained": accuracy(start, "photographs"),
               "4 bits, trained": accuracy(four_bits, "photographs")}  # fmt: skip
+
+# %% tags=["plumbing"]
 run.record("four_bits", photo_arms)
 say(
     f"In 4 bits the photographs go from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and "
@@ -769,6 +817,8 @@ say(
 folded = quantization.fold_batchnorm(four_bits, calibration["photographs"].inputs[:2])
 codes, folded_codes = integers(four_bits), integers(folded)
 changed = sum(int((codes[name].codes != folded_codes[name].codes).sum()) for name in codes)
+
+# %% tags=["plumbing"]
 run.claim("same-codes", "Codes of weights that folding BatchNorm changes", changed, at_most=0)
 say(f"Accuracy with BatchNorm {accuracy(four_bits, 'photographs'):.2%}, folded {accuracy(folded, 'photographs'):.2%}.")
 
@@ -784,7 +834,11 @@ with torch.no_grad():
 in_evaluation = training.predict(four_bits, images)
 change = ((in_training - in_evaluation).norm() / in_evaluation.norm()).item()
 others = (in_training.argmax(1) != in_evaluation.argmax(1)).float().mean()
+
+# %% tags=["plumbing"]
 say(f"In training mode the logits move by {change:.0%} of their length; {others:.0%} of the answers are others.")
+
+# %%
 try:
     quantization.fold_batchnorm(trap, images)
 except ValueError as error:
@@ -815,6 +869,8 @@ inner_codes = codes["conv2.conv.weight"].codes
 packed = pack_pairs(inner_codes)
 assert np.array_equal(unpack_pairs(packed), inner_codes.reshape(-1))
 as_floats = 4 * inner_codes.size
+
+# %% tags=["plumbing"]
 say(f"conv2: {inner_codes.size:,} weights, {as_floats:,} bytes as floats, {packed.nbytes:,} as pairs of codes.")
 
 # %% [markdown]
@@ -857,6 +913,8 @@ weighed.T.apply(
 for name, task in zip(small, nets, strict=True):
     verify(files[name].path, small[name], sets[task].inputs[:256])
 lenet_ratio, photo_ratio = weighed["times smaller"]
+
+# %% tags=["plumbing"]
 run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file, read back, same logits", lenet_ratio,
           at_least=14)  # fmt: skip
 run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
@@ -890,7 +948,7 @@ error_2bit = 1 - tests["lenet5-2bit"].accuracy
 lost_4bit = tests[f"{S.net}-dense"].accuracy - tests[f"{S.net}-4bit"].accuracy
 pd.Series({name: f"{test.accuracy:.2%}" for name, test in tests.items()}).to_frame("test accuracy")
 
-# %%
+# %% tags=["plumbing"]
 if PROFILE == "full":
     run.claim("lenet5-two-bits", "Test error of LeNet-5 with 2 bits everywhere, mean over the seeds", error_2bit,
               at_most=0.0103, over_seeds=True)  # fmt: skip
@@ -899,6 +957,8 @@ if PROFILE == "full":
 else:
     run.claim("quick-two-bits", "Test error of LeNet-5 with 2 bits everywhere", error_2bit, at_most=0.04)
     run.claim("quick-four-bits", "Test accuracy lost with 4 bits", lost_4bit, at_most=0.04)
+
+# %%
 marks = pd.concat([evidence.literature("mnist-quantization"), evidence.literature("cifar10-quantization")])
 marks["change"] = (100 * (marks["accuracy"] - marks["base_accuracy"])).map("{:+.2f}".format)
 marks["error"] = (100 * (1 - marks["accuracy"])).map("{:.2f}".format)
@@ -970,7 +1030,7 @@ exercises.check("09.3", additive_levels)
 # %% [markdown]
 # ## What was measured
 
-# %%
+# %% tags=["plumbing"]
 say(
     f"- **A bit of weight**: {slopes.mean():.1f} dB. A step for each channel: {gains['photographs']:.1f} dB on "
     f"`{S.net}`. Unsigned codes after a ReLU: {gain:.1f} dB. The MSE range at 4 bits: {won[4]:.1f} dB on activations.\n- "
@@ -989,6 +1049,8 @@ recorded = {
     f"{S.net}-4bit": ("cifar10", f"{S.net}-dense", folded, files[f"{S.net}, 4 bits"], learned_bits.format(4)),
 }
 originals = {"mnist": nets["digits"], "cifar10": nets["photographs"]}
+
+# %% tags=["plumbing"]
 for name, (task, dense_name, model, file, method) in recorded.items():
     example = (mnist if task == "mnist" else cifar).train.inputs[:1]
     macs = measure.count_macs(originals[task], example)

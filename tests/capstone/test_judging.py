@@ -115,7 +115,7 @@ def test_the_test_split_is_logged_and_only_with_a_record(graph, monkeypatch):
     known = judging._TASKS["mnist"]
     parts = type("Parts", (), {"test": test, "validation": EXAMPLES})
     monkeypatch.setitem(judging._TASKS, "mnist", judging._Task(lambda: parts, known.classes, known.shape, known.dense))
-    run = evidence.start("14_leaderboard", profile="smoke", seed=0, save=False)
+    run = evidence.start("19_leaderboard", profile="smoke", seed=0, save=False)
     judged = judging.judge(graph, "mnist", EASY, run=run, split=test)
     assert run._tests == [{"name": "judged", "accuracy": judged.accuracy, "correct": 50, "count": 50}]
     always = answering.exported(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), EXAMPLES.inputs[:2])

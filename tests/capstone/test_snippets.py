@@ -187,7 +187,7 @@ def test_the_stored_transcript_names_no_place_and_holds_all_that_the_notebook_sh
     stored = snippets.transcript("tensorflow")
     assert str(paths.ROOT) not in json.dumps(stored) and "/tmp" not in json.dumps(stored)
     assert {"tensorflow", "tensorflow_model_optimization", "keras", "tf_keras"} <= set(stored["packages"])
-    source = (paths.NOTEBOOKS / "src" / "15_read_critically.py").read_text()
+    source = (paths.NOTEBOOKS / "src" / "21_read_critically.py").read_text()
     for title, run in stored["runs"].items():
         assert run["code"].strip() in source, f"{title} was stored with another code than the notebook's"
 

@@ -32,11 +32,11 @@ def test_a_row_says_its_origin_and_whether_it_is_of_one_source(runs, said):
 
 
 def test_errata_are_found_by_notebook_and_claim():
-    row = {"notebook": "11_distill", "claim": "helps", "wrong": "a mean of two quantities"}
+    row = {"notebook": "12_distill", "claim": "helps", "wrong": "a mean of two quantities"}
     paths.write_atomically(paths.RESULTS / "errata.json", json.dumps({"errata": [row]}).encode())
-    assert provenance.errata("11_distill", "helps") == ["a mean of two quantities"]
-    assert provenance.errata() == ["11_distill, claim helps: a mean of two quantities"]
-    assert provenance.errata("11_distill", "other") == provenance.errata("02_prune_weights") == []
+    assert provenance.errata("12_distill", "helps") == ["a mean of two quantities"]
+    assert provenance.errata() == ["12_distill, claim helps: a mean of two quantities"]
+    assert provenance.errata("12_distill", "other") == provenance.errata("02_prune_weights") == []
     paths.write_atomically(paths.RESULTS / "errata.json", b"{}")
     with pytest.raises(ValueError, match="errata.json is damaged"):
         provenance.errata()

@@ -42,7 +42,7 @@ def test_only_quick_results_are_enough(write):
 
 
 def test_the_board_does_not_stand_on_itself(write):
-    write("14_leaderboard", [recorded_model("net", 0.8)])
+    write("19_leaderboard", [recorded_model("net", 0.8)])
     assert evidence.runs().empty
 
 

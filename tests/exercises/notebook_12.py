@@ -1,62 +1,100 @@
 """Plausible wrong answers to the exercises of notebook 12, each with words of its own hint."""
 
-import math
+import torch
+from torch.distributions import Categorical, kl_divergence
 
-from tests.exercises.examples import Case
-
-
-def _words_without_a_shift(lengths):
-    words = [""] * len(lengths)
-    for word, (length, symbol) in enumerate(sorted((length, symbol) for symbol, length in enumerate(lengths))):
-        words[symbol] = format(word, f"0{length}b")[:length]
-    return words
+from helpers import exercises
+from tests.exercises.examples import Case, _row_max, _row_min, _row_quantizer
 
 
-def _words_last_symbol_first(lengths):
-    words, word, before = [""] * len(lengths), 0, 0
-    for length, symbol in sorted((length, -symbol) for symbol, length in enumerate(lengths)):
-        word <<= length - before
-        words[-symbol] = format(word, f"0{length}b")
-        word, before = word + 1, length
-    return words
+def _softmaxes(student, teacher, temperature):
+    return torch.softmax(student / temperature, dim=1), torch.softmax(teacher / temperature, dim=1)
 
 
-def _bits_of_entropy(symbols):
-    counts = [symbols.count(0), symbols.count(1)]
-    return sum(-n * math.log2(n / len(symbols)) for n in counts if n)
+def _by_autograd(student, teacher, temperature):
+    leaf = student.requires_grad_()
+    (temperature**2 * kl_divergence(*(Categorical(logits=x / temperature) for x in (teacher, leaf))).mean()).backward()
+    return leaf.grad
 
 
-def _bits_counted_too_soon(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        ones += symbol
-        p = (ones + 0.5) / (before + 2)
-        bits -= math.log2(p if symbol else 1 - p)
-    return bits
+def _without_the_chain_rule(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature**2 * (q - p) / len(student)
 
 
-def _bits_of_ones_only(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        bits -= math.log2((ones + 0.5) / (before + 1))
-        ones += symbol
-    return bits
+def _without_t_squared(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return (q - p) / temperature / len(student)
+
+
+def _sum_over_examples(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature * (q - p)
+
+
+def _teacher_first(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature * (p - q) / len(student)
+
+
+def _at_temperature_one(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, 1)
+    return temperature * (q - p) / len(student)
+
+
+def _soft(student, teacher, temperature):
+    q, p = _softmaxes(student, teacher, temperature)
+    return temperature**2 * (p * (p / q).log()).sum(1).mean()
+
+
+def _mean_of_nothing(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1)
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _mean_over_the_whole_batch(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1, reduction="sum") / len(labels)
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _unknown_is_a_zero(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels.clamp(min=0))
+    return share * _soft(student, teacher, temperature) + (1 - share) * hard
+
+
+def _soft_without_t_squared(student, teacher, labels, temperature=4.0, share=0.9):
+    hard = torch.nn.functional.cross_entropy(student, labels, ignore_index=-1)
+    return share * _soft(student, teacher, temperature) / temperature**2 + (1 - share) * hard
 
 
 CASES = {
     "12.1": Case(
         [
-            (_words_without_a_shift, "shifted left"),
-            (_words_last_symbol_first, "smaller number first"),
-            (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
+            (_without_the_chain_rule, "chain rule is not"),
+            (_without_t_squared, "in front of the loss"),
+            (_sum_over_examples, "1 / batch"),
+            (_teacher_first, "The sign"),
+            (_at_temperature_one, "divided by T"),
+            (_by_autograd, "on paper"),
         ]
     ),
-    "12.2": Case([(lambda: 1_838, "Two kinds of news"), (lambda: 54_338, "not a whole bit")], {"measured": 9_280}),
+    "12.2": Case([(lambda: 0.1, "With equal logits"), (lambda: 0.99, "divided by 20")], {"measured": 0.272}),
     "12.3": Case(
         [
-            (_bits_of_entropy, "does not know yet"),
-            (_bits_counted_too_soon, "after it was coded"),
-            (_bits_of_ones_only, "probability 1 - p"),
+            (_mean_of_nothing, "mean over nothing"),
+            (_mean_over_the_whole_batch, "not over the batch"),
+            (_unknown_is_a_zero, "not the digit 0"),
+            (_soft_without_t_squared, "All labels are known"),
         ]
     ),
 }
+
+
+def test_codes_may_be_bytes():
+    """Bytes minus bytes wrap around, and that is not the student's fault."""
+
+    def in_bytes(weight, bits):
+        codes, scale, zero = _row_quantizer(_row_min, _row_max)(weight, bits)
+        return codes.byte(), scale, zero.byte()
+
+    assert exercises.check("09.2", in_bytes).right

@@ -1,74 +1,62 @@
 """Plausible wrong answers to the exercises of notebook 15, each with words of its own hint."""
 
-import torch
+import math
 
-from helpers import measure
 from tests.exercises.examples import Case
 
 
-def _parameters(model):
-    return sum(p.numel() for p in model.parameters())
+def _words_without_a_shift(lengths):
+    words = [""] * len(lengths)
+    for word, (length, symbol) in enumerate(sorted((length, symbol) for symbol, length in enumerate(lengths))):
+        words[symbol] = format(word, f"0{length}b")[:length]
+    return words
 
 
-def _by_parameters(before, after, example):
-    return _parameters(after) < _parameters(before)
+def _words_last_symbol_first(lengths):
+    words, word, before = [""] * len(lengths), 0, 0
+    for length, symbol in sorted((length, -symbol) for symbol, length in enumerate(lengths)):
+        word <<= length - before
+        words[-symbol] = format(word, f"0{length}b")
+        word, before = word + 1, length
+    return words
 
 
-def _by_zeros(before, after, example):
-    counts = [sum(int((p != 0).sum()) for p in model.parameters()) for model in (before, after)]
-    return counts[1] < counts[0]
+def _bits_of_entropy(symbols):
+    counts = [symbols.count(0), symbols.count(1)]
+    return sum(-n * math.log2(n / len(symbols)) for n in counts if n)
 
 
-def _by_macs(before, after, example):
-    return measure.count_macs(after, example) < measure.count_macs(before, example)
+def _bits_counted_too_soon(symbols):
+    bits, ones = 0.0, 0
+    for before, symbol in enumerate(symbols):
+        ones += symbol
+        p = (ones + 0.5) / (before + 2)
+        bits -= math.log2(p if symbol else 1 - p)
+    return bits
 
 
-def _by_parameters_and_macs(before, after, example):
-    return _by_parameters(before, after, example) and _by_macs(before, after, example)
-
-
-def _not_more(before, after, example):
-    return _parameters(after) <= _parameters(before)
-
-
-def _by_backward(loss, student, teacher, inputs, labels):
-    loss(student, teacher, inputs, labels).backward()
-    found = {"teacher gets gradients"} if any(p.grad is not None for p in teacher.parameters()) else set()
-    same = loss(student, teacher, inputs, labels) == loss(student, teacher, inputs, labels.flip(0))
-    return found | ({"labels are ignored"} if same else set())
-
-
-def _teacher_only(loss, student, teacher, inputs, labels):
-    wanted = [p for p in teacher.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss(student, teacher, inputs, labels), wanted, allow_unused=True) if wanted else []
-    return {"teacher gets gradients"} if any(g is not None for g in gradients) else set()
-
-
-def _by_requires_grad(loss, student, teacher, inputs, labels):
-    found = {"teacher gets gradients"} if any(p.requires_grad for p in teacher.parameters()) else set()
-    same = loss(student, teacher, inputs, labels) == loss(student, teacher, inputs, labels.flip(0))
-    return found | ({"labels are ignored"} if same else set())
+def _bits_of_ones_only(symbols):
+    bits, ones = 0.0, 0
+    for before, symbol in enumerate(symbols):
+        bits -= math.log2((ones + 0.5) / (before + 1))
+        ones += symbol
+    return bits
 
 
 CASES = {
     "15.1": Case(
         [
-            (_not_more, "not at most as much"),
-            (_by_zeros, "Zeros are stored"),
-            (_by_parameters, "do more work"),
-            (_by_macs, "with all of its numbers"),
-            (_by_parameters_and_macs, "shapes of the answers"),
+            (_words_without_a_shift, "shifted left"),
+            (_words_last_symbol_first, "smaller number first"),
+            (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
         ]
     ),
-    "15.2": Case(
-        [
-            (_by_backward, "stores none"),
-            (_teacher_only, "with other labels the second time"),
-            (_by_requires_grad, "allow_unused=True"),
-        ]
-    ),
+    "15.2": Case([(lambda: 1_838, "Two kinds of news"), (lambda: 54_338, "not a whole bit")], {"measured": 9_280}),
     "15.3": Case(
-        [(lambda: 0.9, "nearly all of the network"), (lambda: 0.9 * 200 / 1_020_400, "Nine tenths of 20,200")],
-        {"measured": 0.9 * 20_200 / 1_020_400},
+        [
+            (_bits_of_entropy, "does not know yet"),
+            (_bits_counted_too_soon, "after it was coded"),
+            (_bits_of_ones_only, "probability 1 - p"),
+        ]
     ),
 }

@@ -1,0 +1,1111 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 16 · Deploy: what does the runtime buy, and when does sparsity pay?
+#
+# A trained network is a recipe and some numbers. So far PyTorch mostly cooked it, in a notebook. Whoever uses your network
+# wants neither: they want an answer, soon, from a program that starts at once and fits beside others. Here you read the
+# recipe out of its file and cook it yourself, in two dozen lines of NumPy. Then a real runtime does it, and you measure
+# what each of its tricks is worth. And you answer the question that every notebook on pruning left open: a matrix full
+# of zeros, in a format that skips them, is faster from which share of zeros on?
+#
+# **You will be able to**
+# - read an ONNX file, run it with your own code, and say what a runtime does to it before the first image;
+# - choose threads and batch size by latency, throughput and percentiles, and not by a mean;
+# - measure start-up and memory so that no other process counts;
+# - write a product with a sparse matrix, predict where it breaks even by counting bytes, and measure where it does;
+# - hand over a file and one command that answers without PyTorch.
+#
+# **Before this**: notebook 01 (latency with its null control), notebooks 02 and 04 (masks, removal), notebook 10
+# (ONNX Runtime, BatchNorm folded).
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
+SEED = 0
+
+# %% tags=["plumbing"]
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import scipy.sparse
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import (
+    checkpoints,
+    data,
+    evidence,
+    exercises,
+    measure,
+    nets,
+    pruning,
+    quantization,
+    runtime,
+    show,
+    training,
+)
+from helpers.core import paths, system
+from helpers.evidence import say
+from helpers.files import load_into, write_dense
+from helpers.show import figures
+
+warnings.filterwarnings("ignore", "Sparse (CSR|BSR) tensor support is in beta state")  # PyTorch says so, once
+
+# %% tags=["plumbing"]
+run = evidence.start("16_deploy", profile=PROFILE, seed=SEED)
+say(evidence.timetable("16_deploy"))
+
+# %% [markdown]
+# The settings. `batches` are the batch sizes of section 4, `calls` how often each of them is timed. `layers` are the
+# linear layers of section 6, outputs × inputs; `zeros` the shares of their weights that are zero, `columns` how many
+# inputs they get at a time, and `rounds` the rounds of every other clock. `starts` says how often each process of
+# section 5 is started.
+
+# %% tags=["plumbing"]
+S = evidence.settings(
+    PROFILE,
+    smoke=dict(net="cifar_small", validation=50, batches=(1, 4), calls=20, rounds=20, layers=((60, 80),),
+               zeros=(0.5, 0.9), columns=(1, 8), starts=1, tested=100),
+    quick=dict(net="cifar_small", validation=1_000, batches=(1, 8, 64), calls=60, rounds=40,
+               layers=((500, 800), (2_000, 2_000)), zeros=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995), columns=(1, 64),
+               starts=3, tested=4_000),
+    full=dict(net="cifar_base", validation=2_500, batches=(1, 8, 64), calls=200, rounds=60,
+              layers=((500, 800), (2_000, 2_000), (4_000, 4_000)),
+              zeros=(0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995), columns=(1, 8, 64), starts=5, tested=10_000),
+)  # fmt: skip
+
+# %% tags=["plumbing"]
+show.style()
+
+# %%
+training.seed_everything(SEED)
+cifar = data.cifar10()
+validation = cifar.validation.take(S.validation)
+net = checkpoints.load(S.net)
+TWO, ONE = validation.inputs[:2], validation.inputs[:1]
+base = training.evaluate(net, validation).accuracy
+
+# %% tags=["plumbing"]
+say(f"`{S.net}` names {base:.1%} of {len(validation):,} validation photographs.")
+
+# %% [markdown]
+# ## 1. What the file holds
+#
+# **ONNX** is a format for networks: a list of *nodes*, each an operator with a name that the standard defines, and the
+# tensors that flow between them. `runtime.export_onnx` runs PyTorch's exporter and compares the logits before the file
+# appears. BatchNorm is folded first, as in notebook 10.
+#
+# **Predict**: the network has 8 convolutions with ReLU, 3 poolings, 2 additions, and one linear layer. How many nodes are
+# in the file? And what share of its bytes is weights?
+
+# %%
+folded = quantization.fold_batchnorm(net, TWO)
+graph = runtime.export_onnx(folded, TWO, run.scratch("net.onnx"))
+content = onnx.load(graph).graph
+stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in content.initializer}
+kinds = Counter(node.op_type for node in content.node)
+pd.Series(kinds, name="nodes").to_frame().T
+
+# %%
+numbers = sum(array.nbytes for array in stored.values())
+
+# %% tags=["plumbing"]
+say(
+    f"{len(content.node)} nodes. {numbers:,} of the file's {graph.stat().st_size:,} bytes are weights and biases "
+    f"({numbers / graph.stat().st_size:.1%}); the recipe takes {graph.stat().st_size - numbers:,}. It has no loops, no "
+    "Python, and no trace of how the network was trained."
+)
+
+# %% [markdown]
+# So few kinds of operators: you can write them all. A node names its inputs, its outputs and some attributes. The
+# convolution looks at all patches at once, as a view, and multiplies them with the filters.
+
+
+# %%
+def conv(x, weight, bias=0.0, *, pads, **_):
+    top, left, bottom, right = pads
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    patches = sliding_window_view(x, weight.shape[2:], axis=(2, 3))  # batch, channels, y, x, height, width
+    return np.einsum("bcyxhw,fchw->bfyx", patches, weight, optimize=True) + np.reshape(bias, (-1, 1, 1))
+
+
+def max_pool(x, *, kernel_shape, **_):
+    (size, _), (*outer, height, width) = kernel_shape, x.shape
+    return x.reshape(*outer, height // size, size, width // size, size).max(axis=(3, 5))
+
+
+# %% tags=["plumbing"]
+OPERATORS = {
+    "Conv": conv,
+    "MaxPool": max_pool,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Add": lambda x, y: x + y,
+    "ReduceMax": lambda x, axes, keepdims=1: x.max(axis=tuple(axes), keepdims=bool(keepdims)),
+    "Reshape": lambda x, shape, **_: x.reshape(shape),
+    "Gemm": lambda x, weight, bias, **_: x @ weight.T + bias,
+}
+
+# %% [markdown]
+# And the runtime itself: the tensors by name, the nodes in order. (The standard promises that each node stands after
+# those that it needs.)
+
+
+# %%
+def run_graph(content, images):
+    """Compute an ONNX graph's first output, one node after another."""
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in content.initializer}
+    tensors[content.input[0].name] = images
+    for node in content.node:
+        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        tensors[node.output[0]] = OPERATORS[node.op_type](*[tensors[name] for name in node.input], **options)
+    return tensors[content.output[0].name]
+
+
+# %% [markdown]
+# Four implementations of one network: these cells, the helper's predictor (NumPy too, from a packed file and without any
+# graph; section 7), ONNX Runtime, and PyTorch.
+
+# %%
+images = validation.inputs[:8]
+pack = write_dense(net, run.scratch("net.pack")).path
+answers = {
+    "PyTorch": training.predict(net, images).numpy(),
+    "the cells": run_graph(content, images.numpy()),
+    "the helper": runtime.open_network(pack).logits(images.numpy()),
+    "ONNX Runtime": runtime.run(runtime.session(graph), images.numpy()),
+}
+
+
+def gap(a, b="PyTorch"):
+    """Largest difference between two arrays of logits, relative to the largest logit."""
+    a, b = (answers[x] if isinstance(x, str) else x for x in (a, b))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+# %% tags=["plumbing"]
+run.claim("one-network", "Largest relative difference from PyTorch's logits: cells, helper, ONNX Runtime",
+          max(gap(name) for name in answers), at_most=1e-4)  # fmt: skip
+
+# %% [markdown]
+# Two dozen lines *are* a runtime. What, then, does a real one buy?
+#
+# ## 2. What happens before the first image
+#
+# ONNX Runtime rewrites the graph when it opens the file. Its levels, each with what the one before does: *disabled*; *basic*
+# (what can be computed beforehand, what does nothing, BatchNorm into convolutions); *extended* (several operators become one,
+# for the processor at hand); *layout* (the order of numbers in memory); *all*. One of those rules you can write yourself. A ReLU that
+# follows a convolution goes through memory once more, only to replace what is negative. The convolution could do that
+# while it still holds the number. So: find each `Conv` whose only reader is a `Relu`, and make one node of the two.
+
+
+# %%
+def fuse_relu(model):
+    """Return a copy of an ONNX model in which each Conv that only a Relu reads is one FusedConv."""
+    fused = onnx.ModelProto()
+    fused.CopyFrom(model)
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    made = {node.output[0]: node for node in fused.graph.node}
+    for node in list(fused.graph.node):
+        before = made.get(node.input[0])
+        if node.op_type == "Relu" and before is not None and before.op_type == "Conv" and readers[node.input[0]] == 1:
+            before.op_type, before.domain, before.output[0] = "FusedConv", "com.microsoft", node.output[0]
+            before.attribute.append(onnx.helper.make_attribute("activation", "Relu"))
+            fused.graph.node.remove(node)
+    fused.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return fused
+
+
+mine = run.scratch("fused.onnx")
+onnx.save(fuse_relu(onnx.load(graph)), mine)
+
+# %% [markdown]
+# `FusedConv` is an operator of ONNX Runtime's own. Now its levels. A session can be asked to write down the graph that it
+# made. **Predict**: how many nodes are left at each level? And how much faster is the network?
+
+
+# %%
+LEVELS = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def opened(path, level):
+    """Open a file at one level of optimisation, with one thread; return the session and the graph that it made."""
+    options, written = onnxruntime.SessionOptions(), run.scratch(f"{level}.onnx")
+    options.graph_optimization_level, options.optimized_model_filepath = LEVELS[level], str(written)
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session, Counter(node.op_type for node in onnx.load(written).graph.node)
+
+
+made = {level: opened(graph, level) for level in LEVELS}
+made["disabled, fused by us"] = opened(mine, "disabled")
+nodes = pd.DataFrame({name: found for name, (_, found) in made.items()}).fillna(0).astype(int)
+nodes.loc["all nodes"] = nodes.sum()
+
+# %% tags=["plumbing"]
+run.record("nodes", nodes.reset_index(names="operator"))
+nodes
+
+# %%
+same = max(gap(runtime.run(session, images.numpy())) for session, _ in made.values())
+theirs, ours = (nodes.loc["FusedConv", name] for name in ("extended", "disabled, fused by us"))
+
+# %% tags=["plumbing"]
+run.claim("levels-agree", "Largest relative difference of the logits at any level", same, at_most=1e-4)
+run.claim("fused-by-hand", "Fusions that our rule and the level 'extended' do not share", abs(theirs - ours), at_most=0)
+say(
+    f"Our rule and theirs find the same {ours} pairs. "
+    + (
+        "The level *basic* found nothing to do: PyTorch's exporter tidies up, and BatchNorm was gone already. "
+        if nodes.loc["all nodes", "basic"] == nodes.loc["all nodes", "disabled"]
+        else f"The level *basic* leaves {nodes.loc['all nodes', 'basic']} of {nodes.loc['all nodes', 'disabled']} nodes. "
+    )
+    + (
+        f"At *all* there are more nodes again, {nodes.loc['all nodes', 'all']}: `ReorderInput` and `ReorderOutput` bring "
+        "channels side by side, in blocks as wide as the processor's registers, and back where an operator cannot read that. "
+        "(The convolutions between them are of another kind, with the ReLU inside.)"
+        if "ReorderOutput" in nodes.index and nodes.loc["all nodes", "all"] > nodes.loc["all nodes", "extended"]
+        else ""
+    )
+)
+
+# %% [markdown]
+# Fewer nodes are not yet less time. The clock, with one photograph and one thread. PyTorch runs along, with BatchNorm as it was
+# trained, and folded, as the file has it. Our two dozen lines get a clock of their own: NumPy may use more threads.
+
+# %%
+one = ONE.numpy()
+calls = {"disabled": partial(runtime.run, made["disabled"][0], one)}
+calls |= {name: partial(runtime.run, session, one) for name, (session, _) in made.items() if name != "disabled"}
+calls |= {"PyTorch eager": partial(net, ONE), "PyTorch eager, folded": partial(folded, ONE)}
+cells = {"all": calls["all"], "the cells": partial(run_graph, content, one)}
+blocked = {"extended": calls["extended"], "all": calls["all"]}
+with torch.inference_mode():
+    rounds = [measure.time_interleaved(each, rounds=S.rounds, warmup=2, threads=1) for each in (calls, blocked, cells)]
+by_level, by_layout, by_hand = map(measure.compare, rounds)
+
+# %% tags=["plumbing"]
+run.record("by_level", {name: verdict._asdict() for name, verdict in by_level.items()}, timing=True)
+measure.verdict_table(by_level)
+
+# %%
+in_runtime = measure.compare(rounds[0], against="PyTorch eager, folded")["all"]
+against_eager = in_runtime.ratio
+
+# %% tags=["plumbing"]
+run.claim("runtime", "Speed of ONNX Runtime against PyTorch eager, BatchNorm folded in both, one photograph, one thread",
+          against_eager, at_least=1.15, timing=True, interval=in_runtime.cleared)  # fmt: skip
+
+
+# %%
+def worth(verdict):
+    """A factor in words, if the control lets it be one."""
+    return f"{verdict.verdict} ({verdict.ratio:.2f})"
+
+
+# %% tags=["plumbing"]
+say(
+    f"Against PyTorch, both with BatchNorm folded, ONNX Runtime is **{against_eager:.1f} times** as fast; against our two dozen "
+    f"lines {1 / by_hand['the cells'].ratio:.0f} times. Of its rewriting: joining the ReLUs, {worth(by_level['extended'])}; "
+    f"then the order in memory, {worth(by_layout['all'])}; all of it {by_level['all'].ratio:.2f}. "
+    + (
+        "The larger part is not the graph. It is good kernels, and no Python between them."
+        if against_eager > by_level["all"].ratio ** 2
+        else ""
+    )
+)
+
+# %% [markdown]
+# ## 3. One file, any batch
+#
+# In the file, the first dimension of the input has a name and no number. That was a decision: without
+# `dynamic_shapes`, the exporter writes down the number of the example. What happens to those who forget it? Write a 1
+# in its place.
+
+# %%
+fixed = onnx.load(graph)
+print("input:", [d.dim_param or d.dim_value for d in fixed.graph.input[0].type.tensor_type.shape.dim])
+fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+onnx.save(fixed, run.scratch("fixed.onnx"))
+try:
+    runtime.run(runtime.session(run.scratch("fixed.onnx")), TWO.numpy())
+except Exception as error:  # ONNX Runtime's classes have no other base
+    print(type(error).__name__, *re.findall(r"Got: \d+ Expected: \d+", str(error)))
+else:
+    raise AssertionError("not refused")
+
+# %%
+session = runtime.session(graph)
+apart = np.concatenate([runtime.run(session, images[i : i + 1].numpy()) for i in range(len(images))])
+
+# %% tags=["plumbing"]
+run.claim("any-batch", "Largest relative difference between photographs one by one and together",
+          gap(apart, runtime.run(session, images.numpy())), at_most=1e-5)  # fmt: skip
+
+# %% [markdown]
+# ## 4. Threads, batches, and what "fast" means
+#
+# Two numbers are called speed. **Latency** is how long one caller waits. **Throughput** is how many photographs leave in
+# a second. A batch raises the one and, for a while, the other: filters are fetched once for all its photographs, and
+# the cost of each call is shared. More threads cut a large call into parts, and must meet again at its end, at every
+# operator.
+#
+# **Predict** for a batch of 64 against a batch of 1: how many times the latency, how many times the throughput? And what
+# does a second thread bring to each?
+
+# %%
+CORES = int(system.machine()["cores"])
+THREADS = [2**i for i in range(10) if 2**i <= max(2, CORES)]
+sessions = {threads: runtime.session(graph, threads=threads) for threads in THREADS}
+
+# %% tags=["plumbing"]
+say(f"This process may use {CORES} core{'s' * (CORES != 1)}."
+    + (" So a second thread can only get in the way here; you will see it." if CORES == 1 else ""))  # fmt: skip
+
+
+# %%
+def eager(images, threads):
+    torch.set_num_threads(threads)
+    return net(images)
+
+
+def name_of(engine, threads):
+    return f"{engine}, {threads} thread{'s' * bool(threads != 1)}"
+
+
+traces, clock = {}, {}
+before = torch.get_num_threads()
+for batch in S.batches:
+    images = validation.inputs[:batch]
+    first = {name_of("PyTorch", 1): partial(eager, images, 1)}
+    # PyTorch with more threads is timed apart: they go on spinning for a moment, on the cores of whoever comes next.
+    groups = [
+        first | {name_of("ONNX Runtime", t): partial(runtime.run, s, images.numpy()) for t, s in sessions.items()}
+    ]
+    groups += [first | {name_of("PyTorch", t): partial(eager, images, t) for t in THREADS[1:]}]
+    with torch.inference_mode():
+        timed = [measure.time_interleaved(g, rounds=S.calls, warmup=3, threads=None, inner=1) for g in reversed(groups)]
+    clock[batch] = {name: v for each in timed for name, v in measure.compare(each).items()}
+    traces |= {(name, batch): trace for each in timed for name, trace in each.items() if name in clock[batch]}
+torch.set_num_threads(before)
+
+# %% [markdown]
+# A mean hides the calls that somebody waited for. So look at **percentiles**: p50, the median, and p95, which one call in
+# twenty exceeds.
+
+# %%
+measured = pd.DataFrame(
+    [
+        {"runtime": name.partition(",")[0], "threads": int(name.split()[-2]), "batch": batch,
+         "p50_ms": 1e3 * np.quantile(trace, 0.5), "p95_ms": 1e3 * np.quantile(trace, 0.95),
+         "images_per_s": batch / np.quantile(trace, 0.5)}
+        for (name, batch), trace in traces.items() if "A/A" not in name
+    ]
+).sort_values(["runtime", "threads", "batch"], ignore_index=True)  # fmt: skip
+
+# %% tags=["plumbing"]
+run.record("threads", measured, timing=True)
+measured.round(2)
+
+# %% tags=["plumbing"]
+fig, ax = plt.subplots()
+for i, ((engine, threads), rows) in enumerate(measured.groupby(["runtime", "threads"])):
+    colour, marker = show.COLOURS[i % 7], figures.MARKERS[i % 7]
+    ax.plot(rows["p50_ms"], rows["images_per_s"], marker=marker, color=colour, linestyle=figures.LINES[i % 7],
+            label=name_of(engine, threads))  # fmt: skip
+    if threads == 1:  # the numbers once for each runtime; the other lines have the same order
+        for _, row in rows.iterrows():
+            ax.annotate(f"{row['batch']:.0f}", (row["p50_ms"], row["images_per_s"]), (0, -16), textcoords="offset points",
+                        ha="center", fontsize=10, color=colour,
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})  # fmt: skip
+ax.set(xscale="log", yscale="log", xlabel="latency of a call: median (ms, log scale)",
+       ylabel="photographs a second (log scale)")  # fmt: skip
+ax.margins(0.12, 0.2)
+fig.legend(loc="outside lower center", ncols=2)
+best = measured.loc[measured["images_per_s"].idxmax()]
+ax.set_title(f"The highest throughput: {name_of(best['runtime'], best['threads'])}, batch {best['batch']}")
+shown = measured.assign(name=[name_of(*pair) for pair in zip(measured["runtime"], measured["threads"], strict=True)])
+show.figure(
+    fig,
+    alt="Throughput against latency; the numbers at the points are batch sizes. "
+    + show.in_words(shown.pivot(index="batch", columns="name", values="images_per_s")),
+    table=measured,
+)
+
+# %%
+ort = measured[measured["runtime"] == "ONNX Runtime"].set_index(["threads", "batch"])
+small, large, more = S.batches[0], S.batches[-1], THREADS[1]
+second = {b: ort.loc[(1, b), "p50_ms"] / ort.loc[(more, b), "p50_ms"] for b in (small, large)}
+longer = ort.loc[(1, large), "p50_ms"] / ort.loc[(1, small), "p50_ms"]
+tail = ort["p95_ms"] / ort["p50_ms"]
+
+# %% tags=["plumbing"]
+say(
+    f"One thread, batch {large} against {small}: a call takes {longer:.0f} times as long and answers {large // small} "
+    f"times as many photographs, so throughput grows {large / small / longer:.2f} times. With {more} threads, "
+    f"calls with one photograph are {second[small]:.2f} times as fast, calls with {large} {second[large]:.2f} times: the work of "
+    f"{second[large]:.2f} cores, while {more} threads are occupied. The slowest calls: p95 is {tail.min():.2f} to "
+    f"{tail.max():.2f} times the median."
+)
+
+# %% [markdown]
+# Threads are not free. A server with many callers may get more out of two sessions with a thread each, one for each caller:
+# measure it there. Threads are for the single caller who waits.
+#
+# ## 5. Start-up and memory, each in a process of its own
+#
+# In this notebook PyTorch is loaded whatever we do, so its memory would count for all. So start a fresh process for each
+# contender, tell it when we did, and let it say when it had the first answer, and how much memory it had needed at
+# most, then and after a batch.
+#
+# There is a trap. The usual way to ask for a peak, `resource.getrusage`, tells what is inherited: on Linux a process
+# begins with the peak of the one that started it, here a notebook with PyTorch and a dataset of photographs. The
+# kernel's `VmHWM` belongs to the new program alone.
+
+# %%
+CHILD = """
+import json, sys, time
+began, photos = float(sys.argv[1]), sys.argv[2]
+
+def peak():
+    try:
+        with open("/proc/self/status") as status:
+            return int(status.read().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError):  # not Linux: its peak on Windows, what it has now on macOS
+        import psutil
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 1e6
+
+LOAD
+first = answer(1) if answer else None
+report = {"start": time.time() - began, "memory": peak()}
+labels = answer(64).argmax(1).tolist() if answer else []
+print(json.dumps(report | {"memory_batch": peak(), "labels": labels, "torch": "torch" in sys.modules}))
+"""
+LOADS = {
+    "PyTorch imported, no more": "import torch\nanswer = None",
+    "PyTorch": """
+import numpy as np, torch
+from helpers import checkpoints
+torch.set_num_threads(1)
+net, x = checkpoints.load(sys.argv[4]).eval(), torch.from_numpy(np.load(photos))
+def answer(count):
+    with torch.inference_mode():
+        return net(x[:count]).numpy()""",
+    "ONNX Runtime": """
+import numpy as np
+from helpers import runtime
+session, x = runtime.session(sys.argv[3] + ".onnx"), np.load(photos)
+answer = lambda count: runtime.run(session, x[:count])""",
+    "NumPy, packed file": """
+import numpy as np
+from helpers import runtime
+network, x = runtime.open_network(sys.argv[3] + ".pack"), np.load(photos)
+answer = lambda count: network.logits(x[:count])""",
+}
+
+
+# %%
+def start(load):
+    """Start a process that loads a network in this way and answers; return what it reports."""
+    files = [str(run.scratch("photos.npy")), str(run.scratch("net")), S.net]
+    command = [sys.executable, "-c", CHILD.replace("LOAD", load), str(time.time()), *files]
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    return json.loads(subprocess.run(command, env=alone, capture_output=True, text=True, check=True).stdout)
+
+
+np.save(run.scratch("photos.npy"), validation.inputs[: min(64, len(validation))].numpy())
+rounds = [
+    {name: start(load) for name, load in LOADS.items()} for _ in range(S.starts)
+]  # in turn, not one after the other
+starts = {name: [each[name] for each in rounds] for name in LOADS}
+
+# %%
+fresh = pd.DataFrame(
+    {
+        name: {
+            "first answer (s)": min(r["start"] for r in reports),  # the best: the disk's cache is warm then
+            "peak memory (MB)": min(r["memory"] for r in reports),
+            "… with a batch (MB)": min(r["memory_batch"] for r in reports) if reports[0]["labels"] else np.nan,
+            "holds PyTorch": reports[0]["torch"],
+        }
+        for name, reports in starts.items()
+    }
+).T
+
+# %% tags=["plumbing"]
+run.record("fresh", fresh.drop(columns="holds PyTorch").astype(float).fillna(0).reset_index(names="process"),
+           timing=True)  # fmt: skip
+fresh.map(lambda x: x if isinstance(x, bool) else "–" if pd.isna(x) else f"{x:,.2f}")
+
+# %%
+seconds, memory = (fresh.iloc[:, i].astype(float) for i in (0, 1))
+labels = {name: reports[0]["labels"] for name, reports in starts.items()}
+differing = sum(labels["PyTorch"][i] != found[i] for n, found in labels.items() if found for i in range(len(found)))
+
+# %% tags=["plumbing"]
+run.claim("fresh-answers", "Answers in which a fresh process differs from PyTorch's", differing, at_most=2)
+
+
+# %%
+def times_as_much(what):
+    """Importing PyTorch against an answer of ONNX Runtime: the ratio of the best of each, and from worst to best case."""
+    torch_alone, answered = ([r[what] for r in starts[n]] for n in ("PyTorch imported, no more", "ONNX Runtime"))
+    ends = min(torch_alone) / max(answered), max(torch_alone) / min(answered)
+    return {"value": min(torch_alone) / min(answered), "interval": ends}
+
+
+# %% tags=["plumbing"]
+run.claim("memory", "Times the memory that importing PyTorch takes, against a whole answer of ONNX Runtime",
+          **times_as_much("memory"), at_least=1.3, timing=True)  # fmt: skip
+run.claim("start-up", "Times the start that importing PyTorch takes, against a whole answer of ONNX Runtime",
+          **times_as_much("start"), at_least=1.3, timing=True)  # fmt: skip
+say(
+    f"Before PyTorch has seen a network, it has taken {seconds['PyTorch imported, no more']:.1f} s and "
+    f"{memory['PyTorch imported, no more']:.0f} MB. ONNX Runtime has answered after {seconds['ONNX Runtime']:.2f} s, with "
+    f"{memory['ONNX Runtime']:.0f} MB in all; NumPy, from a packed file, after {seconds['NumPy, packed file']:.2f} s, with "
+    f"{memory['NumPy, packed file']:.0f} MB. The network's own weights are {numbers / 1e6:.1f} MB. (“PyTorch” also "
+    "imports this course's helpers, as a project imports its own.)"
+)
+
+# %% [markdown]
+# ## 6. When does sparsity pay?
+#
+# First the simplest attempt: nine tenths of the network's weights masked to zero, handed to ONNX Runtime. **Predict** the
+# file's size and the speed.
+
+# %%
+masked = pruning.mask(folded, pruning.global_masks(folded, 0.9))
+masked_file = runtime.export_like(masked, graph, TWO, run.scratch("masked.onnx"))
+calls = {
+    name: partial(runtime.run, runtime.session(p), one) for name, p in {"whole": graph, "masked": masked_file}.items()
+}
+again = partial(runtime.run, runtime.session(graph), one)
+mask_clock = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, threads=1, control=again))
+
+# %% tags=["plumbing"]
+run.claim("mask-file", "Times that the masked network's ONNX file is smaller",
+          graph.stat().st_size / masked_file.stat().st_size, at_most=1.01)  # fmt: skip
+measure.verdict_table(mask_clock)
+
+# %% tags=["plumbing"]
+say(
+    f"Nine zeros in ten: **{mask_clock['masked'].verdict}** (ratio {mask_clock['masked'].ratio:.2f}), and the "
+    "file is as large. Nobody looked whether a weight is zero."
+    if mask_clock["masked"].verdict != "faster"
+    else f"Nine zeros in ten ran {mask_clock['masked'].ratio:.2f} times as fast here. The file is no smaller, and its "
+    "kernels are the same: run it again before you believe it."
+)
+
+# %% [markdown]
+# To skip the zeros one must know where the others are. **CSR** (compressed sparse rows) keeps three lists: the values,
+# row by row; the column of each; and where each row starts. The product with a matrix of inputs takes a row's values, and
+# fetches those rows of the input that its columns name.
+
+
+# %%
+def to_csr(weight):
+    rows, columns = np.nonzero(weight)
+    starts = np.concatenate([[0], np.cumsum((weight != 0).sum(1))])
+    return weight[rows, columns], columns, starts
+
+
+def csr_product(values, columns, starts, x):
+    """Product of a sparse matrix (outputs, inputs) with x (inputs, batch)."""
+    return np.stack([values[a:b] @ x[columns[a:b]] for a, b in pairwise(starts)])
+
+
+# %%
+generator = torch.Generator().manual_seed(SEED)
+weight = torch.randn(50, 80, generator=generator) * (torch.rand(50, 80, generator=generator) > 0.9)
+x = torch.randn(80, 4, generator=generator)
+values, columns, starts_at = to_csr(weight.numpy())
+theirs = scipy.sparse.csr_array(weight.numpy())
+lists = sum(int((a != b).sum()) for a, b in zip((values, columns, starts_at), (theirs.data, theirs.indices, theirs.indptr), strict=True))  # fmt: skip
+products = [
+    csr_product(values, columns, starts_at, x.numpy()),
+    theirs @ x.numpy(),
+    (weight.to_sparse_csr() @ x).numpy(),
+]
+
+# %% tags=["plumbing"]
+run.claim("csr-lists", "Numbers in which our three lists differ from SciPy's", lists, at_most=0)
+run.claim("csr-product", "Largest difference between our product, SciPy's, PyTorch's and the dense one",
+          max(np.abs(p - (weight @ x).numpy()).max() for p in products), at_most=1e-4)  # fmt: skip
+
+# %% [markdown]
+# Now count bytes. With one input vector, a product reads each stored number once and does next to nothing with it: what
+# counts is what must be read. Dense: 4 bytes a weight. CSR: 4 for the value and $i$ for its column, for each of the
+# weights left. (SciPy's column numbers take $i=4$ bytes, PyTorch's 8.) With a share $z$ of zeros the two are equal where
+#
+# $$4 = (1-z)\,(4+i), \qquad z = \frac{i}{4+i}.$$
+#
+# If the zeros come in whole blocks of 4 × 4, one column number is enough for sixteen values (**BSR**, blocked sparse
+# rows), and they can be read side by side, as the processor likes it.
+
+# %%
+STORED = {"rows (CSR), SciPy": 4, "rows (CSR), PyTorch": 8, "blocks of 4 × 4, PyTorch": 8 / 16}
+predicted = {name: extra / (4 + extra) for name, extra in STORED.items()}
+
+# %% tags=["plumbing"]
+say("By bytes, they break even at these shares of zeros: "
+    + "; ".join(f"{name} {z:.0%}" for name, z in predicted.items()) + ".")  # fmt: skip
+
+# %% [markdown]
+# **Predict** where it really happens, for one input and for 64 at a time. The dense product of 64 inputs is what the makers
+# of such kernels have polished for decades. Beside the three runs a fourth contender: **remove** instead of zero. A dense
+# layer with as few weights, $\sqrt{1-z}$ of the rows and of the columns.
+
+
+# %%
+def zeroed(shape, zeros, block=1):
+    """A random layer of which this share is zero, in blocks of block × block."""
+    small = torch.rand(shape[0] // block, shape[1] // block, generator=generator) >= zeros
+    keep = small.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return torch.randn(shape, generator=generator) * keep
+
+
+def contenders(shape, zeros, batch):
+    """The same amount of weights in five forms, as calls; each gets its input in the order that it likes."""
+    rows, cols = (max(1, round(n * (1 - zeros) ** 0.5)) for n in shape)
+    scattered, blocks, smaller = zeroed(shape, zeros), zeroed(shape, zeros, 4), torch.randn(rows, cols)
+    x = torch.randn(batch, shape[1])
+    upright, in_numpy = x.T.contiguous(), x.T.contiguous().numpy()
+    in_rows, in_blocks = scattered.to_sparse_csr(), blocks.to_sparse_bsr((4, 4))
+    in_scipy = scipy.sparse.csr_array(scattered.numpy())
+    return {
+        "dense": lambda: F.linear(x, scattered),
+        "rows (CSR), SciPy": lambda: in_scipy @ in_numpy,
+        "rows (CSR), PyTorch": lambda: in_rows @ upright,
+        "blocks of 4 × 4, PyTorch": lambda: in_blocks @ upright,
+        "removed: a smaller dense layer": partial(F.linear, x[:, :cols].contiguous(), smaller),
+    }
+
+
+# %%
+LAYERS = {" × ".join(f"{n:,}" for n in shape): shape for shape in S.layers}
+timed = {}
+for layer, shape in LAYERS.items():
+    for batch in S.columns:
+        for zeros in S.zeros:
+            forms = contenders(shape, zeros, batch)
+            with torch.inference_mode():
+                found = measure.compare(measure.time_interleaved(forms, rounds=S.rounds, warmup=2, threads=1))
+            timed |= {(layer, batch, form, zeros): found[form] for form in list(forms)[1:]}
+speed = (
+    pd.Series({place: verdict.ratio for place, verdict in timed.items()})
+    .rename_axis(["layer", "inputs at a time", "form", "zeros"])
+    .unstack("zeros")
+)
+
+# %% tags=["plumbing"]
+run.record("sparse_speed", speed.reset_index().rename(columns=str), timing=True)
+speed.round(2)
+
+
+# %%
+def break_even(ratios):
+    """Share of zeros from which on a form is as fast as dense; NaN if it never is."""
+    slower, last = [z for z in ratios.index if ratios[z] < 1], ratios.index[-1]
+    if not slower or slower[-1] == last:
+        return np.nan if slower else ratios.index[0]  # "at most"
+    z0 = slower[-1]
+    z1 = min(z for z in ratios.index if z > z0)
+    part = np.log(ratios[z0]) / (np.log(ratios[z0]) - np.log(ratios[z1]))  # on straight lines in the figure below
+    return 1 - (1 - z0) ** (1 - part) * (1 - z1) ** part
+
+
+points = speed.apply(break_even, axis=1).unstack("form")
+
+# %% tags=["plumbing"]
+run.record("break_even", points.reset_index().astype(object).where(lambda t: t.notna(), None), timing=True)
+cases = points[list(STORED)].set_axis([f"{layer}, {batch} at a time" for layer, batch in points.index])
+cases = cases.map(lambda z: "never" if pd.isna(z) else f"{'at most ' if z == S.zeros[0] else ''}{z:.0%}")
+pd.concat([pd.DataFrame(predicted, index=["predicted by bytes"]).map("{:.0%}".format), cases])
+
+
+# %%
+def between(forms, layers):
+    """Say where these forms break even, over these layers and all batches."""
+    found = points.loc[layers, forms].to_numpy()
+    never, shares = int(np.isnan(found).sum()), sorted(found[~np.isnan(found)])
+    if not shares:
+        return "nowhere"
+    ends = dict.fromkeys(f"{z:.0%}" for z in (shares[0], shares[-1]))
+    least = "or less " if shares[0] == S.zeros[0] else ""
+    return f"at {f' {least}to '.join(ends)} zeros" + (f" (in {never} of {found.size} cases never)" if never else "")
+
+
+def at(layer, batch):
+    """Speeds of one layer at one batch: a row for each form, a column for each share of zeros."""
+    return speed.xs((layer, batch)).reindex([*STORED, "removed: a smaller dense layer"])
+
+
+few, many, kernels, layer = S.columns[0], S.columns[-1], list(STORED), list(LAYERS)[-1]
+rows_even, blocks_even = (between(forms, list(LAYERS)) for forms in (kernels[:2], kernels[2:]))
+
+# %% tags=["plumbing"]
+fig, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), sharey=True)
+for ax, batch in zip(axes, (few, many), strict=True):
+    table = at(layer, batch)
+    show.line_with_band(
+        1 / (1 - table.columns), {form: row.to_numpy() for form, row in table.iterrows()}, ax=ax,
+        title=f"{batch} input{'s' * (batch > 1)} at a time", xlabel="share of zeros (%)",
+        ylabel="speed, dense = 1 (log scale)" if batch == few else "",
+    )  # fmt: skip
+    ax.axhline(1, color="black", linewidth=1)
+    ax.set(xscale="log", yscale="log")
+    marks = [z for z in S.zeros if z not in (0.7, 0.85)]
+    ax.set_xticks([1 / (1 - z) for z in marks], [f"{100 * z:g}" for z in marks])
+    ax.minorticks_off()
+    ax.get_legend().remove()
+fig.suptitle(
+    f"{layer}: single zeros break even {between(kernels[:2], [layer])}, by batch and library",
+    fontsize=14,
+    fontweight="bold",
+    x=0.01,
+    ha="left",
+)
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+both = pd.concat({f"{batch} at a time": at(layer, batch) for batch in (few, many)})
+words = both.set_axis([f"{form}, {batch}" for batch, form in both.index]).T
+show.figure(fig, alt=f"Speed against dense, a layer of {layer}. {show.in_words(words, '{:.2f}')}", table=both)
+
+# %%
+half, most = S.zeros[0], S.zeros[-1]
+best_sparse = max((timed[layer, few, kernel, most] for kernel in kernels), key=lambda verdict: verdict.ratio)
+half_zeros = timed[layer, few, "rows (CSR), PyTorch", half]
+removed = timed[layer, many, "removed: a smaller dense layer", 0.9]
+
+# %% tags=["plumbing"]
+run.claim("sparse-pays", f"Speed of the best sparse form at {most:.1%} zeros, one input, {layer}",
+          best_sparse.ratio, at_least=1.5, timing=True, interval=best_sparse.cleared)  # fmt: skip
+run.claim("half-is-not-enough", f"Speed of PyTorch's CSR at {half:.0%} zeros, one input, {layer}",
+          half_zeros.ratio, at_most=0.9, timing=True, interval=half_zeros.cleared)  # fmt: skip
+run.claim("removal-pays", f"Speed of a dense layer with a tenth of the weights, {many} inputs, {layer}",
+          removed.ratio, at_least=1.5, timing=True, interval=removed.cleared)  # fmt: skip
+
+# %%
+unstacked = speed.stack().unstack("form")
+ahead = (unstacked["removed: a smaller dense layer"] > unstacked[kernels].max(axis=1)).mean()
+
+# %% tags=["plumbing"]
+say(
+    f"Single weights (CSR) break even {rows_even}, by layer, batch and library; bytes promised "
+    f"{predicted[kernels[0]]:.0%} and {predicted[kernels[1]]:.0%}. Blocks: {blocks_even} (promised: "
+    f"{predicted[kernels[2]]:.0%}). The smaller dense layer, with as many weights, beats all sparse forms in {ahead:.0%} of "
+    "these cases."
+)
+best_sparse = unstacked[kernels].max(axis=1).unstack("zeros")
+eighty = min(S.zeros, key=lambda z: abs(z - 0.8))
+own = best_sparse.xs(list(LAYERS)[0])
+say(
+    f"With {eighty:.0%} zeros the best sparse form is faster than dense in {int((best_sparse[eighty] > 1).sum())} of "
+    f"{len(best_sparse)} cases (layer and batch), by {best_sparse[eighty].max():.2f} at most. At {most:.1%}, "
+    f"a layer of {list(LAYERS)[0]} becomes {own[most].min():.1f} to {own[most].max():.1f} times as "
+    "fast: this product, not the network around it."
+)
+
+# %% [markdown]
+# Why are bytes too kind to CSR? They are right about what is read, and silent about how. A dense product reads in order and
+# multiplies eight or sixteen numbers at once. A sparse one looks up, for each weight, where its input lies, and that
+# place depends on a number just read. And with many inputs at a time, the dense product no longer waits for memory at
+# all: it uses each weight many times while it is at hand. The smaller dense layer has the best of both: few bytes, read in
+# order, and perhaps so few that they stay in the processor's cache. Two more things the count leaves out. A call costs
+# something before the first number is read, and a small layer with one input is over before that is earned. And a format is only
+# as good as its kernel: blocks have little to read beside their values, and how near PyTorch's kernel comes to that, the table says.
+#
+# ### Two of four
+#
+# There is a pattern that hardware understands. Of each four neighbouring inputs, two are zero: **2:4**. Half of the work,
+# in a shape so regular that NVIDIA's GPUs (since Ampere) have a unit for it. Stored are the two that stay and, in two bits
+# each, where they stood.
+
+
+# %%
+def two_of_four(weight):
+    """Return the mask that keeps the two of largest magnitude of each four neighbouring inputs (channels)."""
+    fours = weight.abs().unflatten(1, (-1, 4))
+    return (fours.argsort(2).argsort(2) >= 2).flatten(1, 2)
+
+
+# %% [markdown]
+# PyTorch's pruning tools for such hardware make the same mask:
+
+# %% tags=["plumbing"]
+from torch.ao.pruning import WeightNormSparsifier
+
+# %%
+linear = nn.Sequential(nn.Linear(80, 50))
+weight = linear[0].weight.detach().clone()
+sparsifier = WeightNormSparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2)
+sparsifier.prepare(linear, [{"tensor_fqn": "0.weight"}])
+sparsifier.step()
+differing = (two_of_four(weight) != linear[0].parametrizations.weight[0].mask).sum()
+
+# %% tags=["plumbing"]
+run.claim("two-of-four", "Weights on which our 2:4 mask and PyTorch's differ", differing, at_most=0)
+
+# %%
+fitting = {name: w for name, w in pruning.weights_of(net).items() if w.shape[1] % 4 == 0}
+masks = {
+    "2:4": {name: two_of_four(w) for name, w in fitting.items()},
+    "2:4 along a filter's places": {name: two_of_four(w.flatten(1)).view(w.shape) for name, w in fitting.items()},
+    "half, wherever they stand": {name: pruning.keep_largest(w.abs(), 0.5) for name, w in fitting.items()},
+}
+by_pattern = {n: training.evaluate(pruning.mask(net, m), validation).accuracy for n, m in masks.items()}
+by_pattern = {"dense": base} | by_pattern
+in_half = {"dense": 16 * 4, "2:4": 2 * 16 + 2 * 2, "half, by a bitmap": 2 * 16 + 4}
+
+# %% tags=["plumbing"]
+run.record("two_of_four", by_pattern)
+say(
+    "Validation accuracy, no retraining: " + ", ".join(f"{name} {a:.1%}" for name, a in by_pattern.items()) + ". "
+    "Bits for four weights of 16 bits: " + ", ".join(f"{name} {bits}" for name, bits in in_half.items())
+    + f". So 2:4 is {in_half['dense'] / in_half['2:4']:.2f} times smaller, not twice. "
+    + (
+        "And mind *which* four: the hardware takes four channels at one place of the filter; four places of one channel "
+        "lose far more."
+        if by_pattern["2:4"] - by_pattern["2:4 along a filter's places"] > 0.03
+        else ""
+    )
+)  # fmt: skip
+
+# %% tags=["plumbing"]
+if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+    wide = torch.randn(4096, 4096, dtype=torch.half, device="cuda")
+    wide, x = wide * two_of_four(wide), torch.randn(4096, 4096, dtype=torch.half, device="cuda")
+    packed = torch.sparse.to_sparse_semi_structured(wide)
+    gpu = measure.compare(measure.time_interleaved(
+        {"dense": lambda: F.linear(x, wide), "2:4": lambda: F.linear(x, packed)}, rounds=S.rounds))  # fmt: skip
+    say(f"On this GPU, 4,096 × 4,096 in half precision: 2:4 is {gpu['2:4'].verdict}, ratio {gpu['2:4'].ratio:.2f}.")
+else:
+    say("This machine has no GPU with such a unit, so its speed is not measured here. On a CPU, 2:4 is half of the "
+        "weights, and what half is worth stands at the left end of the curve above.")  # fmt: skip
+
+# %% [markdown]
+# ## 7. A file, an image, an answer
+#
+# What you hand over in the end:
+#
+# ```
+# python -m helpers predict FILE IMAGE
+# ```
+#
+# `FILE` is a packed file or an ONNX file, `IMAGE` a PNG or JPEG. A packed file has no graph, only names and shapes; the
+# helper knows the networks of this course by them, and runs them in NumPy, as section 1 did. Write one photograph as a
+# PNG, and ask in a process in which PyTorch *cannot* be imported.
+
+# %%
+mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (data.CIFAR10_MEAN, data.CIFAR10_STD))
+photo = run.scratch("photo.png")
+pixels = ((ONE[0] * std + mean) * 255).round().byte()
+Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(photo)
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "torchvision"):
+    sys.modules[name] = None  # whoever imports it gets an error
+sys.argv[0] = "helpers"
+runpy.run_module("helpers", run_name="__main__")
+"""
+
+
+def command(file, image):
+    """What the command prints in a process without PyTorch."""
+    asked = [sys.executable, "-c", WITHOUT, "predict", str(file), str(image)]
+    return subprocess.run(
+        asked, env=os.environ | {"PYTHONPATH": str(paths.ROOT)}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+printed = {file.name: command(file, photo) for file in (pack, graph)}
+for name, text in printed.items():
+    print(f"$ python -m helpers predict {name} {photo.name}\n{text}")
+
+# %% [markdown]
+# The same for the smallest file that this course has published: notebook 21's coded LeNet-5, and a digit.
+
+# %%
+coded, digit = paths.MODELS / "15-lenet5-coded.seed0.pack", run.scratch("digit.png")
+digits = data.mnist().validation.take(1)
+Image.fromarray((digits.inputs[0, 0] * data.MNIST_STD + data.MNIST_MEAN).mul(255).round().byte().numpy()).save(digit)
+lenet = load_into(nets.lenet5(), coded).eval()
+digit_label = str(int(training.predict(lenet, digits.inputs).argmax()))
+said = command(coded, digit)
+print(f"$ python -m helpers predict {coded.name} {digit.name}   ({coded.stat().st_size:,} bytes)\n{said}")
+
+# %%
+with torch.inference_mode():
+    expected = net(ONE).softmax(1)[0]
+label = data.CIFAR10_CLASSES[int(expected.argmax())]
+found = {file.name: runtime.predict(file, photo) for file in (pack, graph)}
+off = max(
+    abs(found[n].probabilities[c] - p)
+    for n in found
+    for c, p in zip(data.CIFAR10_CLASSES, expected.tolist(), strict=True)
+)
+
+# %% tags=["plumbing"]
+run.claim("predictor", "Largest difference of a probability between the predictor and PyTorch", off, at_most=1e-3)
+run.claim("command", "Files for which the command, without PyTorch, gives another label than PyTorch",
+          sum(text.split()[0] != label for text in printed.values()) + (said.split()[0] != digit_label), at_most=0)  # fmt: skip
+say(
+    f"PyTorch says {label}, {expected.max():.2%}; the photograph shows {data.CIFAR10_CLASSES[int(validation.labels[0])]}."
+)
+
+# %% [markdown]
+# What an image must look like is part of the product, and nothing in the file says so: photographs are scaled to 32 × 32
+# and standardized; a digit must be white on black, as MNIST's are. A predictor that gets the standardization wrong
+# answers just as confidently. Of an image of another size or kind the command says what it did to
+# it. Read that.
+#
+# ## 8. The test images, once
+
+
+# %%
+test = cifar.test.take(S.tested)
+tests = {f"{S.net}-dense": run.test(f"{S.net}-dense", net, test),
+         f"{S.net}-onnx": run.test(f"{S.net}-onnx", runtime.as_module(sessions[1]), test)}  # fmt: skip
+
+# %% tags=["plumbing"]
+run.claim("same-accuracy", "Test accuracy by which ONNX Runtime and PyTorch differ",
+          abs(np.subtract(*[t.accuracy for t in tests.values()])), at_most=0.002)  # fmt: skip
+pd.DataFrame({"test accuracy": {name: f"{t.accuracy:.2%}" for name, t in tests.items()}})
+
+# %% [markdown]
+# ## 9. Exercises
+#
+# **16.1 · Predict the throughput.** You know the median latency of one photograph in ONNX Runtime with one thread. How
+# many photographs a second will the largest batch of section 4 give, with one thread? Within a factor of 3 is fine.
+
+
+# %%
+def throughput(latency_ms, batch):
+    """Return the predicted photographs a second, from the latency of a single one in milliseconds."""
+    ### BEGIN SOLUTION
+    return 1000 / latency_ms  # the same arithmetic for each photograph; what a batch saves is small beside it
+    ### END SOLUTION
+
+
+exercises.check("16.1", throughput, latency_ms=ort.loc[(1, small), "p50_ms"], batch=large,
+                measured=ort.loc[(1, large), "images_per_s"])  # fmt: skip
+
+# %% [markdown]
+# **16.2 · Pack two of four.** Write `pack_two_of_four`: it takes a weight of shape (outputs, inputs), inputs a multiple of
+# four, and returns the two values of largest magnitude of each four neighbours, as a tensor (outputs, inputs / 2), and
+# their places within the four, numbers from 0 to 3 as uint8, of the same shape. In each pair the left one comes first.
+
+
+# %%
+def pack_two_of_four(weight):
+    """Return the values that stay and their places."""
+    ### BEGIN SOLUTION
+    fours = weight.unflatten(1, (-1, 4))
+    places = fours.abs().topk(2, dim=-1).indices.sort(-1).values
+    return fours.gather(-1, places).flatten(1), places.flatten(1).to(torch.uint8)
+    ### END SOLUTION
+
+
+exercises.check("16.2", pack_two_of_four)
+
+# %% [markdown]
+# **16.3 · Keep a promise.** You promised your callers an answer within `budget_ms`, 19 times in 20. Write `choose`: it
+# takes a table with the columns threads, batch, p95_ms and images_per_s, such as `ort.reset_index()` of section 4, and the
+# budget; it returns (threads, batch) of the row that gives the most
+# photographs a second among those that keep the promise, or None if none does.
+
+
+# %%
+def choose(table, budget_ms):
+    """Return (threads, batch) of the highest throughput within the budget, or None."""
+    ### BEGIN SOLUTION
+    kept = table[table["p95_ms"] <= budget_ms]
+    if kept.empty:
+        return None
+    row = kept.loc[kept["images_per_s"].idxmax()]
+    return int(row["threads"]), int(row["batch"])
+    ### END SOLUTION
+
+
+exercises.check("16.3", choose)
+
+# %% [markdown]
+# ## What was measured
+
+# %% tags=["plumbing"]
+say(
+    f"- **Runtime**: the same network, one photograph, one thread: {against_eager:.1f} times PyTorch's speed, BatchNorm "
+    f"folded in both; the graph's rewriting is a factor of {by_level['all'].ratio:.2f} of it.\n"
+    f"- **Batch and threads**: batch {large} gives {large / small / longer:.2f} times the throughput at {longer:.0f} times "
+    f"the latency; {more} threads make it {second[large]:.2f} times as fast ({CORES} core{'s' * (CORES != 1)}).\n"
+    f"- **A fresh process**: first answer after {seconds['ONNX Runtime']:.2f} s and {memory['ONNX Runtime']:.0f} MB, PyTorch "
+    f"{seconds['PyTorch']:.1f} s and {memory['PyTorch']:.0f} MB.\n"
+    f"- **Sparsity**: single weights pay {rows_even}, blocks {blocks_even}; a mask in a dense runtime: "
+    f"{mask_clock['masked'].verdict}.\n"
+    f"- **2:4**, no retraining: {100 * (base - by_pattern['2:4']):.1f} points lost."
+)
+
+# %%
+dense_name, macs = f"{S.net}-dense", measure.count_macs(net, ONE)
+counted = dict(weights=measure.count_weights(net), nonzero=measure.count_nonzero(net), macs=macs)
+latency = [
+    record | {"baseline": name_of("PyTorch", 1)}
+    for batch, verdicts in clock.items()
+    for record in measure.latency_records({n: verdicts[n] for n in [name_of("ONNX Runtime", 1)]}, runtime="onnxruntime",
+                                          batch=batch)
+]  # fmt: skip
+
+# %% tags=["plumbing"]
+run.model(dense_name, task="cifar10", method="dense", accuracy=tests[dense_name].accuracy, file=pack, **counted)
+run.model(f"{S.net}-onnx", task="cifar10", method="dense, BatchNorm folded, ONNX Runtime", file=graph,
+          accuracy=tests[f"{S.net}-onnx"].accuracy, latency=latency, **counted)  # fmt: skip
+run.finish()
+
+# %% [markdown]
+# **Remember**
+# - A network's file is a short list of operators and many numbers. Compare every runtime with the one that trained it.
+# - Say which speed you mean: latency or throughput, at which batch, on how many threads, and how slow the slow calls are.
+# - Measure memory in a process of its own, and ask for the peak of that program, not of its ancestors.
+# - Zeros cost what other numbers cost, until the format skips them. Skipping single weights pays late; whether blocks pay
+#   earlier depends on library and batch. Try a smaller dense network first.
+# - Counting bytes tells you what is possible, the clock what is there.
+#
+# **Read**
+# - Gale, Zaharia, Young and Elsen 2020, *Sparse GPU Kernels for Deep Learning*: what it takes to make unstructured zeros
+#   pay.
+# - Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu and Micikevicius 2021, *Accelerating Sparse Deep Neural
+#   Networks*: 2:4.
+# - Williams, Waterman and Patterson 2009, *Roofline: An Insightful Visual Performance Model for Multicore
+#   Architectures*: bytes against arithmetic.
+# - Elsen, Dukhan, Gale and Simonyan 2020, *Fast Sparse ConvNets*: zeros that pay on a phone's processor.
+# - Dean and Barroso 2013, *The Tail at Scale*: why percentiles.
+#
+# **Next**: notebook 19 puts every model of this course on one Pareto front.
