@@ -110,7 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     add("lab", _lab, "open the notebooks in JupyterLab")
     add("test", testing.test, "unit tests; every notebook in quick and, twice, in smoke")
     add("check", testing.check, "linter, formatter, type checker, fast tests")
-    add("student", _student, "write student versions, without solutions, to build/student")
+    add(
+        "student",
+        _student,
+        "write student versions to build/student, and nbgrader's sources to build/instructor",
+    )
     predicting = add("predict", _predict, "say what an image shows, by a model's file; needs no torch")
     predicting.add_argument("file", type=Path, help="a packed file (.pack) or an ONNX file, int8 too")
     predicting.add_argument("image", type=Path, help="PNG or JPEG: a white digit on black, or a photograph")
@@ -195,10 +199,10 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _student(args: argparse.Namespace) -> int:
-    from helpers.course import chapters, notebooks
+    from helpers.course import chapters, student
 
     for source in chapters.sources():
-        print(running.shown(notebooks.student(source, build_dir() / "student")))
+        print(*map(running.shown, student.write(source, build_dir())), sep="\n")
     return 0
 
 

@@ -40,7 +40,7 @@ def build(source: Path) -> "NotebookNode":
 
     Raises NotebookError unless exactly one cell has the tag `parameters`.
     """
-    notebook = _read(source)
+    notebook = read_source(source)
     if sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) != 1:
         raise NotebookError(f"{source.stem}: exactly one cell must have the tag parameters")
     for cell in notebook.cells:
@@ -52,15 +52,23 @@ def build(source: Path) -> "NotebookNode":
     return notebook
 
 
-def student(source: Path, folder: Path) -> Path:
-    """Write the student version of a source into `folder`: nbgrader puts a stub in place of each solution."""
-    import nbformat
-    from nbgrader.preprocessors import ClearSolutions
+def read_source(source: Path) -> "NotebookNode":
+    """Return a source as a notebook with a kernel and stable cell ids; nothing is folded."""
+    import jupytext
 
-    cleared, _ = ClearSolutions(enforce_metadata=False).preprocess(_read(source), {})
-    path = folder / f"{source.stem}.ipynb"
-    paths.write_atomically(path, (nbformat.writes(cleared) + "\n").encode())
-    return path
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": dict(LANGUAGE),
+    }
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        cell.metadata.pop("lines_to_next_cell", None)
+        # An id follows from the content: an edit changes one, and the diff stays small.
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return notebook
 
 
 def execute(source: Path, *, profile: str, seed: int = 0, progress: Mapping[str, Any] | None = None) -> Path:
@@ -96,24 +104,6 @@ def publish(source: Path, *, progress: Mapping[str, Any] | None = None) -> Path:
         raise NotebookError(f"{source.stem} has {len(content):,} bytes; allowed: less than {MAX_BYTES:,}")
     paths.write_atomically(chapters.BUILT / name, content)
     return chapters.BUILT / name
-
-
-def _read(source: Path) -> "NotebookNode":
-    import jupytext
-
-    notebook = jupytext.read(source, fmt="py:percent")
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": dict(LANGUAGE),
-    }
-    seen: dict[str, int] = {}
-    for cell in notebook.cells:
-        cell.metadata.pop("lines_to_next_cell", None)
-        # An id follows from the content: an edit changes one, and the diff stays small.
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-    return notebook
 
 
 def _executed(source: Path, profile: str, seed: int) -> Path:

@@ -1,12 +1,13 @@
 """Exercises that check themselves."""
 
-from helpers.exercises.checking import Feedback, Wrong, check, exercise, registered, within_factor
+from helpers.exercises.checking import Feedback, Wrong, check, exercise, points, registered, within_factor
 
 __all__ = [
     "Feedback",
     "Wrong",
     "check",
     "exercise",
+    "points",
     "registered",
     "within_factor",
 ]

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from helpers.core import checks
+
 Check = Callable[..., str | None]
 _CHECKS: dict[str, Check] = {}
+_LAST: dict[str, "Feedback"] = {}  # by exercise: what the last check said
 
 
 class Wrong(Exception):
@@ -58,9 +61,29 @@ def check(exercise_id: str, answer: Any, **given: Any) -> Feedback:
     given: what the notebook measured and the check compares with. The random state is left as it was. Raises
     ValueError for an exercise that does not exist.
     """
+    _require(exercise_id)
+    _LAST[exercise_id] = feedback = _feedback(exercise_id, answer, given)
+    return feedback
+
+
+def points(exercise_id: str, *, of: float) -> float:
+    """Return what an exercise earns: `of` if its last check was right, else 0; what a grade cell of nbgrader shows.
+
+    Raises ValueError for an exercise that does not exist and unless `of` is a number above 0.
+    """
+    _require(exercise_id)
+    checks.number("of", of, above=0)
+    last = _LAST.get(exercise_id)
+    return float(of) if last is not None and last.right else 0.0
+
+
+def _require(exercise_id: str) -> None:
     _import_checks(exercise_id[:2])
     if exercise_id not in _CHECKS:
         raise ValueError(f"exercise_id={exercise_id!r} is unknown; allowed: {', '.join(registered())}")
+
+
+def _feedback(exercise_id: str, answer: Any, given: dict[str, Any]) -> Feedback:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
