@@ -35,7 +35,7 @@ def student(source: Path) -> "NotebookNode":
 
 
 def instructor(source: Path) -> "NotebookNode":
-    """Return the source as nbgrader takes it: solutions in cells that students answer, checks and points in locked ones.
+    """Return the source as nbgrader takes it: answers in cells of their own, checks and points in locked ones.
 
     Behind each check stands a grade cell: `exercises.points` gives the points of an exercise whose check was right.
     """
