@@ -1,9 +1,44 @@
 """The exercises of notebook 20."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from helpers.exercises.checking import Wrong, exercise
+
+
+@exercise("20.1")
+def _bytes_of(bytes_of: Callable[[int, int, int], float]) -> str:
+    for weights, bits, biases in [(1_000, 4, 10), (430_500, 2, 580), (8, 32, 0), (0, 4, 3)]:
+        found, right = bytes_of(weights, bits, biases), float(Fraction(weights * bits, 8) + 4 * biases)
+        if found == right:
+            continue
+        said = f"For {weights:,} weights of {bits} bits and {biases} biases you say {found!r}; right: {right:,.0f}."
+        if found == float(Fraction(weights * bits, 8)):
+            raise Wrong(said, hint="The biases stay floats, of four bytes each.")
+        if found == float(weights * bits + 32 * biases):
+            raise Wrong(said, hint="Those are bits. A byte has eight.")
+        raise Wrong(said, hint="Weights times bits, divided by eight, and four bytes for each bias.")
+    return "Right. The header and the scales of the rows come on top."
+
+
+@exercise("20.3")
+def _most_units(most_units: Callable[[int, int], int]) -> str:
+    for limit, bits in [(16_000, 4), (6_000, 4), (6_000, 2), (100_000, 8), (2_000, 4)]:
+        found = most_units(limit, bits)
+        fits = [u for u in range(2_000) if (3_400 + 266 * u) * bits / 8 + 4 * (34 + u) <= limit]
+        if found == len(fits) - 1:
+            continue
+        said = f"Within {limit:,} bytes, in {bits} bits, you say {found!r} units; right: {len(fits) - 1}."
+        without = [u for u in range(2_000) if (3_400 + 266 * u) * bits / 8 <= limit]
+        if found == len(without) - 1:
+            raise Wrong(said, hint="Each unit brings a bias of four bytes, and the other layers have 34 of them.")
+        if found == len(fits):
+            raise Wrong(said, hint="That is one too many: the limit is not to be passed. Round down.")
+        raise Wrong(
+            said, hint="Take from the limit what does not depend on the units, and divide by what one unit costs."
+        )
+    return "Right: the width follows from the budget, not from a search."
 
 
 @exercise("20.2")
@@ -24,7 +59,7 @@ def _winner(guess: Callable[[], str], *, measured: dict[str, float]) -> str:
     raise Wrong(both, hint=hints.get(said, "Count first how many weights fit, and in how many bits."))
 
 
-@exercise("20.3")
+@exercise("20.4")
 def _submission(submit: Callable[..., object], *, train: Any, unseen: Any, budget: Any, rounds: int = 60) -> str:
     import tempfile
     from pathlib import Path

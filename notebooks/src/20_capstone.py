@@ -9,9 +9,17 @@
 # %% [markdown]
 # # 20 · Capstone: can you meet a budget?
 #
-# TODO opening
+# A customer does not ask for a sparsity. They ask: does it fit into 16,000 bytes, does it read 96 % of the digits, and is it
+# one and a half times as fast as what we have? Three numbers, and no word about how. In this chapter you hand in a file, and a
+# judge who believes nothing you say measures it.
 #
-# **Before this**: whichever notebooks you like; 02, 04 and 09 have the tools.
+# **You will be able to**
+# - count, before you train anything, what fits into a budget of bytes;
+# - hand in a model that somebody else can weigh, run and time;
+# - say what a measurement by a stranger guarantees, and what it does not;
+# - choose a technique for a budget, and say from how many networks you know it.
+#
+# **Before this**: notebook 01 (what is measured), and of 02, 04, 09, 12 and 15 whichever you want to use.
 
 # %% tags=["parameters"]
 import os
@@ -22,12 +30,13 @@ SEED = 0
 # %% tags=["plumbing"]
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import checkpoints, data, evidence, exercises, files, pruning, quantization, statistics, training
+from helpers import checkpoints, data, evidence, exercises, files, pruning, quantization, show, statistics, training
 from helpers.capstone import judging
 from helpers.core import paths
 from helpers.evidence import say
@@ -36,10 +45,6 @@ from helpers.evidence import say
 run = evidence.start("20_capstone", profile=PROFILE, seed=SEED)
 say(evidence.timetable("20_capstone"))
 
-# %% [markdown]
-# `digits` are what your model trains on, for so many `epochs`; `judged` are the ones it is judged on, `rounds` those of the
-# clock, `tested` the test digits at the end.
-
 # %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
@@ -47,11 +52,15 @@ S = evidence.settings(
     quick=dict(digits=20_000, epochs=2, judged=2_500, rounds=60, tested=5_000),
     full=dict(digits=55_000, epochs=6, judged=5_000, rounds=200, tested=10_000),
 )  # fmt: skip
+show.style()
 
 # %% [markdown]
+# Two settings matter: your network trains on `S.digits` digits, `S.epochs` times. In the quick profile that is little, on purpose:
+# a contest has a budget of training, too. The full profile gives it all digits and three times the epochs.
+#
 # ## 1. The budget
 #
-# Enough of reading. Take a task and make a model for it that fits:
+# Take a task and make a model for it that fits:
 
 # %%
 pd.DataFrame(
@@ -63,9 +72,45 @@ pd.DataFrame(
 ).T  # fmt: skip
 
 # %% [markdown]
-# You hand in a file; if it is a packed one, and not of a network that this course knows, also the source of the module that
-# it fills. `judging.judge` does the rest, and believes nothing:
+# Each column can be met alone without any skill. An empty file is small, the dense network is accurate, and one that always
+# says "7" is fast. The art is to meet all three with *one* file, and that is why they stand in one row.
 #
+# ## 2. A judge who believes nothing you say
+#
+# You hand in a file. If it is a packed one, and not of a network that this course knows, you hand in the source of the module
+# that it fills as well. `judging.judge` does the rest:
+
+# %% tags=["plumbing"]
+fig, ax = plt.subplots(figsize=(7.2, 2.5))
+boxes = {
+    "your file\n(and its source)": (0.0, 0.55, show.COLOURS[1]),
+    "a process that cannot reach\ndata, labels, network, disk": (2.6, 0.55, show.COLOURS[4]),
+    "the judge: labels,\ncounting, the clock": (5.9, 0.55, show.COLOURS[0]),
+}
+for text, (x, y, colour) in boxes.items():
+    ax.text(x + 0.95, y, text, ha="center", va="center", fontsize=9.5,
+            bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour, "linewidth": 2})  # fmt: skip
+arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.3}
+for (x0, x1, y), text, above in [
+    ((1.75, 2.35, 0.55), "", 0),
+    ((5.85, 4.85, 0.72), "images", 0.13),
+    ((4.85, 5.85, 0.38), "logits", -0.15),
+]:
+    ax.annotate("", (x1, y), (x0, y), arrowprops=arrow)
+    ax.text((x0 + x1) / 2, y + above, text, ha="center", va="center", fontsize=9.5)
+ax.axvline(2.2, color=show.COLOURS[4], linestyle="--", linewidth=1)
+ax.axvline(5.0, color=show.COLOURS[4], linestyle="--", linewidth=1)
+ax.text(2.2, 1.05, "wall", ha="center", fontsize=9.5)
+ax.text(5.0, 1.05, "wall", ha="center", fontsize=9.5)
+ax.set(xlim=(-0.1, 7.9), ylim=(0, 1.15), title="Only images go in, and only logits come out")
+ax.axis("off")
+show.figure(
+    fig,
+    alt="Your file runs in a process between two walls. Images go in, logits come out. Labels, counting and the clock "
+    "stay with the judge, outside.",
+)
+
+# %% [markdown]
 # - Your file answers in a **process that cannot reach**: where Linux allows it, in namespaces of its own, in which there are
 #   no data, no labels, no network and nothing to delete. Images are sent in, logits come out; time, memory and size are
 #   limited. The labels, the counting and the clock stay with the judge.
@@ -77,13 +122,20 @@ pd.DataFrame(
 #   only if the whole 99 % interval reaches what is asked. The graph that is timed is made before any image is seen, and must
 #   give the module's answers, in batches and one by one.
 #
-# What does it guarantee? With walls (the table says whether there are), that accuracy and speed come from what was weighed and
-# from nothing else on this machine but Python and its packages: no trick in Python changes that. It does not guarantee that
-# the walls themselves, the system's kernel and ONNX Runtime, have no hole, nor that you did not choose your network by the
-# judged images. Without walls (macOS, Windows, some Linux) Python alone watches Python: that stops mistakes and the usual
-# tricks, and no more.
+# What does this guarantee? With walls (the table below says whether there are), that accuracy and speed come from what was
+# weighed and from nothing else on this machine but Python and its packages: no trick in Python changes that. It does not
+# guarantee that the walls themselves, the system's kernel and ONNX Runtime, have no hole, nor that you did not choose your
+# network by the judged images. Without walls (macOS, Windows, some Linux) Python alone watches Python: that stops mistakes and
+# the usual tricks, and no more.
 #
-# An honest submission: a thinner LeNet-5, trained from scratch, its weights in four bits.
+# ## 3. Count first
+#
+# A budget of bytes is arithmetic. A network whose layers have $w$ weights and $b$ biases takes about
+#
+# $$\text{bytes} \approx \frac{w \cdot k}{8} + 4b,$$
+#
+# if each weight gets $k$ bits and each bias a float of four bytes. What comes on top is a header, and a scale for each row of
+# weights. Here is a thinner LeNet-5: fewer filters in both convolutions, fewer units behind them.
 
 
 # %%
@@ -102,42 +154,61 @@ class Thin(nn.Module):
 
 
 # %%
+sizes = {name: tensor.numel() for name, tensor in Thin().named_parameters()}
+weights = sum(size for name, size in sizes.items() if name.endswith("weight"))
+biases = sum(sizes.values()) - weights
+counted = weights * 4 / 8 + 4 * biases
+
+# %% tags=["plumbing"]
+say(
+    f"It has {weights:,} weights and {biases} biases: in four bits a weight, about {counted:,.0f} bytes. LeNet-5 has 430,500 "
+    "weights, so most of the way to the budget is gone before anything was compressed."
+)
+
+# %% [markdown]
+# **Predict**: which of the three numbers will this network miss, if any? It has a fraction of LeNet-5's filters, and in quick it sees
+# a third of the digits, twice.
+#
+# ## 4. An honest submission
+#
+# Train it, round its weights to four bits (notebook 09), write the file, hand it in. The `claimed` numbers are lies, to
+# see what they change.
+
+# %%
 mnist = data.mnist()
 train, unseen = mnist.train.take(S.digits), mnist.validation.take(S.judged)
 budget = judging.BUDGETS["mnist"]
 training.seed_everything(SEED)
-thin = training.fit(
-    Thin(), train, epochs=S.epochs, lr=5e-3, batch_size=64, optimizer="adam", seed=SEED, progress=False
-).model
+options = dict(epochs=S.epochs, lr=5e-3, batch_size=64, optimizer="adam", progress=False)
+thin = training.fit(Thin(), train, seed=SEED, **options).model
 honest = files.write_quantized(quantization.quantize_model(thin, weights=4), run.scratch("thin.pack"))
-judged = judging.judge(
-    honest.path, "mnist", budget, build=Thin, split=unseen, rounds=S.rounds, claimed={"bytes": 9_999, "accuracy": 0.999}
-)
+lies = {"bytes": 9_999, "accuracy": 0.999}
+judged = judging.judge(honest.path, "mnist", budget, build=Thin, split=unseen, rounds=S.rounds, claimed=lies)
 judged.table()
 
-# %%
-said = f"passes in {judged.bytes:,} bytes" if judged.passed else f"does not pass: {', '.join(judged.failed)}"
-
 # %% tags=["plumbing"]
-say(f"It {said}. (What it claimed about itself was not true. That changed nothing.)")
+said = f"passes in {judged.bytes:,} bytes" if judged.passed else f"does not pass: {', '.join(judged.failed)}"
+say(
+    f"It {said}. What it claimed about itself was not true, and changed nothing. The file alone has {honest.bytes:,} bytes, where "
+    f"we counted {counted:,.0f}; the rest of what the judge weighs is the source of the module."
+)
 run.record("capstone", {"bytes": judged.bytes, "accuracy": judged.accuracy})
 run.record("capstone_speed", judged.speedup, timing=True)
 run.claim("capstone-bytes", "Bytes of the honest submission, source included", judged.bytes, at_most=budget.bytes)
 run.claim(
     "capstone-accuracy", "Validation accuracy of the honest submission", judged.accuracy, at_least=budget.accuracy
 )
-run.claim(
-    "capstone-speed",
-    "Times as fast as LeNet-5 in ONNX Runtime",
-    judged.speedup,
-    at_least=budget.speedup,
-    timing=True,
-    interval=judged.speed_interval if math.isfinite(judged.speedup) else None,
-)
+run.claim("capstone-speed", "Times as fast as LeNet-5 in ONNX Runtime", judged.speedup, at_least=budget.speedup, timing=True,
+          interval=judged.speed_interval if math.isfinite(judged.speedup) else None)  # fmt: skip
 
 # %% [markdown]
-# Now a cheat. The file holds a single number, and the module fetches a trained network from the course's own folder when
-# nobody looks. **Predict** at which criterion it is caught.
+# Read the table from the left: what was asked, what was measured, whether it is met. Where does the speed come from? Not from the
+# four bits: the runtime computes in floats, whatever the file holds. It comes from the filters that are not there.
+#
+# ## 5. A cheat
+#
+# The file holds a single number, and the module fetches a trained network from the course's own folder when nobody looks.
+# **Predict** at which criterion it is caught.
 
 # %%
 CHEAT = f"""
@@ -156,28 +227,42 @@ build = Hollow
 hollow = files.write_dense({"scale": np.ones(1, "<f4")}, run.scratch("hollow.pack"))
 caught = judging.judge(hollow.path, "mnist", budget, build=CHEAT, split=unseen.take(min(100, S.judged)))
 
+
 # %% tags=["plumbing"]
 run.claim("cheat-caught", "Cheats that the judge let pass", int(caught.passed), at_most=0)
 caught.table()
 
 # %% [markdown]
 # The first row that is not met says why. With walls the file was not even there; the sentence comes from a second fence, in
-# Python, which notes what was tried. Above all the judge stops what happens by mistake: the checkpoint that was left in the
-# module, the constant that nobody counted.
-
-# %% [markdown]
-# ## 3. Exercises
+# Python, which notes what was tried. Above all the judge stops what happens by mistake, and that is far more common than
+# fraud: the checkpoint that was left in the module, the constant that nobody counted, the test images that came along.
 #
-# **20.2 · Predict the winner.** LeNet-5 has to fit into 115,000 bytes, a fifteenth of its file. Four ways, none of which
-# trains LeNet-5 any further:
+# ## 6. Which technique, for which budget?
+#
+# LeNet-5 has to fit into 115,000 bytes, a fifteenth of its file. Four ways, none of which trains LeNet-5 any further:
 #
 # - `"pruned"`: remove the smallest weights until the rest fits, each kept in four bytes;
 # - `"fewer bits"`: keep all weights, in 2 bits each;
 # - `"pruned, 4 bits"`: remove fewer, and keep the rest in 4 bits each;
 # - `"thin and dense"`: a network that is small from the start, in four bytes a weight. It is trained here as long as section
-#   12's, which the settings say: that is far less than LeNet-5 had.
+#   4's, and that is far less than LeNet-5 had.
 #
-# Which one reads most validation digits? Answer before you run the cell after this one.
+# **20.1 · Warm-up: the bytes of a layer.** Write the formula of section 3.
+
+
+# %%
+def bytes_of(weights, bits, biases):
+    """Return the bytes of so many weights in so many bits each, and of the biases as floats."""
+    ### BEGIN SOLUTION
+    return weights * bits / 8 + 4 * biases
+    ### END SOLUTION
+
+
+exercises.check("20.1", bytes_of)
+
+# %% [markdown]
+# **20.2 · Predict the winner.** Which of the four reads most validation digits? Count first: a pruned weight costs its value
+# *and* the way to it, about a byte. Answer before you run the cell after this one.
 
 
 # %%
@@ -188,69 +273,104 @@ def predicted_winner():
     ### END SOLUTION
 
 
+# %% [markdown]
+# How much must go for the rest to fit? We search by halving: the least that fits keeps the most weights.
+
+
 # %%
 LIMIT = 115_000
-lenet = checkpoints.load("lenet5")
-attempt = run.scratch("attempt.pack")
+lenet, attempt = checkpoints.load("lenet5"), run.scratch("attempt.pack")
 
 
 def largest_that_fits(prepare, write):
     """Return the model that keeps the most weights within the limit, in steps of one percent."""
-    low, high = 1, 99  # percent that are removed: the least that fits, by halving
+
+    def without(percent):
+        return prepare(pruning.mask(lenet, pruning.global_masks(lenet, percent / 100)))
+
+    low, high = 1, 99  # percent that are removed
     while low < high:
         half = (low + high) // 2
-        model = prepare(pruning.mask(lenet, pruning.global_masks(lenet, half / 100)))
-        low, high = (low, half) if write(model, attempt).bytes <= LIMIT else (half + 1, high)
-    return prepare(pruning.mask(lenet, pruning.global_masks(lenet, low / 100)))
+        low, high = (low, half) if write(without(half), attempt).bytes <= LIMIT else (half + 1, high)
+    return without(low)
 
 
-wide = Thin(9, 20, 70)
+# %%
+def in_four_bits(model):
+    return quantization.quantize_model(model, weights=4)
+
+
+small = training.fit(Thin(9, 20, 70), train, seed=SEED, **options).model
 candidates = {
     "pruned": (largest_that_fits(lambda model: model, files.write_sparse), files.write_sparse),
     "fewer bits": (quantization.quantize_model(lenet, weights=2), files.write_quantized),
-    "pruned, 4 bits": (
-        largest_that_fits(lambda model: quantization.quantize_model(model, weights=4), files.write_quantized),
-        files.write_quantized,
-    ),
-    "thin and dense": (
-        training.fit(
-            wide, train, epochs=S.epochs, lr=5e-3, batch_size=64, optimizer="adam", seed=SEED, progress=False
-        ).model,
-        files.write_dense,
-    ),
+    "pruned, 4 bits": (largest_that_fits(in_four_bits, files.write_quantized), files.write_quantized),
+    "thin and dense": (small, files.write_dense),
 }
-contest = pd.DataFrame(
-    {
-        name: {"bytes": write(model, attempt).bytes, "accuracy": training.evaluate(model, unseen).accuracy}
-        for name, (model, write) in candidates.items()
-    }
-).T
-run.record("contest", contest.reset_index(names="technique"))
-run.claim("contest-fits", "Bytes of the largest of the four files", contest["bytes"].max(), at_most=LIMIT)
-exercises.check("20.2", predicted_winner, measured=contest["accuracy"].to_dict())
+found = {
+    name: {"bytes": write(model, attempt).bytes, "accuracy": training.evaluate(model, unseen).accuracy}
+    for name, (model, write) in candidates.items()
+}
+contest = pd.DataFrame(found).T.sort_values("accuracy", ascending=False)
 
 # %%
-order = contest["accuracy"].sort_values(ascending=False)
-as_runs = {
-    name: pd.DataFrame({"seed": [SEED], "accuracy": [value], "images": [len(unseen)]}) for name, value in order.items()
-}
-tied = [name for name in order.index[1:] if evidence.lead(as_runs[order.index[0]], as_runs[name]).low <= 0]
+exercises.check("20.2", predicted_winner, measured=contest["accuracy"].to_dict())
 
 # %% tags=["plumbing"]
-say(
-    f"*{order.index[0]}* reads most, {order.iloc[0]:.2%}"
-    + (f"; {' and '.join(tied)} cannot be told apart from it" if tied else "")
-    + f". The thin network saw {S.digits:,} digits, {S.epochs} times. What it would reach with LeNet-5's training is another "
-    "question: a contest has a budget of training, too, and whoever reports one should say which."
+run.record("contest", contest.reset_index(names="technique"))
+run.claim("contest-fits", "Bytes of the largest of the four files", contest["bytes"].max(), at_most=LIMIT)
+shown = contest.assign(bytes=contest["bytes"].map("{:,.0f}".format), accuracy=contest["accuracy"].map("{:.2%}".format))
+shown
+
+# %% [markdown]
+# One network each, on the same digits. Would another seed say the same? LeNet-5 is one network here; what changes from seed
+# to seed is the thin one, and the digits that it sees. The published runs, paired by seed, in points:
+
+# %% tags=["plumbing"]
+tables = [
+    {row["technique"]: row["accuracy"] for row in rows}
+    for rows in evidence.measurements("20_capstone", "contest").values()
+]
+first, rival = "pruned, 4 bits", "thin and dense"
+evidence.conclude(
+    evidence.Comparison(
+        f"*{first}* against *{rival}*, trained as long as here",
+        100 * (contest["accuracy"][first] - contest["accuracy"][rival]),
+        [100 * (each[first] - each[rival]) for each in tables],
+    )
 )
-contest.sort_values("accuracy", ascending=False).assign(
-    bytes=contest["bytes"].map("{:,.0f}".format), accuracy=contest["accuracy"].map("{:.2%}".format)
+say(
+    "The other three start from the same trained LeNet-5: between them no seed decides anything, only the digits do. On these "
+    + ", ".join(f"*{name}* reads {value:.2%}" for name, value in contest["accuracy"].items() if name != rival)
+    + f" of {len(unseen):,}."
 )
 
 # %% [markdown]
-# **20.3 · Your own.** A tighter budget: 6,000 bytes, 95.5 % of the digits, and twice as fast as LeNet-5. Write a function that
+# What the thin network would reach with LeNet-5's training is another question. Whoever reports a contest should say how long each
+# side was trained; here the settings say it.
+#
+# ## 7. Exercises
+#
+# **20.3 · As wide as it gets.** Before you train, choose the width. How many `units` may `Thin(8, 16, units)` have, so that
+# `bytes_of` its weights and biases stays within a limit? The first three layers' weights are 200, 3,200 and 256 for each unit, the
+# last one's 10 for each unit; there are $8 + 16 + \text{units} + 10$ biases.
+
+
+# %%
+def most_units(limit, bits):
+    """Return the largest number of units whose weights, in `bits` bits, and biases take at most `limit` bytes."""
+    ### BEGIN SOLUTION
+    fixed = bytes_of(200 + 3_200, bits, 8 + 16 + 10)
+    return int((limit - fixed) // bytes_of(256 + 10, bits, 1))
+    ### END SOLUTION
+
+
+exercises.check("20.3", most_units)
+
+# %% [markdown]
+# **20.4 · Your own.** A tighter budget: 6,000 bytes, 95.5 % of the digits, and twice as fast as LeNet-5. Write a function that
 # trains on `train` and puts `model.pack` and `model.py` (source that defines `build`; torch, nn, F, np, math and models are at
-# hand there) into `folder`, or `model.onnx` alone. Then go on: how small can yours get?
+# hand there) into `folder`, or `model.onnx` alone.
 
 # %%
 TIGHT = judging.Budget(bytes=6_000, accuracy=0.955, speedup=2.0)
@@ -282,24 +402,22 @@ build = Net
     ### END SOLUTION
 
 
-exercises.check("20.3", my_submission, train=train, unseen=unseen, budget=TIGHT, rounds=S.rounds)
+exercises.check("20.4", my_submission, train=train, unseen=unseen, budget=TIGHT, rounds=S.rounds)
 
 # %% [markdown]
+# **20.5 · Open: how small can yours get?** Keep 95.5 % and lower the bytes, step by step, as far as you can. Prune before you round
+# (notebook 15), let a teacher help (12), share the filters' scales (09), code the file (14). Keep a list of what you tried and
+# what validation said to each. At the end, and only then, let the judge see test digits, once. What would you tell a customer
+# who asks how sure you are? There is no solution to compare with: the published runs of notebook 15 say how far we got.
+#
 # ## What was measured
 #
 # The honest submission on test digits, once, through `run.test`, which logs it.
 
 # %%
-final = judging.judge(
-    honest.path,
-    "mnist",
-    judging.Budget(budget.bytes, budget.accuracy),
-    build=Thin,
-    split=mnist.test.take(S.tested),
-    run=run,
-)
-correct = round(final.accuracy * final.examples)
-low, high = statistics.image_interval(correct / final.examples, final.examples)[:2]
+asked = judging.Budget(budget.bytes, budget.accuracy)
+final = judging.judge(honest.path, "mnist", asked, build=Thin, split=mnist.test.take(S.tested), run=run)
+low, high, _ = statistics.image_interval(final.accuracy, final.examples)
 
 # %% tags=["plumbing"]
 run.claim("capstone-test", "Test accuracy of the honest submission", final.accuracy, at_least=budget.accuracy)
@@ -307,9 +425,21 @@ say(
     f"{final.bytes:,} bytes with its source, {final.accuracy:.2%} of {final.examples:,} test digits ({low:.2%} to {high:.2%} on other "
     f"images), {judged.speedup:.1f} times as fast as LeNet-5 in ONNX Runtime, trained in this notebook."
 )
-
-# %% tags=["plumbing"]
 run.finish()
 
 # %% [markdown]
-# TODO remember
+# ## What to remember
+#
+# - A budget of bytes is arithmetic: count before you train. <!-- by construction -->
+# - A thin network in four bits meets all three numbers at once: the bytes by its bits and its width, the speed by its width
+#   alone. <!-- claims: capstone-bytes, capstone-accuracy, capstone-speed -->
+# - What was measured by a stranger, on inputs that nobody knew before, is worth more than any claim. <!-- claims: cheat-caught -->
+# - Pruning and fewer bits together keep more of a trained network within the same bytes than either alone. Count it: half a byte
+#   and a gap, against four bytes and a gap. <!-- by construction -->
+# - Choose on validation, touch test once, and say how many networks stand behind a number. <!-- claims: capstone-test -->
+#
+# **Read**
+# - Blalock et al. 2020, *What is the State of Neural Network Pruning?*: why budgets must be stated before one compares.
+# - Bouthillier et al. 2021, *Accounting for Variance in Machine Learning Benchmarks*.
+#
+# **Next**: notebook 21 reads what others have published about all this, and runs it.

@@ -45,6 +45,20 @@ def _patterns(count):
 
 
 CASES = {
+    "20.1": Case(
+        [
+            (lambda weights, bits, biases: weights * bits / 8, "The biases stay floats"),
+            (lambda weights, bits, biases: weights * bits + 32 * biases, "Those are bits"),
+            (lambda weights, bits, biases: weights * 4 + 4 * biases, "divided by eight"),
+        ]
+    ),
+    "20.3": Case(
+        [
+            (lambda limit, bits: int((limit - 3_400 * bits / 8) // (266 * bits / 8)), "Each unit brings a bias"),
+            (lambda limit, bits: int((limit - 3_400 * bits / 8 - 136) // (266 * bits / 8 + 4)) + 1, "Round down"),
+            (lambda limit, bits: limit // 266, "does not depend on the units"),
+        ]
+    ),
     "20.2": Case(
         [
             (lambda: "pruned", "its four bytes"),
@@ -54,7 +68,7 @@ CASES = {
         ],
         {"measured": {"pruned": 0.7, "fewer bits": 0.9816, "pruned, 4 bits": 0.991, "thin and dense": 0.98}},
     ),
-    "20.3": Case(
+    "20.4": Case(
         [
             (_hand_in(_DIGITS), "Fewer weights or fewer bits"),
             (_hand_in("from helpers import checkpoints\n" + _DIGITS), "the file that is weighed"),
