@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helpers.exercises.checking import Wrong, exercise
+from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
-@exercise("19.1")
+@exercise("19.2")
 def _shared_ranks(ranks_of: Callable[..., list[int]]) -> str:
     random = np.random.default_rng(0)
     for round_ in range(60):
@@ -51,3 +51,47 @@ def _is_ranking(found: object, names: list[str], leads: dict[tuple[str, str], tu
     if found == neighbours:
         raise Wrong(said, hint="Neighbours are not enough: the second may beat the third, and the first may not.")
     raise Wrong(said, hint="A rank begins at a model if each one above beats each one from there on: two loops.")
+
+
+@exercise("19.1")
+def _dominates(dominates: Callable[[tuple[float, int], tuple[float, int]], bool]) -> str:
+    models = [(accuracy / 10, size) for accuracy in range(3) for size in range(3)]
+    for a in models:
+        for b in models:
+            right = a[0] >= b[0] and a[1] <= b[1] and (a[0] > b[0] or a[1] < b[1])
+            if (found := bool(dominates(a, b))) == right:
+                continue
+            said = f"You say {found} for {a} and {b}."
+            if a == b:
+                raise Wrong(said, hint="Twins do not dominate each other: one of the two numbers must be better.")
+            if right:
+                raise Wrong(said, hint="Better in one of the two is enough, if the other is as good.")
+            raise Wrong(said, hint="It must not be worse in either: more accurate and larger is no domination.")
+    return "Right, twins included."
+
+
+@exercise("19.3")
+def _front_of_a_hundred(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.1,
+        unit="models",
+        too_low="Going from small to large, the second is a new best with probability 1/2, the third with 1/3. Add up.",
+        too_high="It grows like the logarithm: five times as many models add only about 1.6.",
+    )
+
+
+@exercise("19.4")
+def _count_networks(count: Callable[[list[tuple[float, int, int]]], int]) -> str:
+    same, other = (0.991, 2_000, 430_500), (0.989, 2_000, 430_500)
+    for rows, right, hint in [
+        ([same] * 3, 1, "The same accuracy, bytes and weights three times: that is one network."),
+        ([same, other, (0.99, 2_100, 430_500)], 3, "They differ, so each run trained its own."),
+        ([same, same, other], 3, "If one differs, the runs trained their own; two may agree by chance."),
+        ([same, (0.991, 2_400, 430_500)], 2, "An accuracy can be the same by chance. Look at all three numbers."),
+        ([same], 1, "One run, one network."),
+    ]:
+        if (found := count(list(rows))) != right:
+            raise Wrong(f"For {len(rows)} runs {rows} you count {found!r}; right: {right}.", hint=hint)
+    return "Right: n is a number of networks."

@@ -31,6 +31,27 @@ def _ranks_by_name(names, lead):
 CASES = {
     "19.1": Case(
         [
+            (lambda a, b: a[0] >= b[0] and a[1] <= b[1], "Twins do not dominate"),
+            (lambda a, b: a[0] > b[0] and a[1] < b[1], "Better in one of the two"),
+            (lambda a, b: a[0] > b[0], "worse in either"),
+        ]
+    ),
+    "19.3": Case(
+        [
+            (lambda: 3.6, "with 1/3"),
+            (lambda: 18.0, "the logarithm"),
+        ],
+        {"measured": 5.19},
+    ),
+    "19.4": Case(
+        [
+            (len, "that is one network"),
+            (lambda recorded: len(set(recorded)), "may agree by chance"),
+            (lambda recorded: len(recorded) if len({row[0] for row in recorded}) > 1 else 1, "all three numbers"),
+        ]
+    ),
+    "19.2": Case(
+        [
             (_no_ties, "decides nothing"),
             (_neighbours_only, "Neighbours are not enough"),
             (_dense_ranks, "after two firsts"),
