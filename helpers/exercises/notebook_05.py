@@ -82,3 +82,15 @@ def _scratch_budget(budget: Callable[[float, float, float, float, int], int]) ->
             said = ", ".join(f"{name}={value}" for name, value in zip(words, given, strict=True))
             raise Wrong(f"{said}: {expected} epochs are right, not {found}.", hint=hints.get(given, between))
     return "The whole bill: the large network, and every network on the way."
+
+
+@exercise("05.4")
+def _false_tables(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.35,
+        unit="of the tables",
+        too_low="One pair is wrong one time in twenty. A table has ten pairs, and each has its own chance to be wrong.",
+        too_high="The pairs are not independent: one way with lucky seeds is in four of them, and they fail together.",
+    )

@@ -49,4 +49,5 @@ CASES = {
             (_bill_of_the_last, "its own price"),
         ]
     ),
+    "05.4": Case([(lambda: 0.05, "ten pairs"), (lambda: 0.9, "fail together")], {"measured": 0.373}),
 }
