@@ -33,13 +33,20 @@ def _shifted(product, size):
 CASES = {
     "03.1": Case(
         [
+            (lambda w, g, h: g * w + h * w**2 / 2, "a step of -w"),
+            (lambda w, g, h: -g * w + h * w**2, "half of h"),
+            (lambda w, g, h: -g * w, "straight line"),
+            (lambda w, g, h: abs(w), "Two terms"),
+        ]
+    ),
+    "03.2": Case(
+        [
             (_first_order_forwards, "a step of -w"),
             (_first_order_without_bias, "adds no bias"),
             (_first_order_of_magnitudes, "take no magnitudes"),
             (lambda weight, bias, *_: -(weight * weight), "flatten(1)"),
         ]
     ),
-    "03.2": Case([(lambda: 5, "do the same work"), (lambda: 100, "only correct")], {"measured": 62}),
     "03.3": Case(
         [
             (_strongest, "all eigenvalues move down"),
@@ -47,4 +54,5 @@ CASES = {
             (lambda product, size: _shifted(product, size) + _strongest(product, size), "magnitude is negative"),
         ]
     ),
+    "03.4": Case([(lambda: 5, "do the same work"), (lambda: 100, "only correct")], {"measured": 47}),
 }
