@@ -1,5 +1,6 @@
 """The exercises of notebook 01."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,33 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("01.1")
+def _bytes_in_memory(bytes_of: Callable[[torch.nn.Module], int]) -> str:
+    layers = [
+        torch.nn.Linear(7, 3),
+        torch.nn.Conv2d(2, 5, 3),
+        torch.nn.Linear(4, 6, bias=False),
+        torch.nn.LSTM(3, 2),
+    ]
+    for layer in layers:
+        found = bytes_of(layer)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise Wrong(f"Your function returned {found!r}.", hint="Return one number, with return.")
+        shapes = [tuple(tensor.shape) for tensor in layer.state_dict().values()]
+        numbers, weights = sum(map(math.prod, shapes)), sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+        if found == 4 * numbers:
+            continue
+        said = f"{layer}: {4 * numbers} bytes are right, and you get {found:g}."
+        if found == numbers:
+            raise Wrong(said, hint="That is how many numbers there are. A float32 takes four bytes.")
+        if found == 4 * weights:
+            raise Wrong(
+                said, hint="The biases are missing: go through all of layer.parameters(), not the weight alone."
+            )
+        raise Wrong(said, hint="Add up numel() of each tensor in layer.parameters(), times four bytes.")
+    return "Right for linear layers, convolutions and recurrent ones, with or without biases."
+
+
+@exercise("01.2")
 def _convolution_macs(macs_of: Callable[..., int]) -> str:
     from helpers.measure import count_macs
 
@@ -32,7 +60,7 @@ def _convolution_macs(macs_of: Callable[..., int]) -> str:
     return "The same as PyTorch's counter, with padding, stride and groups."
 
 
-@exercise("01.2")
+@exercise("01.3")
 def _half_of_fc1(guess: Callable[[], float], *, measured: int) -> str:
     return within_factor(
         guess,
@@ -44,7 +72,7 @@ def _half_of_fc1(guess: Callable[[], float], *, measured: int) -> str:
     )
 
 
-@exercise("01.3")
+@exercise("01.4")
 def _times_faster(ratio: Callable[[np.ndarray, np.ndarray], float]) -> str:
     random = np.random.default_rng(0)
     times = random.lognormal(0, 0.01, (2, 61)) * np.array([[2.0], [1.0]])
