@@ -8,6 +8,28 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("07.1")
+def _head_parameters(head_parameters: Callable[[int, int], int]) -> str:
+    for features, classes in ((512, 2), (7, 3), (4, 4)):
+        found = head_parameters(features, classes)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise Wrong(f"Your function returned {found!r}.", hint="Return one number: how many parameters there are.")
+        expected = sum(parameter.numel() for parameter in torch.nn.Linear(features, classes).parameters())
+        if found == expected:
+            continue
+        if found == features * classes:
+            hint = "Each answer also adds a number of its own, its bias."
+        elif found == features * classes + features:
+            hint = "The biases belong to the answers, not to the numbers that are read."
+        elif found == features * classes + 1:
+            hint = "Each class has a bias, not the layer as a whole."
+        else:
+            hint = "Each class has one weight for each feature, and one bias."
+        sentence = f"A head from {features} features to {classes} classes has {expected:,}; you say {found:,}."
+        raise Wrong(sentence, hint=hint)
+    return "A weight for each pair of feature and class, and a bias for each class."
+
+
+@exercise("07.2")
 def _times_saved(guess: Callable[[], float], *, measured: float, epochs: int) -> str:
     return within_factor(
         guess,
@@ -19,7 +41,7 @@ def _times_saved(guess: Callable[[], float], *, measured: float, epochs: int) ->
     )
 
 
-@exercise("07.2")
+@exercise("07.3")
 def _stage_rates(stage_rates: Callable[[list[str], float], dict[str, float]]) -> str:
     for stages, factor in ((["stem", "head"], 0.5), (["conv1", "layer1", "layer2", "fc"], 0.3)):
         found = stage_rates(list(stages), factor)
@@ -44,7 +66,7 @@ def _stage_rates(stage_rates: Callable[[list[str], float], dict[str, float]]) ->
     return "Each step towards the input learns more slowly, by the same factor."
 
 
-@exercise("07.3")
+@exercise("07.4")
 def _class_maps(class_maps: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
     for images, features, classes, height, width in ((2, 5, 3, 2, 4), (3, 4, 2, 3, 3)):
         maps, weight = torch.randn(images, features, height, width), torch.randn(classes, features)

@@ -5,22 +5,75 @@ from collections.abc import Callable
 
 import torch
 
-from helpers.exercises.checking import Wrong, exercise, within_factor
+from helpers.exercises.checking import Wrong, exercise
 
 
 @exercise("08.1")
-def _smaller_file(guess: Callable[[], float], *, measured: float, macs_ratio: float) -> str:
-    return within_factor(
-        guess,
-        measured,
-        factor=1.5,
-        unit="times smaller",
-        too_low="A layer that loses channels on both sides loses weights on both. How much of `layer4` is left?",
-        too_high=f"The MACs fell {macs_ratio:.1f} times. Multiply what is left of `layer4`'s inputs and outputs.",
-    )
+def _weights_left(weights_left: Callable[[float, float], float]) -> str:
+    for inputs, outputs in ((0.5, 0.5), (0.25, 0.8), (1.0, 0.3)):
+        found = _number(weights_left(inputs, outputs), "Return one number: a share between 0 and 1.")
+        if math.isclose(found, inputs * outputs, rel_tol=1e-6):
+            continue
+        if math.isclose(found, (inputs + outputs) / 2) or math.isclose(found, min(inputs, outputs)):
+            hint = (
+                "Count pairs: of ten inputs and ten outputs, how many pairs are there, and how many with five of each?"
+            )
+        elif math.isclose(found, 1 - inputs * outputs):
+            hint = "That share is gone. Return the share that is left."
+        else:
+            hint = "One filter for each pair: of the inputs that are left, and of the outputs that are left."
+        sentence = f"With {inputs:.0%} of the inputs and {outputs:.0%} of the outputs, {inputs * outputs:.0%} is left"
+        raise Wrong(f"{sentence}; you say {found:.0%}.", hint=hint)
+    return "Both sides count: half of the channels everywhere is a quarter of the weights."
 
 
 @exercise("08.2")
+def _smaller_file(
+    predicted: Callable[[dict[str, float], dict[str, float]], float],
+    *,
+    measured: float,
+    parameters: dict[str, float],
+    left: dict[str, float],
+) -> str:
+    made_up = (
+        ({"a": 0.1, "b": 0.9}, {"a": 1.0, "b": 0.5}),
+        ({"a": 0.6, "b": 0.3, "c": 0.1}, {"a": 0.4, "b": 0.7, "c": 0.2}),
+    )
+    found = 0.0
+    for shares, kept in (*made_up, (parameters, left)):
+        found = _number(predicted(dict(shares), dict(kept)), "Return one number: how many times smaller the file is.")
+        _is_ratio(found, shares, kept)
+    return (
+        f"Your rule says {found:.2f} times smaller; the files say {measured:.2f}. What is left is the rest of the file."
+    )
+
+
+def _number(found: object, hint: str) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise Wrong(f"Your function returned {found!r}.", hint=hint)
+    return float(found)
+
+
+def _is_ratio(found: float, shares: dict[str, float], kept: dict[str, float]) -> None:
+    """Raise Wrong unless `found` is by how many times fewer weights there are, each stage cut on both sides."""
+    left = sum(shares[stage] * kept[stage] * kept[stage] for stage in shares)
+    if math.isclose(found, 1 / left, rel_tol=0.01):
+        return
+    if math.isclose(found, left, rel_tol=0.01):
+        hint = "That is the share that is left. How many times smaller is the file: before, divided by after?"
+    elif math.isclose(found, 1 / sum(shares[stage] * kept[stage] for stage in shares), rel_tol=0.01):
+        hint = "A layer that loses channels on both sides loses weights on both: the share of its channels, squared."
+    elif math.isclose(found, len(shares) / sum(kept[stage] ** 2 for stage in shares), rel_tol=0.01):
+        hint = "The stages are not equally heavy: weigh each by its share of the parameters."
+    else:
+        hint = "For each stage: its share of the parameters, times the share of its weights that is left. Add them up."
+    said = ", ".join(
+        f"{stage} {shares[stage]:.0%} of the parameters, {kept[stage]:.0%} of the channels" for stage in shares
+    )
+    raise Wrong(f"For {said} left, the file is {1 / left:.2f} times smaller; you say {found:.2f}.", hint=hint)
+
+
+@exercise("08.3")
 def _tied_score(tied: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
     for examples, channels in ((6, 4), (5, 5), (50, 3)):
         first = torch.randn(examples, channels)
@@ -58,7 +111,7 @@ def _tied_score(tied: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> s
     return "What two tied layers do to the loss together, not what each does alone."
 
 
-@exercise("08.3")
+@exercise("08.4")
 def _lost_points(lost: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]) -> str:
     for count, agree in ((400, 0.9), (2000, 0.97), (1000, 0.7)):
         before = torch.rand(count) < 0.9

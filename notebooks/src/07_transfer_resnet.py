@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [07_transfer_resnet]
 # ---
 
 # %% [markdown]
@@ -19,8 +20,7 @@
 # - compute the features of a frozen body once instead of in every epoch, and say what that saves;
 # - explain what BatchNorm does in a frozen body in training mode, and keep it from doing so;
 # - compare ways of transfer over label counts, with intervals, and with the steps of each stated;
-# - see which parts of a picture a network's answer hangs on;
-# - judge how far a task may be from the one that the network was trained for.
+# - judge, with the right controls, what pretraining is worth on a distant task.
 #
 # **Before this**: notebook 01 (MACs), notebook 05 (paired intervals).
 
@@ -35,6 +35,7 @@ import time
 from copy import deepcopy
 from itertools import product
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -55,24 +56,65 @@ run = evidence.start("07_transfer_resnet", profile=PROFILE, seed=SEED)
 say(evidence.timetable("07_transfer_resnet"))
 
 # %% [markdown]
-# The settings of the three profiles. `pool` photographs can be labelled; `counts` says how many are, in each of `draws`
-# random draws. The ways that train the body are slow: `costly` gives the draws for each label count at which they run,
-# `scratch` the epochs that training from scratch may try there, `tune` the epochs of fine-tuning. `told` is the label
-# count of the final comparison, `left_out` what has no time in this profile. `cached` is the number of epochs of
-# section 3, `trap` that of section 4.
+# Two settings decide what this page can see. `counts` says how many photographs have a label; `draws` says how often they
+# are drawn anew from the `pool`, because which hundred you happen to label is a part of the result. The ways that train the
+# body are slow, so `costly` lists the label counts and draws at which they run. The other settings are sizes and lengths.
 
 # %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
     smoke=dict(pool=80, counts=(40, 80), draws=2, costly={40: 2}, scratch={40: (1,)}, tune={40: 1}, left_out=(),
                told=40, cached=2, trap=1, validation=40, test=40, shown=2, digits=50),
-    quick=dict(pool=1_000, counts=(100, 500, 1_000), draws=5, costly={100: 3}, scratch={100: (6,)}, tune={100: 4},
+    quick=dict(pool=1_000, counts=(100, 500, 1_000), draws=5, costly={100: 3}, scratch={100: (20,)}, tune={100: 20},
                left_out=("last block", "lower rates"), told=100, cached=20, trap=4, validation=200, test=200, shown=4, digits=300),
     full=dict(pool=8_000, counts=(100, 500, 2_000, 8_000), draws=5, costly={100: 3, 500: 3},
               scratch={100: (20, 40, 80), 500: (10, 20, 40)}, tune={100: 20, 500: 10}, left_out=(), told=500,
               cached=20, trap=5, validation=2_000, test=2_000, shown=6, digits=2_000),
 )  # fmt: skip
 FIRST = 100 * SEED  # no draw of one run is a draw of another
+show.style()
+
+# %% [markdown]
+# This is the whole page in one drawing: five ways to train the network, which differ in how much of it may learn.
+
+# %% tags=["plumbing"]
+DRAWN = ["conv1", "layer1", "layer2", "layer3", "layer4.0", "layer4.1", "head"]
+SHARES = {  # of the full learning rate, for each part
+    "frozen body": (0, 0, 0, 0, 0, 0, 1),
+    "last block": (0, 0, 0, 0, 0, 1, 1),
+    "lower rates": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 2, 1),
+    "all layers": (1,) * 7,
+    "from scratch": (1,) * 7,
+}
+fig, ax = plt.subplots(figsize=(8, 3.9))
+for row, (way, learning) in enumerate(SHARES.items()):
+    for place, (part, share) in enumerate(zip(DRAWN, learning, strict=True)):
+        new = way == "from scratch" or part == "head"
+        strength = 0 if share == 0 else 1 + 0.16 * np.log2(share)
+        colour = "#d9d9d9" if share == 0 else mpl.colors.to_rgba(show.COLOURS[3], strength)
+        box = mpl.patches.Rectangle((place, row - 0.35), 0.94, 0.7, facecolor=colour, edgecolor="black",
+                                    hatch="////" if new else None)  # fmt: skip
+        ax.add_patch(box)
+        said = "" if share == 0 else "1" if share == 1 else f"1/{round(1 / share)}"
+        note = ax.text(place + 0.47, row, said, ha="center", va="center", fontsize=11)
+        note.set_bbox(dict(facecolor="white", edgecolor="none", pad=1.5) if new else None)
+ax.set(xlim=(-0.05, 7), ylim=(4.5, -0.5))
+ax.set_xticks([place + 0.47 for place in range(7)], DRAWN)
+ax.set_yticks(range(5), list(SHARES))
+ax.xaxis.tick_top()
+ax.tick_params(length=0)
+ax.grid(False)
+for spine in ax.spines.values():
+    spine.set_visible(False)
+keys = [mpl.patches.Patch(facecolor="#d9d9d9", edgecolor="black", label="frozen"),
+        mpl.patches.Patch(facecolor=show.COLOURS[3], edgecolor="black", label="learns, at this share of the rate"),
+        mpl.patches.Patch(facecolor="white", edgecolor="black", hatch="////", label="starts at random")]  # fmt: skip
+fig.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=11)
+fig.suptitle("How much of the network may learn?", fontweight="bold", x=0.01, ha="left")
+rows = [f"{way}: {', '.join(f'{p} {s:.2g}' for p, s in zip(DRAWN, shares, strict=True) if s) or 'nothing'} learns"
+        for way, shares in SHARES.items()]  # fmt: skip
+show.figure(fig, alt="Five ways to train a ResNet-18, one row of boxes each, from the first layer to the head, with the share "
+            f"of the learning rate. {'; '.join(rows)}. The head starts at random; from scratch, everything does.")  # fmt: skip
 
 # %% [markdown]
 # ## 1. A network that has never seen a cat
@@ -81,9 +123,6 @@ FIRST = 100 * SEED  # no draw of one run is a draw of another
 # the **target**: cat against dog. So nothing about the target can have leaked into the source. (The usual source is
 # ImageNet. `checkpoints.pretrained_resnet18("imagenet")` fetches torchvision's weights where a download is allowed; but those
 # have seen more than a hundred breeds of dogs, and then this is no new task.)
-
-# %% tags=["plumbing"]
-show.style()
 
 # %%
 training.seed_everything(SEED)
@@ -99,11 +138,9 @@ def accuracy(model, split=None):
     return training.evaluate(model, validation if split is None else split).accuracy
 
 
-# %%
+# %% tags=["plumbing"]
 made = checkpoints.manifest()["resnet18"]
 known = run.test("source", source, old_test).accuracy
-
-# %% tags=["plumbing"]
 run.claim("source", "Test accuracy of the source on its own eight classes", known, at_least=0.88)
 say(
     f"{measure.count_parameters(source):,} parameters, {measure.count_macs(source, pool.inputs[:1]):,} MACs for each "
@@ -168,6 +205,23 @@ to_train = sum(frozen.get_parameter(name).numel() for name in trainable(frozen))
 say(f"Of {measure.count_parameters(frozen):,} parameters {to_train:,} are left to train.")
 
 # %% [markdown]
+# ### Exercise 07.1 — warm-up
+#
+# Where does that number come from? The head is one linear layer: it reads `features` numbers and gives `classes` answers, and
+# each answer adds a number of its own. One line.
+
+
+# %%
+def head_parameters(features, classes):
+    """Return how many parameters a linear head has, biases included."""
+    ### BEGIN SOLUTION
+    return features * classes + classes
+    ### END SOLUTION
+
+
+exercises.check("07.1", head_parameters)
+
+# %% [markdown]
 # ## 3. Compute the features once
 #
 # The obvious way: hand the frozen network to the training loop. In each epoch each photograph then passes the whole body,
@@ -197,18 +251,19 @@ run.claim(
 )  # fmt: skip
 
 # %% [markdown]
-# ### Exercise 07.1 — predict
+# ### Exercise 07.2 — predict
 #
-# Take the smallest label count, in batches of 25, for the `S.cached` epochs of the settings. How many times faster is the
-# second way, its one pass through the body included? Put your guess into the function before you run the cells below it;
-# within a factor of two is fine.
+# Take the smallest label count, in batches of 25, for `S.cached` epochs (20 in *quick* and *full*). How many times faster is
+# the second way, its one pass through the body included? Put your guess into the function before you run the cells below
+# it; within a factor of two is fine.
 
 
 # %%
 def predicted_times_faster():
     """Return your prediction: seconds with the body in every epoch, divided by seconds with cached features."""
     ### BEGIN SOLUTION
-    return 14
+    epochs, head = 20, 0.02  # one pass through the body costs 1; an epoch of the head alone, say, a fiftieth of that
+    return epochs * (1 + head) / (1 + epochs * head)
     ### END SOLUTION
 
 
@@ -235,21 +290,20 @@ once = time.perf_counter() - began
 then = training.fit(frozen.fc, cached, epochs=S.cached, batch_size=25, seed=SEED, **HEAD)
 slow, fast = each.model, then.model
 
+# %% tags=["plumbing"]
 by_epoch = [np.array([row["seconds"] for row in fit.history]) for fit in (each, then)]
 ratios = by_epoch[0] / (by_epoch[1] + once / S.cached)  # each epoch bears its share of the one pass through the body
 seconds = {"body in every epoch": by_epoch[0].sum(), "features once": by_epoch[1].sum() + once}
 saved = float(np.median(ratios))
-
-# %% tags=["plumbing"]
 run.record("cached_seconds", seconds, timing=True)
 
 # %%
-exercises.check("07.1", predicted_times_faster, measured=saved, epochs=S.cached)
+exercises.check("07.2", predicted_times_faster, measured=saved, epochs=S.cached)
 
 # %% [markdown]
 # The two heads began with the same weights and saw the same batches in the same order. They must come out the same, up to
 # rounding. (They would not if the photographs were shifted and flipped at random in each epoch. That is what cached
-# features cost.)
+# features cost: you cannot vary the pictures.)
 
 # %%
 seen = training.features(source, validation)  # of the validation photographs, from here on
@@ -298,19 +352,19 @@ def head_loop(model, part, *, careful):
     return new.eval()
 
 
+# %%
 def changed(model):
     """Names of the tensors of the body that are not the source's."""
     theirs = source.state_dict()
     return [n for n, t in model.state_dict().items() if not n.startswith("fc.") and not torch.equal(t, theirs[n])]
 
 
-# %%
 careless, careful = (head_loop(frozen, few, careful=careful) for careful in (False, True))
+
+# %% tags=["plumbing"]
 moved = changed(careless)
 kinds = sorted({name.rpartition(".")[2] for name in moved})
 parameters = dict(source.named_parameters())
-
-# %% tags=["plumbing"]
 say(
     f"**{len(moved)} of the body's {len(source.state_dict()) - 2} tensors** have changed; "
     f"{sum(name in parameters for name in moved)} of them are parameters. "
@@ -326,11 +380,9 @@ say(
 # What has become of the body shows when it gets its *old* head back and is asked for the eight old classes.
 
 # %%
-new_task = {name: accuracy(net) for name, net in {"careful": careful, "careless": careless}.items()}
-old_task = {
-    name: accuracy(training.replace_head(net, source.fc), old_validation)
-    for name, net in {"careful": careful, "careless": careless}.items()
-}
+loops = {"careful": careful, "careless": careless}
+new_task = {name: accuracy(net) for name, net in loops.items()}
+old_task = {name: accuracy(training.replace_head(net, source.fc), old_validation) for name, net in loops.items()}
 trap = pd.DataFrame({"cat or dog, new head": new_task, "eight old classes, old head": old_task})
 
 # %% tags=["plumbing"]
@@ -342,24 +394,34 @@ run.claim("careful", "Tensors of the body that the careful loop changed", len(ch
 run.claim(
     "fit-is-careful", "Tensors of the body that `training.fit` changed in section 3", len(changed(slow)), at_most=0
 )
-run.claim("trap", "Tensors of the body that the careless loop changed", len(moved), at_least=1)
+norms = [module for module in source.modules() if isinstance(module, nn.BatchNorm2d)]
+run.claim("trap", "Tensors of the body that the careless loop changed", len(moved),
+          at_least=3 * len(norms))  # fmt: skip
 batches = S.trap * -(-len(few) // 25)
 say(
-    f"{batches} batches leave the old statistics a weight of {0.9**batches:.0%}. "
-    f"The careful loop's body is the source. The careless one's, without a single parameter changed, is "
-    f"{100 * (old_task['careless'] - old_task['careful']):+.1f} points from it on the old task, and the new head "
-    f"{100 * (new_task['careless'] - new_task['careful']):+.1f} points from the careful one."
+    f"The careful loop's body is the source. The careless one has not changed a single parameter; but after {batches} "
+    f"batches the old statistics weigh only {0.9**batches:.0%} of its new ones. What that did to its answers:"
 )
+told_before = evidence.measurements("07_transfer_resnet", "trap").values()
+verdicts = evidence.conclude(
+    *(
+        evidence.Comparison(
+            f"careless against careful, {task}", 100 * (trap[task]["careless"] - trap[task]["careful"]),
+            [100 * (rows[1][task] - rows[0][task]) for rows in told_before],
+        )
+        for task in trap
+    )
+)  # fmt: skip
 
 # %% [markdown]
-# The loss on the new task may be small, or even a gain, because statistics of the new data can suit it better. But then it is an
-# adaptation that nobody asked for and nobody recorded, the cached features of section 3 are wrong, and a body that several
-# heads share breaks the others. The mend is the inner loop of the cell: frozen BatchNorm layers stay in evaluation mode.
-# `training.fit` does it for every BatchNorm whose scale and shift are frozen.
+# The old task suffers. Whether the new one gains or loses, the published seeds do not decide, and it hardly matters: this is an
+# adaptation that nobody asked for and nobody recorded. The cached features of section 3 are wrong for it, and a body that
+# several heads share breaks the others. The mend is the inner loop of the cell: frozen BatchNorm layers stay in evaluation
+# mode. `training.fit` does it for every BatchNorm whose scale and shift are frozen.
 #
 # ## 5. How much of the body should learn?
 #
-# Between a frozen body and a new network there are more ways:
+# The drawing at the top shows five ways. In words:
 #
 # | name | what learns | from which weights |
 # |---|---|---|
@@ -426,48 +488,31 @@ def batch_size(count):
     return min(100, max(25, count // 10))
 
 
-def tune(model, part, draw, epochs, **options):
-    """Train on shifted and mirrored photographs, with SGD."""
-    return training.fit(
-        model, part, epochs=epochs, lr=LR, batch_size=batch_size(len(part)), warmup=0.2, seed=draw, progress=False,
-        augment=training.flip_and_shift, precision=training.fast_precision(), **options,
-    ).model  # fmt: skip
-
-
-def last_block(part, draw, epochs):
-    """Train the last residual block and the head."""
-    return tune(training.freeze(start(draw), but=["layer4.1", "fc"]), part, draw, epochs)
-
-
-def lower_rates(part, draw, epochs):
-    """Train everything, slower towards the input."""
-    return tune(start(draw), part, draw, epochs, lr_factors=RATES)
-
-
-def all_layers(part, draw, epochs):
-    """Train everything at one rate."""
-    return tune(start(draw), part, draw, epochs)
+def begin(way, draw):
+    """Return the network of one way before its training: what is frozen, and from which weights it starts."""
+    if way == "from scratch":
+        training.seed_everything(draw)
+        return nets.resnet18(classes=2)
+    return training.freeze(start(draw), but=["layer4.1", "fc"]) if way == "last block" else start(draw)
 
 
 # %%
-def from_scratch(part, draw, epochs):
-    """Train a ResNet-18 with random weights."""
-    training.seed_everything(draw)
-    return tune(nets.resnet18(classes=2), part, draw, epochs)
+def train(way, part, draw, epochs):
+    """Train one way on shifted and mirrored photographs, with SGD."""
+    return training.fit(
+        begin(way, draw), part, epochs=epochs, lr=LR, batch_size=batch_size(len(part)), warmup=0.2, seed=draw,
+        lr_factors=RATES if way == "lower rates" else None, augment=training.flip_and_shift,
+        precision=training.fast_precision(), progress=False,
+    ).model  # fmt: skip
 
 
-WAYS = {
-    "last block": last_block,
-    "lower rates": lower_rates,
-    "all layers": all_layers,
-    "from scratch": from_scratch,
-}
-WAYS = {way: train for way, train in WAYS.items() if way not in S.left_out}
+WAYS = [way for way in ("last block", "lower rates", "all layers", "from scratch") if way not in S.left_out]
 ORDER = ["frozen body", *WAYS]
 
 # %% [markdown]
 # Training from scratch needs more steps than fine-tuning, and how many depends on the labels. To be fair to it, the full
-# profile tries longer and longer trainings until validation stops improving. Quick tries one length.
+# profile tries longer and longer trainings until validation stops improving. Quick tries the shortest of them, and has no
+# time for *last block* and *lower rates*.
 
 
 # %%
@@ -475,7 +520,7 @@ def until_it_stops(part, draw, tries):
     """Train longer and longer until validation stops improving; return the best network and its epochs."""
     best = -1.0
     for epochs in tries:
-        net = from_scratch(part, draw, epochs)
+        net = train("from scratch", part, draw, epochs)
         if (score := accuracy(net)) <= best:
             break
         best, found = score, (net, epochs)
@@ -501,6 +546,9 @@ for count, draw in product(S.counts, range(FIRST, FIRST + S.draws)):
     rows.append({"way": "frozen body", "labels": count, "draw": draw, "steps": steps,
                  "accuracy": accuracy(heads[count, draw], seen)})  # fmt: skip
 
+# %% [markdown]
+# Then the ways that train the body. The first draw decides how long training from scratch takes.
+
 # %%
 kept, spent = {}, {}
 for count, draws in S.costly.items():
@@ -508,8 +556,8 @@ for count, draws in S.costly.items():
     for way, draw in tqdm(list(product(WAYS, range(FIRST, FIRST + draws))), leave=False):
         part, began = pick(pool, drawn(count, draw)), time.perf_counter()
         if way in epochs:
-            net = WAYS[way](part, draw, epochs[way])
-        else:  # the first draw decides how long
+            net = train(way, part, draw, epochs[way])
+        else:
             net, epochs[way] = until_it_stops(part, draw, S.scratch[count])
         spent[f"{way}, {count} labels, draw {draw}"] = time.perf_counter() - began
         steps = epochs[way] * (count // batch_size(count))
@@ -522,7 +570,6 @@ run.record("curves", rows)
 run.record("seconds", spent, timing=True)
 
 
-# %%
 def in_text(part):
     """Say the mean, the spread, the draws and the steps of one way at one label count."""
     mean, std = 100 * part["accuracy"].mean(), 100 * part["accuracy"].std()
@@ -531,55 +578,90 @@ def in_text(part):
 
 
 found = pd.DataFrame(rows)
+means = found.pivot_table(index="labels", columns="way", values="accuracy")[ORDER]
 cells = {key: in_text(part) for key, part in found.groupby(["way", "labels"])}
 pd.Series(cells).unstack().loc[ORDER].fillna("–")
 
 # %% [markdown]
-# Validation accuracy in percent, mean and standard deviation over the draws (how many; and the steps of the optimizer in
-# each training). The whiskers of the figure are 95 % intervals of the mean.
+# That was your run: validation accuracy in percent, mean and standard deviation over the draws (how many; and the steps of
+# the optimizer in each training). A handful of draws of so few labels ranks nothing: two ways near one half, which is what a
+# coin gets, can stand in any order. So look at the published full runs beside it. There the fine-tuning takes as many steps
+# in each way, training from scratch as many as validation wants, and each seed has draws of its own.
 
 # %% tags=["plumbing"]
-fig, ax = plt.subplots()
-for i, way in enumerate(ORDER):
-    scores = {n: 100 * part["accuracy"] for n, part in found[found["way"] == way].groupby("labels")}
-    ends = [statistics.paired_interval(s, [0] * len(s)) if len(s) > 1 else (0, 0) for s in scores.values()]
-    means, reach = [s.mean() for s in scores.values()], [(high - low) / 2 for low, high in ends]
-    places = [n * 1.04 ** (i - 2) for n in scores]  # side by side
-    ax.errorbar(places, means, yerr=reach, color=show.COLOURS[i], linestyle=figures.LINES[i], marker=figures.MARKERS[i],
-                capsize=3, label=way)  # fmt: skip
-means = found.pivot_table(index="labels", columns="way", values="accuracy")[ORDER]
-leader = means.loc[S.told].idxmax()
-ax.set(xscale="log", xlabel="labelled photographs", ylabel="validation accuracy (%)",
-       title=f"With {S.told} labels, “{leader}” is ahead")  # fmt: skip
-ax.set_xticks(S.counts, [f"{n:,}" for n in S.counts])
-ax.minorticks_off()
-ax.axhline(50, color="black", linewidth=1, linestyle=":")
-fig.legend(loc="outside lower center", ncols=3)
-averages = found.groupby(["way", "labels"])["accuracy"].mean()
-spoken = "; ".join(f"{way}, {n:,} labels: {100 * score:.1f}" for (way, n), score in averages.items())
-show.figure(fig, alt=f"Validation accuracy (%) against labelled photographs. {spoken}.", table=means)
+FIVE = ["frozen body", "last block", "lower rates", "all layers", "from scratch"]
+full_runs = {seed: pd.DataFrame(r) for seed, r in evidence.measurements("07_transfer_resnet", "curves").items()}
+by_seed = pd.concat(
+    [table.groupby(["way", "labels"])["accuracy"].mean().rename(seed) for seed, table in full_runs.items()], axis=1
+)  # fmt: skip
 
-# %%
-tables = {
-    count: found[found["labels"] == count].pivot(index="draw", columns="way", values="accuracy")[ORDER].dropna()
-    for count, draws in S.costly.items()
-    if draws > 1
-}
 
-# %% tags=["plumbing"]
-for count, table in tables.items():
-    pairs = [(way, "from scratch") for way in ORDER[:-1]] + [(way, "all layers") for way in ORDER[:-2]]
-    found = zip(pairs, statistics.differences(table, pairs), strict=True)
-    lines = [f"- “{a}” against “{b}”: {said}" for (a, b), said in found]
-    say(f"{count} labels, {len(table)} draws; paired 95 % intervals, decided together:\n\n" + "\n".join(lines))
-statistics.ranking(tables[S.told])
+def lines_of(values, ax):
+    """Draw a line for each way: `values` maps (way, labels) to the accuracies whose mean and interval are shown."""
+    for i, way in enumerate(FIVE):
+        points = {n: 100 * np.asarray(v, dtype=float) for (w, n), v in values.items() if w == way}
+        ends = [statistics.paired_interval(v, [0] * len(v)) if len(v) > 1 else (0, 0) for v in points.values()]
+        ax.errorbar([n * 1.04 ** (i - 2) for n in points], [v.mean() for v in points.values()],  # side by side
+                    yerr=[(high - low) / 2 for low, high in ends], color=show.COLOURS[i], linestyle=figures.LINES[i],
+                    marker=figures.MARKERS[i], capsize=3, label=way)  # fmt: skip
+    labels = sorted({n for _, n in values})
+    ax.set(xscale="log", xlabel="labelled photographs")
+    ax.set_xticks(labels, [f"{n:,}" for n in labels])
+    ax.minorticks_off()
+    ax.axhline(50, color="black", linewidth=1, linestyle=":")
+
+
+of_draws = {key: part["accuracy"].tolist() for key, part in found.groupby(["way", "labels"])}
+of_seeds = {key: row.tolist() for key, row in by_seed.iterrows()}
+fig, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
+for ax, values in zip(axes, (of_draws, of_seeds), strict=True):
+    lines_of(values, ax)
+leaders = {by_seed.xs(n, level="labels").mean(axis=1).idxmax() for n in (100, 500)}
+axes[0].set(ylabel="validation accuracy (%)", title="This run, over its draws")
+axes[1].set_title(f"Published, over {len(full_runs)} seeds")
+fig.suptitle(f"In the published runs “{'” and “'.join(sorted(leaders))}” leads at 100 and at 500 labels", fontsize=12)
+fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
+spoken = "; ".join(f"{way}, {n:,} labels: {100 * np.mean(v):.1f}" for (way, n), v in of_seeds.items())
+alt = f"Validation accuracy (%) against labelled photographs, with 95 % intervals. Published, mean over the seeds: {spoken}."
+table = 100 * by_seed.mean(axis=1).unstack("labels").loc[FIVE]
+show.figure(fig, alt=alt, table=table.rename(columns="{:,} labels, published (%)".format))
 
 # %% [markdown]
-# Read the intervals before the means: a few draws of so few labels tell only large differences apart, and every draw is
-# judged on the same validation photographs. What does not depend on luck is the cost. The frozen body needs one pass
-# for each photograph, forward, and then none. Training all layers needs about three in every epoch: one forward, and two
-# backward. So try the ways in the order of the table, the head first, and then more of the body as long as validation says
-# that it helps.
+# The dotted line is a coin; the whiskers are 95 % intervals of the mean, of the draws on the left and of the seeds on the right.
+# Does it pay to train the body as well, and all of it? Each way against *all layers*, on the draws that both have, paired
+# by seed and decided together:
+
+# %% tags=["plumbing"]
+
+
+def mean_lead(table, count, a, b):
+    """By how many points way `a` leads way `b`, on average over the draws that both have; None without any."""
+    wide = table[table["labels"] == count].pivot(index="draw", columns="way", values="accuracy")
+    leads = wide[a] - wide[b] if {a, b} <= {*wide} else pd.Series(dtype=float)
+    return 100 * float(leads.dropna().mean()) if leads.notna().any() else None
+
+
+pairs = [("all layers", "from scratch"), *((way, "all layers") for way in FIVE[:3])]
+verdicts = evidence.conclude(
+    *(
+        evidence.Comparison(
+            f"{count} labels: {a} against {b}", mean_lead(found, count, a, b),
+            [mean_lead(table, count, a, b) for table in full_runs.values()],
+        )
+        for count in (100, 500)
+        for a, b in pairs
+    )
+)  # fmt: skip
+
+# %% [markdown]
+# So the pretrained weights are worth a lot, and a body that stays frozen leaves a part of that on the table. With 500 labels the
+# network in which everything may move beat every other way; with 100 it did so too, except that it cannot be told apart from
+# *lower rates*. That elegant idea did not pay here. It had a handicap: every way had the same peak rate and the same few
+# steps, so lower rates also mean less learning. With more steps or a higher rate it might catch up; nobody tried that here.
+#
+# What does not depend on luck is the cost. The frozen body needs one pass forward for each photograph, and then none. Training
+# all layers needs about three in every epoch: one forward, and two backward. So try the ways in the order of the table, the
+# head first because it is nearly free, and then more of the body as long as validation says that it helps.
 #
 # ## 6. What does it look at?
 #
@@ -619,13 +701,15 @@ run.claim("occlusion", "Largest difference from the known answer for a linear ne
 # photographs. In the pictures orange is where covering makes the margin fall, violet where it makes it rise, each map in its
 # own scale. **Predict**: which of the two looks at the animal?
 
-# %%
+# %% tags=["plumbing"]
 best = means.loc[S.told, ORDER[:-1]].idxmax()
-draws = tables[S.told].index
+draws = sorted({draw for _, draw in kept})
 if best == "frozen body":
     transferred = {draw: training.replace_head(source, heads[S.told, draw]) for draw in draws}
 else:
     transferred = {draw: kept[best, draw] for draw in draws}
+
+# %%
 looking = {f"transferred ({best})": transferred[FIRST], "from scratch": kept["from scratch", FIRST]}
 right = training.predict(transferred[FIRST], validation.inputs).argmax(1) == validation.labels
 shown = [
@@ -637,12 +721,10 @@ maps = {
     for i in shown
 }
 
-# %%
+# %% tags=["plumbing"]
 falls = {name: torch.stack([maps[name, i] for i in shown]).clamp(min=0) for name in looking}
 middle = {name: float(fall[:, 2:5, 2:5].sum() / fall.sum().clamp(min=1e-9)) for name, fall in falls.items()}
 mean, std = (torch.tensor(values)[:, None, None] for values in (data.CIFAR10_MEAN, data.CIFAR10_STD))
-
-# %% tags=["plumbing"]
 fig, axes = plt.subplots(3, len(shown), figsize=(1.5 * len(shown) + 1, 5), squeeze=False)
 for column, i in zip(axes.T, shown, strict=True):
     column[0].imshow((validation.inputs[i] * std + mean).clamp(0, 1).permute(1, 2, 0))
@@ -657,14 +739,15 @@ for ax in axes.flat:
     ax.grid(False)
 told = " and ".join(f"{share:.0%} ({name})" for name, share in middle.items())
 ours, theirs = middle.values()
-fig.suptitle(f"The middle holds {ours:.0%} of the falls, and from scratch {theirs:.0%}", fontsize=12)
+fig.suptitle(f"Share of the falls in the middle: {ours:.0%} transferred, {theirs:.0%} from scratch", fontsize=12)
 alt = f"Photographs over occlusion maps, 7 × 7 places each. Of the falls of the margin, in the middle nine places: {told}."
 show.figure(fig, alt=alt, table=pd.DataFrame({"share of the falls in the middle": middle}))
 
 # %% tags=["plumbing"]
 say(
     f"Of all that the margins fall on these {len(shown)} photographs, the middle nine of the 49 places hold {told}; "
-    f"spread evenly it would be {9 / 49:.0%}."
+    f"spread evenly it would be {9 / 49:.0%}. One network of each kind and {len(shown)} photographs are an "
+    "illustration; no published run has measured this."
 )
 
 # %% [markdown]
@@ -702,8 +785,8 @@ def ten_classes(model, inputs, unseen):
 
 
 # %% [markdown]
-# Three controls: the same body **untrained**, a linear classifier on the raw pixels, and LeNet-5 trained from scratch, all on
-# the same few digits.
+# Three controls, all on the same few digits: the same body **untrained**, a linear classifier on the raw pixels, and LeNet-5
+# trained from scratch.
 #
 # **Predict**: behind which stage does the head do best? And what is the pretraining worth there?
 
@@ -711,16 +794,17 @@ def ten_classes(model, inputs, unseen):
 mnist = data.mnist()
 digits, unseen_digits = mnist.train.take(S.digits), mnist.validation.take(S.digits)
 training.seed_everything(SEED)
-far = {}
+far = {"pretrained": {}, "not standardized": {}, "untrained": {}}
 for name, body in {"pretrained": source, "untrained": nets.resnet18().eval()}.items():
     inputs, unseen = after_stages(body, digits), after_stages(body, unseen_digits)
-    far[name] = {}
     for stage, values in inputs.items():
         mean, std = values.mean(0), values.std(0).clamp(min=1e-6)
         head = nn.Linear(values.shape[1], 10)
         far[name][stage] = ten_classes(head, (values - mean) / std, (unseen[stage] - mean) / std)
         if body is source:
-            far.setdefault("not standardized", {})[stage] = ten_classes(head, values, unseen[stage])
+            far["not standardized"][stage] = ten_classes(head, values, unseen[stage])
+
+# %%
 linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 alone = {
     "raw pixels, linear": ten_classes(linear, digits.inputs, unseen_digits.inputs),
@@ -730,41 +814,53 @@ alone = {
 # %% tags=["plumbing"]
 run.record("digits", far | alone)
 
-# %%
+# %% tags=["plumbing"]
 depth = 100 * pd.DataFrame(far | {name: dict.fromkeys(far["pretrained"], score) for name, score in alone.items()})
 cut = depth["pretrained"].idxmax()
-
-# %% tags=["plumbing"]
 fig = show.line_with_band(
-    depth.index, dict(depth.items()), title=f"{S.digits} digits: of the pretrained body, “{cut}” is the best end",
+    depth.index, dict(depth.items()), title=f"Your run: {S.digits:,} digits, one draw, one seed",
     xlabel="last stage before the head", ylabel="validation accuracy (%)",
 )  # fmt: skip
 fig.axes[0].get_legend().remove()
 fig.legend(loc="outside lower center", ncols=3)
 table = depth.rename_axis("last stage").round(1)
 show.figure(fig, alt=f"Validation accuracy (%) against the stage. {show.in_words(table, '{:.1f}')}", table=table)
+run.claim("digits", "Validation accuracy on digits, pretrained body, best end", depth["pretrained"].max() / 100,
+          at_least=0.93 if PROFILE == "full" else 0.84)  # fmt: skip
+
+# %% [markdown]
+# The published runs have more digits. Their seeds draw other heads, another order of the batches and another untrained body;
+# the digits are the same in each. Here is what they decide, with the head behind the stage that was best on average there:
 
 # %% tags=["plumbing"]
-run.claim("digits", "Validation accuracy on digits, pretrained body, best end", depth["pretrained"].max() / 100,
-          at_least=0.5)  # fmt: skip
-worth = depth["pretrained"] - depth["untrained"]
-rivals = {name: depth.loc[cut, "pretrained"] - 100 * score for name, score in alone.items()}
-say(
-    f"On {S.digits} digits the head does best behind `{cut}`, {depth.loc[cut, 'pretrained'] - depth.loc['layer4', 'pretrained']:+.1f} "
-    f"points from where it stood for cats and dogs. Pretraining is worth {worth[cut]:+.1f} points there over the same body "
-    f"untrained, and {worth['layer4']:+.1f} behind the last stage. Against no body at all it is "
-    f"{rivals['raw pixels, linear']:+.1f} points, and against a network of {measure.count_parameters(nets.lenet5()):,} parameters "
-    f"that was made for digits and saw nothing else {rivals['LeNet-5 from scratch']:+.1f}. One draw, one seed."
-)
+on_digits = [
+    100 * pd.DataFrame({k: v if isinstance(v, dict) else dict.fromkeys(m["pretrained"], v) for k, v in m.items()})
+    for m in evidence.measurements("07_transfer_resnet", "digits").values()
+]
+end = sum(m["pretrained"] for m in on_digits).idxmax() if on_digits else cut
+asked = {
+    f"pretrained, the head behind `{end}` against behind `layer4`": (("pretrained", end), ("pretrained", "layer4")),
+    f"behind `{end}`: pretrained against untrained": (("pretrained", end), ("untrained", end)),
+    "behind `layer4`: pretrained against untrained": (("pretrained", "layer4"), ("untrained", "layer4")),
+    f"pretrained, behind `{end}`, against raw pixels": (("pretrained", end), ("raw pixels, linear", end)),
+    f"pretrained, behind `{end}`, against LeNet-5 from scratch": (("pretrained", end), ("LeNet-5 from scratch", end)),
+}
+verdicts = evidence.conclude(
+    *(
+        evidence.Comparison(what, depth[a][at] - depth[b][by], [m[a][at] - m[b][by] for m in on_digits])
+        for what, ((a, at), (b, by)) in asked.items()
+    )
+)  # fmt: skip
 
 # %% [markdown]
 # The untrained body is the control that is nearly always missing. Random filters with ReLU and pooling are features, too, and
-# pretraining must be judged by what it adds to them. And a head that is badly trained misleads as much as a missing control:
-# the line without standardization has the very same features as the first one.
+# pretraining must be judged by what it adds to them. The specialist is the control that hurts: a LeNet-5, a small fraction of
+# the size and made for digits, sees nothing but these few and still comes out ahead. And a head that is badly trained misleads
+# as much as a missing control: the line without standardization has the very same features as the first one.
 #
 # ## 8. Exercises
 #
-# **07.2 · The rule of the rates.** Section 5 typed the factors by hand. Write the rule: the last stage, the head, has the factor
+# **07.3 · The rule of the rates.** Section 5 typed the factors by hand. Write the rule: the last stage, the head, has the factor
 # 1, and each stage the factor of the next one times `factor`.
 
 
@@ -776,7 +872,7 @@ def stage_rates(stages, factor):
     ### END SOLUTION
 
 
-feedback = exercises.check("07.2", stage_rates)
+feedback = exercises.check("07.3", stage_rates)
 feedback
 
 # %% tags=["plumbing"]
@@ -785,7 +881,7 @@ if feedback.right:
     say(f"With the 2.6 of Howard and Ruder, the first convolution learns at {rule['conv1']:.2%} of the head's rate.")
 
 # %% [markdown]
-# **07.3 · A picture for nothing.** The head reads the *mean* of each feature map over its places, and is linear. So it might as
+# **07.4 · A picture for nothing.** The head reads the *mean* of each feature map over its places, and is linear. So it might as
 # well read every place by itself and take the mean afterwards: that is a **class activation map** (Zhou et al. 2016). `maps` are
 # what the last block puts out, (n, features, height, width); `weight` is the head's, (classes, features). Return for each image and
 # class what each place says, (n, classes, height, width), so that the mean over the places, plus the bias, is the logits.
@@ -799,7 +895,7 @@ def class_maps(maps, weight):
     ### END SOLUTION
 
 
-feedback = exercises.check("07.3", class_maps)
+feedback = exercises.check("07.4", class_maps)
 feedback
 
 # %% tags=["plumbing"]
@@ -815,6 +911,11 @@ if feedback.right:
     )
 
 # %% [markdown]
+# **07.5 · Open: another place to cut.** Between *last block* and *all layers* lie other cuts. Write a sixth way that trains
+# `layer3`, `layer4` and the head, with a line more in `begin`, and run it on the same draws. Before you do: which two ways must
+# it lie between, if section 5 is a ladder? Then compare in pairs, draw by draw, and write down in two sentences what your
+# draws decide and what they leave open. There is no check. How many more draws would you need, and what would each cost?
+#
 # ## What was measured
 #
 # The test photographs are used here, once for each draw of two ways: the way of transfer that validation chose, and training
@@ -836,33 +937,43 @@ tested = pd.DataFrame(
 run.record("test", {way: tested[way].tolist() for way in tested})
 gain = (tested[best] - tested["from scratch"]).mean()
 low, high = statistics.paired_interval(tested[best], tested["from scratch"])
-
-# %% tags=["plumbing"]
 if PROFILE == "full":  # each draw has a seed of its own, so one run decides
     run.claim("500-labels", "500 labels: test accuracy of transfer above from scratch", gain, at_least=0.05)
     run.claim("500-labels-interval", "500 labels: lower end of the paired interval of that difference", low, at_least=0)
 else:
-    run.claim("few-labels", "Test accuracy of transfer above from scratch, mean of the draws", gain, at_least=0.02)
+    run.claim("few-labels", "Test accuracy of transfer above from scratch, mean of the draws", gain, at_least=0.02,
+              interval=(low, high))  # fmt: skip
 say(
-    f"- **{S.told} labels**, {len(tested)} draws, {len(test):,} test photographs: “{best}” {tested[best].mean():.1%}, from "
-    f"scratch {tested['from scratch'].mean():.1%}; {100 * gain:+.1f} points ({100 * low:.1f} to {100 * high:.1f}).\n"
-    f"- **Features once**: {saved:.0f} times faster over {S.cached} epochs, the same head.\n"
-    f"- **The careless loop** changed {len(moved)} tensors of a frozen body, and its accuracy on the old task by "
-    f"{100 * (old_task['careless'] - old_task['careful']):+.1f} points.\n"
-    f"- **{S.digits} digits**: the head does best behind `{cut}`; pretraining is worth {worth[cut]:+.1f} points there and "
-    f"{worth['layer4']:+.1f} behind the last stage, over the same body untrained."
+    f"Your run, {S.told} labels, {len(tested)} draws, {len(test):,} test photographs: “{best}” {tested[best].mean():.1%}, "
+    f"from scratch {tested['from scratch'].mean():.1%}; {100 * gain:+.1f} points (95 %: {100 * low:.1f} to "
+    f"{100 * high:.1f}). What the published seeds found on the test photographs:"
 )
+verdicts = evidence.conclude(
+    evidence.Comparison(
+        "500 labels: transfer, in the way that validation chose, against from scratch",
+        100 * gain if PROFILE == "full" else None,
+        [100 * value for value in evidence.claimed("07_transfer_resnet", "500-labels")],
+    )
+)  # fmt: skip
 run.finish()
 
 # %% [markdown]
-# **Remember**
-# - Head first: it costs one pass over the data, and it is the mark that fine-tuning has to beat.
-# - What is frozen gives the same features in every epoch. Compute them once.
-# - Freezing parameters does not freeze BatchNorm's statistics. Put those layers into evaluation mode, and check that nothing moved.
-# - State labels, draws, steps and the interval. Which photographs were drawn is a part of the result.
-# - Ask what the untrained network, the raw pixels and a small specialist would have done.
+# ## What to remember
 #
-# **Read**
+# - With 500 labels, transfer beats training from scratch by many points, on the test photographs of every published seed.
+#   <!-- claims: 500-labels, 500-labels-interval -->
+# - What is frozen gives the same features in every epoch. Compute them once: the same head, many times sooner.
+#   <!-- claims: same-features, same-head, cached-is-faster -->
+# - Freezing parameters does not freeze BatchNorm's statistics. Put those layers into evaluation mode, and check that nothing
+#   moved. <!-- claims: trap, careful, fit-is-careful -->
+# - Head first: it costs one pass over the data, and it sets the score that training more of the body has to beat.
+#   <!-- by construction -->
+# - State labels, draws, steps and the interval. Which photographs were drawn is a part of the result.
+#   <!-- by construction -->
+# - Ask what the untrained network, the raw pixels and a small specialist would have done. <!-- by construction -->
+#
+# ## To read
+#
 # - Yosinski, Clune, Bengio and Lipson 2014, *How Transferable Are Features in Deep Neural Networks?*
 # - Zeiler and Fergus 2014, *Visualizing and Understanding Convolutional Networks*: occlusion, section 4.2.
 # - Ioffe and Szegedy 2015, *Batch Normalization*: the two modes, section 3.1.

@@ -39,10 +39,18 @@ def _maps_class_first(maps, weight):
 
 CASES = {
     "07.1": Case(
+        [
+            (lambda features, classes: features * classes, "its bias"),
+            (lambda features, classes: features * classes + features, "belong to the answers"),
+            (lambda features, classes: features * classes + 1, "not the layer as a whole"),
+            (lambda features, classes: features + classes, "one weight for each feature"),
+        ]
+    ),
+    "07.2": Case(
         [(lambda: 2, "in each of 20 epochs"), (lambda: 100, "one pass through the body")],
         {"measured": 20.0, "epochs": 20},
     ),
-    "07.2": Case(
+    "07.3": Case(
         [
             (_rates_from_the_input, "from the input to the head"),
             (_head_slowed_too, "exponent is 0"),
@@ -50,7 +58,7 @@ CASES = {
             (_rates_in_a_list, "dictionary"),
         ]
     ),
-    "07.3": Case(
+    "07.4": Case(
         [
             (_maps_averaged, "comes afterwards"),
             (_maps_without_the_negative, "no ReLU"),

@@ -22,11 +22,32 @@ def _paired(before, after, *, scale=100.0, root=True):
     return changes.mean(), 1.96 * changes.std() / (len(changes) ** 0.5 if root else 1)
 
 
+def _kept(parameters, left, *, power=2):
+    return sum(share * left[stage] ** power for stage, share in parameters.items())
+
+
 CASES = {
     "08.1": Case(
-        [(lambda: 2.0, "on both sides"), (lambda: 40.0, "inputs and outputs")], {"measured": 3.3, "macs_ratio": 3.0}
+        [
+            (lambda inputs, outputs: (inputs + outputs) / 2, "Count pairs"),
+            (lambda inputs, outputs: 1 - inputs * outputs, "share that is left"),
+            (lambda inputs, outputs: inputs * outputs * 9, "One filter for each pair"),
+        ]
     ),
     "08.2": Case(
+        [
+            (lambda parameters, left: 1 / _kept(parameters, left, power=1), "squared"),
+            (lambda parameters, left: _kept(parameters, left), "before, divided by after"),
+            (lambda parameters, left: len(left) / sum(share**2 for share in left.values()), "weigh each"),
+            (lambda parameters, left: 2.0, "Add them up"),
+        ],
+        {
+            "measured": 3.3,
+            "parameters": {"conv1": 0.01, "layer1": 0.02, "layer2": 0.05, "layer3": 0.19, "layer4": 0.73},
+            "left": {"conv1": 0.9, "layer1": 0.8, "layer2": 0.7, "layer3": 0.6, "layer4": 0.5},
+        },
+    ),
+    "08.3": Case(
         [
             (_mean_squares, "Both gates close at once"),
             (lambda first, second: (first + second).mean(0) ** 2, "square first"),
@@ -35,7 +56,7 @@ CASES = {
             (_tied_in_place, "not first += second"),
         ]
     ),
-    "08.3": Case(
+    "08.4": Case(
         [
             (_unpaired, "photograph by photograph"),
             (lambda before, after: _paired(after, before), "before minus after"),
