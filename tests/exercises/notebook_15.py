@@ -1,62 +1,45 @@
 """Plausible wrong answers to the exercises of notebook 15, each with words of its own hint."""
 
-import math
-
 from tests.exercises.examples import Case
 
 
-def _words_without_a_shift(lengths):
-    words = [""] * len(lengths)
-    for word, (length, symbol) in enumerate(sorted((length, symbol) for symbol, length in enumerate(lengths))):
-        words[symbol] = format(word, f"0{length}b")[:length]
-    return words
+def _costs(first, second, *, divided=True, next_layer=True):
+    by_input, by_neuron = first.sum(0), first.sum(1) + (second.sum(0) if next_layer else 0)
+    if divided:
+        by_input = by_input / len(first)
+        by_neuron = by_neuron / (first.shape[1] + (len(second) if next_layer else 0))
+    return by_input, by_neuron
 
 
-def _words_last_symbol_first(lengths):
-    words, word, before = [""] * len(lengths), 0, 0
-    for length, symbol in sorted((length, -symbol) for symbol, length in enumerate(lengths)):
-        word <<= length - before
-        words[-symbol] = format(word, f"0{length}b")
-        word, before = word + 1, length
-    return words
-
-
-def _bits_of_entropy(symbols):
-    counts = [symbols.count(0), symbols.count(1)]
-    return sum(-n * math.log2(n / len(symbols)) for n in counts if n)
-
-
-def _bits_counted_too_soon(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        ones += symbol
-        p = (ones + 0.5) / (before + 2)
-        bits -= math.log2(p if symbol else 1 - p)
-    return bits
-
-
-def _bits_of_ones_only(symbols):
-    bits, ones = 0.0, 0
-    for before, symbol in enumerate(symbols):
-        bits -= math.log2((ones + 0.5) / (before + 1))
-        ones += symbol
-    return bits
+def _cheapest(costs):
+    by_input, by_neuron = costs
+    if by_input.min() < by_neuron.min():
+        return "input", int(by_input.argmin())
+    return "neuron", int(by_neuron.argmin())
 
 
 CASES = {
     "15.1": Case(
         [
-            (_words_without_a_shift, "shifted left"),
-            (_words_last_symbol_first, "smaller number first"),
-            (lambda lengths: [format(symbol, "b") for symbol in range(len(lengths))], "leading zeros"),
+            (lambda size, weights: size / weights, "a byte has eight bits"),
+            (lambda size, weights: weights / (8 * size), "other way round"),
+            (lambda size, weights: 32.0, "All bits of the file"),
         ]
     ),
-    "15.2": Case([(lambda: 1_838, "Two kinds of news"), (lambda: 54_338, "not a whole bit")], {"measured": 9_280}),
-    "15.3": Case(
+    "15.2": Case(
         [
-            (_bits_of_entropy, "does not know yet"),
-            (_bits_counted_too_soon, "after it was coded"),
-            (_bits_of_ones_only, "probability 1 - p"),
+            (lambda reads, is_read: reads.any(1), "whether anybody reads it"),
+            (lambda reads, is_read: is_read.any(0), "what it reads"),
+            (lambda reads, is_read: reads.any(1) | is_read.any(0), "One of the two is not enough"),
+            (lambda reads, is_read: reads.any(0), "a row of the first mask"),
+        ]
+    ),
+    "15.3": Case([(lambda: 336, "of both signs"), (lambda: 3_300, "Only one magnitude")], {"measured": 1_212}),
+    "15.4": Case(
+        [
+            (lambda first, second: _cheapest(_costs(first, second, divided=False)), "You compare what is lost in all"),
+            (lambda first, second: _cheapest(_costs(first, second, next_layer=False)), "weights of the next layer"),
+            (lambda first, second: ("input", -1), "An input frees"),
         ]
     ),
 }
