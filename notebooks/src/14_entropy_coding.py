@@ -12,8 +12,9 @@
 #
 # A pruned and quantized network is a list of small whole numbers. Some of them come all the time, others hardly ever.
 # Give each the same five bits, and the frequent ones pay for the rare ones. **Entropy coding** writes what is frequent
-# with few bits and what is rare with many. The network stays the same, bit for bit: only the file gets shorter. How short it can
-# get, nobody has to guess. Shannon gave the bound in 1948, and you will come within a percent of it in forty lines.
+# with few bits and what is rare with many. The network stays the same, bit for bit: only the file gets shorter. How
+# short it can get, nobody has to guess. Shannon gave the bound in 1948, and you will come within a percent of it in
+# forty lines.
 #
 # **You will be able to**
 # - build a Huffman code, and say how far it stays above Shannon's bound;
@@ -67,9 +68,9 @@ show.style()
 say(evidence.timetable("14_entropy_coding"))
 
 # %% [markdown]
-# Here is the idea in one picture. Four symbols, and the first of them comes every other time. On the left stands a tree that gives it a
-# short **word**. On the right there are no words any more: the whole message is one interval, and each symbol cuts its share
-# out of it. Come back to both when you have written them yourself.
+# Here is the idea in one picture. Four symbols, and the first of them comes every other time. On the left stands a tree
+# that gives it a short **word**. On the right there are no words any more: the whole message is one interval, and each
+# symbol cuts its share out of it. Come back to both when you have written them yourself.
 
 # %% tags=["plumbing"]
 blue, orange, green = show.COLOURS[:3]
@@ -154,12 +155,14 @@ say(
 # %% [markdown]
 # ## 1. A recipe of 2016, rebuilt
 #
-# *Deep Compression* (Han, Mao and Dally 2016) is the best-known chain of its kind: **prune, share weights, Huffman-code**. The
-# paper says that LeNet-5 became 39 times smaller. We take its three steps, and less time for each: the paper prunes and retrains in
-# several rounds, and it trains the shared values, too. So compare our bytes with it, not our errors. We keep two accounts: the
-# *nominal* one, of the bits that each step says it needs, and the bytes of a real file.
+# *Deep Compression* (Han, Mao and Dally 2016) is the best-known chain of its kind: **prune, share weights,
+# Huffman-code**. The paper says that LeNet-5 became 39 times smaller. We take its three steps, and less time for each:
+# the paper prunes and retrains in several rounds, and it trains the shared values, too. So compare our bytes with it,
+# not our errors. We keep two accounts: the *nominal* one, of the bits that each step says it needs, and the bytes of a
+# real file.
 #
-# Step one, **pruning**. The smallest magnitudes go until a twelfth of the weights is left, and a short training repairs the damage.
+# Step one, **pruning**. The smallest magnitudes go until a twelfth of the weights is left, and a short training repairs
+# the damage.
 
 # %%
 TWELFTH = 1 - 1 / 12
@@ -171,8 +174,8 @@ pruned = training.fit(pruned, mnist.train.take(S.classic), **repair).model
 say(f"{measure.count_nonzero(pruned):,} weights are left, and {accuracy(pruned):.2%} of the digits are right.")
 
 # %% [markdown]
-# Step two, **weight sharing**. In each layer, k-means finds 32 values for the weights that are left, and every weight becomes
-# the nearest of them: five bits instead of 32. (The paper takes eight for convolutions.) Zero stays zero.
+# Step two, **weight sharing**. In each layer, k-means finds 32 values for the weights that are left, and every weight
+# becomes the nearest of them: five bits instead of 32. (The paper takes eight for convolutions.) Zero stays zero.
 
 
 # %%
@@ -219,17 +222,17 @@ pd.DataFrame(
 # %% [markdown]
 # ## 2. Huffman: short words for frequent symbols
 #
-# The table shows the five most frequent symbols of `fc1`, of each kind. Five bits each would treat frequent and rare ones alike.
-# **Shannon's entropy** $H$ says how few bits a symbol can take on average, if the symbols come independently and symbol $i$ comes with
-# probability $p_i$:
+# The table shows the five most frequent symbols of `fc1`, of each kind. Five bits each would treat frequent and rare
+# ones alike. **Shannon's entropy** $H$ says how few bits a symbol can take on average, if the symbols come
+# independently and symbol $i$ comes with probability $p_i$:
 #
 # $$H = -\sum_i p_i \log_2 p_i.$$
 #
-# Read it as a price list. A symbol of probability $p$ is worth $-\log_2 p$ bits: one bit if it comes every other time, three if it comes
-# every eighth time, almost nothing if it comes nearly always. The entropy is the average price.
+# Read it as a price list. A symbol of probability $p$ is worth $-\log_2 p$ bits: one bit if it comes every other time,
+# three if it comes every eighth time, almost nothing if it comes nearly always. The entropy is the average price.
 #
-# **Huffman** (1952) comes close to it with whole numbers of bits. Take the two rarest symbols, give their words one more bit to
-# tell them apart, and treat the two as one from then on. Repeat until one is left.
+# **Huffman** (1952) comes close to it with whole numbers of bits. Take the two rarest symbols, give their words one
+# more bit to tell them apart, and treat the two as one from then on. Repeat until one is left.
 
 
 # %%
@@ -249,10 +252,10 @@ def huffman_lengths(counts):
 huffman_lengths({"a": 50, "b": 25, "c": 15, "d": 10})
 
 # %% [markdown]
-# That is the tree of the picture. Words of these lengths can be told apart without commas only if they fit into one tree: **Kraft's
-# inequality**, $\sum_i 2^{-l_i} \le 1$ for the lengths $l_i$. Huffman's words fill the tree, so here both sides are equal. And no code
-# of whole words is shorter on average: a library that builds a tree of its own must end with the same number of bits. The next cell builds it with
-# `constriction`, a library of entropy coders.
+# That is the tree of the picture. Words of these lengths can be told apart without commas only if they fit into one
+# tree: **Kraft's inequality**, $\sum_i 2^{-l_i} \le 1$ for the lengths $l_i$. Huffman's words fill the tree, so here
+# both sides are equal. And no code of whole words is shorter on average: a library that builds a tree of its own must
+# end with the same number of bits. The next cell builds it with `constriction`, a library of entropy coders.
 #
 # **Predict**: how far above Shannon's bound will the lists end? Ten percent, or one?
 
@@ -303,9 +306,10 @@ say(
 # %% [markdown]
 # ### What "39 times" counted
 #
-# The *nominal* ratio divides the dense weights, four bytes each, by the bits of these lists and the tables of values. That
-# is the kind of account that papers keep. A *file* has more to hold: biases, the lengths of Huffman's words, names and
-# shapes. Here are both for our network. The last row needs no Huffman tree: how it does without one is the subject of section 3.
+# The *nominal* ratio divides the dense weights, four bytes each, by the bits of these lists and the tables of values.
+# That is the kind of account that papers keep. A *file* has more to hold: biases, the lengths of Huffman's words, names
+# and shapes. Here are both for our network. The last row needs no Huffman tree: how it does without one is the subject
+# of section 3.
 
 # %%
 table_bytes = sum(4 * (len(table) - 1) for table in tables.values())
@@ -326,8 +330,8 @@ run.record("accounts", accounts)
 pd.Series(accounts).map("{:.1f}".format).to_frame("times smaller")
 
 # %% [markdown]
-# And the numbers that papers print. Not every row counts the same things, so read a ratio only together with its account. (`False` in the last column: we
-# know the number from another paper that quotes it.)
+# And the numbers that papers print. Not every row counts the same things, so read a ratio only together with its
+# account. (`False` in the last column: we know the number from another paper that quotes it.)
 
 # %% tags=["plumbing"]
 literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="file_ratio")
@@ -347,13 +351,14 @@ say(
 # ## 3. Fractions of a bit
 #
 # Huffman's shortest word has one bit. A mask in which one place in fifty is kept has far less than one bit of news per
-# place, and Huffman would pay a whole one. **Arithmetic coding** gives up words: it makes *one* number of the whole message. Start with the interval from 0
-# to 1. Each symbol takes its share of the interval, as wide as its probability. After the last one, any number inside names the
-# message.
+# place, and Huffman would pay a whole one. **Arithmetic coding** gives up words: it makes *one* number of the whole
+# message. Start with the interval from 0 to 1. Each symbol takes its share of the interval, as wide as its probability.
+# After the last one, any number inside names the message.
 #
 # How many digits does that number need? The *width* of the interval is the product of all probabilities. A number with
-# $\lceil -\log_2(\text{width})\rceil + 1$ binary digits can always be found that lies inside, whatever digits follow it. So the whole message costs less than two bits more than
-# the sum of its symbols' prices. With exact fractions the encoder is a few lines:
+# $\lceil -\log_2(\text{width})\rceil + 1$ binary digits can always be found that lies inside, whatever digits follow
+# it. So the whole message costs less than two bits more than the sum of its symbols' prices. With exact fractions the
+# encoder is a few lines:
 
 
 # %%
@@ -370,8 +375,8 @@ def encode(symbols, chances):
 
 
 # %% [markdown]
-# The decoder retraces the steps. It asks in whose share the number lies, notes that symbol, and stretches the share to the whole line from
-# 0 to 1.
+# The decoder retraces the steps. It asks in whose share the number lies, notes that symbol, and stretches the share to
+# the whole line from 0 to 1.
 
 
 # %%
@@ -406,20 +411,21 @@ say(
 # %% [markdown]
 # ### Probabilities that nobody stores
 #
-# Exact fractions grow into very long numbers. A **range coder** keeps 32 or 64 bits of them and hands out the digits that are
-# settled; for a whole file it loses a few bytes. We take it from `constriction`. What it cannot know are
-# the probabilities. They can stand in the file, as a table. Or writer and reader can **learn** them on the way, from the
-# symbols that both have already seen, and nothing needs to be stored. After $n$ decisions, $k$ of which were a one, the next is a one with probability
+# Exact fractions grow into very long numbers. A **range coder** keeps 32 or 64 bits of them and hands out the digits
+# that are settled; for a whole file it loses a few bytes. We take it from `constriction`. What it cannot know are the
+# probabilities. They can stand in the file, as a table. Or writer and reader can **learn** them on the way, from the
+# symbols that both have already seen, and nothing needs to be stored. After $n$ decisions, $k$ of which were a one, the
+# next is a one with probability
 #
 # $$p = \frac{5k + 2}{5n + 4}.$$
 #
-# That is $(k + 0.4)/(n + 0.8)$, as if 0.4 of each had been seen before the first: a variant of the estimator of Krichevsky and
-# Trofimov (exercise 14.4), in whole numbers.
+# That is $(k + 0.4)/(n + 0.8)$, as if 0.4 of each had been seen before the first: a variant of the estimator of
+# Krichevsky and Trofimov (exercise 14.4), in whole numbers.
 #
-# Learning may also be split by **context**: places in a full row are counted apart from places in an empty one. Two rules
-# keep it honest. A context may use only what the reader knows already. And both sides must compute exactly the same $p$:
-# one last bit that differs on another processor would turn all that follows into noise. So `files.write_coded` uses whole numbers
-# only, and rounds $p$ down to a multiple of $2^{-16}$. In a cell:
+# Learning may also be split by **context**: places in a full row are counted apart from places in an empty one. Two
+# rules keep it honest. A context may use only what the reader knows already. And both sides must compute exactly the
+# same $p$: one last bit that differs on another processor would turn all that follows into noise. So
+# `files.write_coded` uses whole numbers only, and rounds $p$ down to a multiple of $2^{-16}$. In a cell:
 
 
 # %%
@@ -437,9 +443,10 @@ class Learner:
 
 
 # %% [markdown]
-# Now the mask of a layer, as a matrix. First we ask which columns and which rows have any weight at all; a unit that was removed costs
-# nothing after that. Then we go through the places that remain, row by row. The context of a place is how full its row has been so far, in
-# steps of a factor of two, and how many of the last four places were kept: none, one, or more.
+# Now the mask of a layer, as a matrix. First we ask which columns and which rows have any weight at all; a unit that
+# was removed costs nothing after that. Then we go through the places that remain, row by row. The context of a place is
+# how full its row has been so far, in steps of a factor of two, and how many of the last four places were kept: none,
+# one, or more.
 
 
 # %%
@@ -464,8 +471,8 @@ def bits_of_positions(kept, context=fullness_and_last):
 
 
 # %% [markdown]
-# There are now five ways to store where `fc1`'s weights stand. **Predict** their order. And predict one more number: what the last way
-# needs if the same mask is **shuffled**, so that every place is as likely to be kept as any other.
+# There are now five ways to store where `fc1`'s weights stand. **Predict** their order. And predict one more number:
+# what the last way needs if the same mask is **shuffled**, so that every place is as likely to be kept as any other.
 
 # %%
 kept = (pruning.weights_of(shared)["fc1.weight"] != 0).numpy()
@@ -489,10 +496,11 @@ run.record("positions_shuffled", shuffled)
 pd.Series(ways | {"learned, in contexts, shuffled": shuffled}).map("{:,.0f} bytes".format).to_frame("positions of fc1")
 
 # %% [markdown]
-# Can a code be shorter than the entropy? No law is broken. The entropy of the mask is the bound *if its places are independent*, and they
-# are not: weights crowd in some rows and columns. A context that has noticed pays less. Huffman's gaps notice some of it,
-# too. The shuffled mask is the control: it has the same number of ones and no crowds, and there the contexts have nothing to find. They cost
-# a little instead, because each of them has to learn its probability anew.
+# Can a code be shorter than the entropy? No law is broken. The entropy of the mask is the bound *if its places are
+# independent*, and they are not: weights crowd in some rows and columns. A context that has noticed pays less.
+# Huffman's gaps notice some of it, too. The shuffled mask is the control: it has the same number of ones and no crowds,
+# and there the contexts have nothing to find. They cost a little instead, because each of them has to learn its
+# probability anew.
 
 # %% tags=["plumbing"]
 places = evidence.measurements("14_entropy_coding", "positions")
@@ -508,15 +516,17 @@ evidence.conclude(
 say(f"Shuffled, in this run: {100 * (shuffled / ways['entropy of the mask'] - 1):+.2f} %.")
 
 # %% [markdown]
-# Every run prunes the same trained network, so the seeds agree on nearly all positions, and their narrow interval says so. They tell about this network's mask, not about every
-# network's. How much a context finds elsewhere, you measure there.
+# Every run prunes the same trained network, so the seeds agree on nearly all positions, and their narrow interval says
+# so. They tell about this network's mask, not about every network's. How much a context finds elsewhere, you measure
+# there.
 #
 # ## 4. A whole network in one file
 #
-# `files.write_coded` does this for all layers: positions in contexts, values bit by bit in the same way, biases
-# beside them, and a header of a few dozen bytes. It goes one step further: it asks for the columns of a layer
-# in the context of the unit that they read, so that a neuron that died in one layer is not paid for again in the next. Here is where
-# the bytes of our rebuilt recipe go. "Plain" is what is written without a code: the tables of values, biases, names and shapes.
+# `files.write_coded` does this for all layers: positions in contexts, values bit by bit in the same way, biases beside
+# them, and a header of a few dozen bytes. It goes one step further: it asks for the columns of a layer in the context
+# of the unit that they read, so that a neuron that died in one layer is not paid for again in the next. Here is where
+# the bytes of our rebuilt recipe go. "Plain" is what is written without a code: the tables of values, biases, names and
+# shapes.
 
 # %%
 anatomy = pd.DataFrame(files.anatomy(shared)).T.fillna(0)
@@ -528,9 +538,9 @@ run.claim("coded-beats-fixed", "Bytes with fixed lengths over bytes range-coded,
 anatomy.map("{:,.0f}".format)
 
 # %% [markdown]
-# A short file is worth nothing if it does not give the network back. So two tests. `files.verify` loads the file into a new network and compares
-# logits bit for bit. And a process that has just started decodes it with NumPy and `constriction` alone: it prints a digest (SHA-256) of all numbers, and whether torch was
-# ever loaded.
+# A short file is worth nothing if it does not give the network back. So two tests. `files.verify` loads the file into a
+# new network and compares logits bit for bit. And a process that has just started decodes it with NumPy and
+# `constriction` alone: it prints a digest (SHA-256) of all numbers, and whether torch was ever loaded.
 
 # %%
 READ = """
@@ -584,8 +594,8 @@ def price(p):
 exercises.check("14.1", price)
 
 # %% [markdown]
-# **14.2 · Words from lengths.** A file need not store Huffman's tree: the *lengths* of the words are enough, if writer and
-# reader make the words in the same way. The **canonical** code goes through the symbols by length, and among equal
+# **14.2 · Words from lengths.** A file need not store Huffman's tree: the *lengths* of the words are enough, if writer
+# and reader make the words in the same way. The **canonical** code goes through the symbols by length, and among equal
 # lengths by number. The first word is all zeros; each next word is the one before plus one, with zeros appended when
 # the length grows. Return the words, as texts of "0" and "1", in the order of the symbols.
 
@@ -606,9 +616,9 @@ def canonical_words(lengths):
 exercises.check("14.2", canonical_words)
 
 # %% [markdown]
-# **14.3 · Predict the file.** A matrix of 600 × 700 numbers. One place in fifty is not zero, anywhere, at random. There stands
-# one of four values: the first half of the time, the second a quarter, the other two an eighth each. How many bytes does
-# `files.write_coded` need? Return your number; within three percent is fine.
+# **14.3 · Predict the file.** A matrix of 600 × 700 numbers. One place in fifty is not zero, anywhere, at random. There
+# stands one of four values: the first half of the time, the second a quarter, the other two an eighth each. How many
+# bytes does `files.write_coded` need? Return your number; within three percent is fine.
 
 
 # %%
@@ -650,12 +660,13 @@ def learned_bits(symbols):
 exercises.check("14.4", learned_bits)
 
 # %% [markdown]
-# The entropy of the list knows the share of ones beforehand, and does not count what it costs to tell it. The coder learns the share on
-# the way, and that costs about $\frac12 \log_2 n + 1$ bits.
+# The entropy of the list knows the share of ones beforehand, and does not count what it costs to tell it. The coder
+# learns the share on the way, and that costs about $\frac12 \log_2 n + 1$ bits.
 #
-# **14.5 · Open: a better context.** The cell below counts the bytes of `fc1`'s positions with a context of your own. It looks back at eight
-# places instead of four. Can you beat both? A context gets the places of its row before this one, and nothing else: so it cannot cheat. Why does a
-# context that tells more and more apart stop helping? And what would a context need to know to use the *columns*, too?
+# **14.5 · Open: a better context.** The cell below counts the bytes of `fc1`'s positions with a context of your own. It
+# looks back at eight places instead of four. Can you beat both? A context gets the places of its row before this one,
+# and nothing else: so it cannot cheat. Why does a context that tells more and more apart stop helping? And what would a
+# context need to know to use the *columns*, too?
 
 
 # %%
@@ -684,18 +695,19 @@ run.finish()
 # %% [markdown]
 # ## What to remember
 #
-# - A symbol of probability $p$ is worth $-\log_2 p$ bits. The entropy is the average price, and no code for independent symbols is
-#   shorter on average. <!-- by construction -->
-# - Huffman's words come within five percent of the entropy of these lists, and two independent programs find equally short ones.
-#   <!-- claims: huffman, near-entropy -->
-# - Huffman pays at least a whole bit a symbol. Arithmetic coding pays fractions: less than two bits above the price of the
-#   *whole message*. <!-- claims: range-coder -->
-# - Writer and reader can learn the probabilities together, in contexts, and nothing has to be stored. You can recompute the length of such a
-#   file by hand. <!-- claims: same-positions -->
+# - A symbol of probability $p$ is worth $-\log_2 p$ bits. The entropy is the average price, and no code for independent
+#   symbols is shorter on average. <!-- by construction -->
+# - Huffman's words come within five percent of the entropy of these lists, and two independent programs find equally
+#   short ones. <!-- claims: huffman, near-entropy -->
+# - Huffman pays at least a whole bit a symbol. Arithmetic coding pays fractions: less than two bits above the price of
+#   the *whole message*. <!-- claims: range-coder -->
+# - Writer and reader can learn the probabilities together, in contexts, and nothing has to be stored. You can recompute
+#   the length of such a file by hand. <!-- claims: same-positions -->
 # - Both sides must compute the same probabilities to the last bit. Whole numbers do. <!-- by construction -->
 # - The same weights fit into a file at least a tenth shorter than with fixed lengths, and not one logit changes.
 #   <!-- claims: coded-beats-fixed -->
-# - A ratio of bits that were counted is not a ratio of files that were written. Ask what was left out. <!-- by construction -->
+# - A ratio of bits that were counted is not a ratio of files that were written. Ask what was left out. <!-- by
+#   construction -->
 #
 # **Read**
 # - Shannon 1948, *A Mathematical Theory of Communication*; Huffman 1952, *A Method for the Construction of
@@ -705,4 +717,5 @@ run.finish()
 # - Bamler 2022, *Understanding Entropy Coding With Asymmetric Numeral Systems (ANS)*: by the author of `constriction`.
 # - Havasi, Peharz and Hernández-Lobato 2019, *Minimal Random Code Learning*: smaller still, without any code of weights.
 #
-# **Next**: notebook 15 prunes, quantizes and codes one network so that every step helps the next, and asks in which order.
+# **Next**: notebook 15 prunes, quantizes and codes one network so that every step helps the next, and asks in which
+# order.

@@ -10,9 +10,10 @@
 # %% [markdown]
 # # 15 · Combine: in which order, and how small can the file get?
 #
-# Pruning leaves few weights, quantization leaves few values, entropy coding writes what is left as briefly as its statistics
-# allow, and a teacher wins back what all this cost. Here they work on the same network, one after the other. How far does that go, does the order
-# matter, and is the smallest file also the fastest network? The answers are measured on LeNet-5 and on a network for photographs.
+# Pruning leaves few weights, quantization leaves few values, entropy coding writes what is left as briefly as its
+# statistics allow, and a teacher wins back what all this cost. Here they work on the same network, one after the other.
+# How far does that go, does the order matter, and is the smallest file also the fastest network? The answers are
+# measured on LeNet-5 and on a network for photographs.
 #
 # **You will be able to**
 # - prune, quantize and code one network so that every step helps the next;
@@ -70,8 +71,9 @@ if published_bytes:
     )
 
 # %% [markdown]
-# The idea in one picture: each step removes something else, so their savings multiply. And there are two ways to be small. One
-# leaves few weights, scattered over matrices as large as before. The other leaves small matrices, with hardly a gap in them.
+# The idea in one picture: each step removes something else, so their savings multiply. And there are two ways to be
+# small. One leaves few weights, scattered over matrices as large as before. The other leaves small matrices, with
+# hardly a gap in them.
 
 # %% tags=["plumbing"]
 draw = np.random.default_rng(3)
@@ -114,10 +116,11 @@ show.figure(
 )
 
 # %% [markdown]
-# Three settings matter most, and each has its section. `ratio` is how many times fewer weights section 1 leaves, and `bits` how many bits, by
-# layer, each of them gets. `order` sets the race of section 2: digits, epochs of a phase, seeds, ratio of weights, bits. The
-# published runs prune further and train longer than this page can in a minute (`full`, in the folded cell); all profiles run the same code. In full the sparse
-# network starts from random weights, else from the trained network.
+# Three settings matter most, and each has its section. `ratio` is how many times fewer weights section 1 leaves, and
+# `bits` how many bits, by layer, each of them gets. `order` sets the race of section 2: digits, epochs of a phase,
+# seeds, ratio of weights, bits. The published runs prune further and train longer than this page can in a minute
+# (`full`, in the folded cell); all profiles run the same code. In full the sparse network starts from random weights,
+# else from the trained network.
 
 # %% tags=["plumbing"]
 # Sparse: `digits`, each with `views` that the teacher answers once, `epochs` pruning, then `tune` with rounding; biases become
@@ -178,8 +181,9 @@ say(
 # ## 1. As small as it gets
 #
 # The whole chain, with everything that the notebooks before taught. The dense network is the teacher. It answers a few
-# fixed views of each digit once, and all trainings look its answers up (notebook 12). **Prune** gradually, by
-# the **Fisher score** $w^2 \overline{g^2}$: the weight $w$ squared, times the mean of its squared gradient $g$ (notebook 02).
+# fixed views of each digit once, and all trainings look its answers up (notebook 12). **Prune** gradually, by the
+# **Fisher score** $w^2 \overline{g^2}$: the weight $w$ squared, times the mean of its squared gradient $g$ (notebook
+# 02).
 
 # %%
 train = mnist.train.take(S.digits)
@@ -230,9 +234,9 @@ say(
 )
 
 # %% [markdown]
-# **Quantize**, and train on with the rounding in place and the masks in force (notebook 09). One step for each layer, not
-# one for each channel: hundreds of steps, four bytes each, weigh a lot in so small a file. Then **round the biases** to multiples of
-# $2^{-b}$, with $b$ = `bias`, and the file needs a few bits for each.
+# **Quantize**, and train on with the rounding in place and the masks in force (notebook 09). One step for each layer,
+# not one for each channel: hundreds of steps, four bytes each, weigh a lot in so small a file. Then **round the
+# biases** to multiples of $2^{-b}$, with $b$ = `bias`, and the file needs a few bits for each.
 
 
 # %%
@@ -260,8 +264,9 @@ run.record("lenet5_seconds", seconds, timing=True)
 say(f"Rounded: {before_tuning:.2%}. Trained with the rounding, biases rounded as well: {accuracy(tuned):.2%}.")
 
 # %% [markdown]
-# The last line but one **codes** it, the last one reads the file back into a new network and compares logits bit for bit. Where are the bytes?
-# "Plain" is what is written without a code: steps, names and shapes. **Predict**: do values or positions take more?
+# The last line but one **codes** it, the last one reads the file back into a new network and compares logits bit for
+# bit. Where are the bytes? "Plain" is what is written without a code: steps, names and shapes. **Predict**: do values
+# or positions take more?
 
 # %%
 anatomy = pd.DataFrame(files.anatomy(tuned)).T.fillna(0)
@@ -272,8 +277,9 @@ anatomy.loc["all"] = anatomy.sum()
 anatomy.map("{:,.0f}".format)
 
 # %% [markdown]
-# Now the same network after each step, as a real file. Beside it stands the nominal account that counts the values and nothing else:
-# four bytes each, then their bits, then their entropy. The gap between the two is everything that such an account leaves out.
+# Now the same network after each step, as a real file. Beside it stands the nominal account that counts the values and
+# nothing else: four bytes each, then their bits, then their entropy. The gap between the two is everything that such an
+# account leaves out.
 
 # %%
 stages = {
@@ -327,14 +333,15 @@ say(
 # %% [markdown]
 # ## 2. In which order?
 #
-# Prune, then quantize? Quantize, then prune? Or both from the first step on? And how much of it is the teacher's? Two small
-# races, on LeNet-5 and on the small network for photographs. Within a race all have the same start, the same images, the same
-# number of steps, and prune by the same ratio to the same bits. What differs is what happens when.
+# Prune, then quantize? Quantize, then prune? Or both from the first step on? And how much of it is the teacher's? Two
+# small races, on LeNet-5 and on the small network for photographs. Within a race all have the same start, the same
+# images, the same number of steps, and prune by the same ratio to the same bits. What differs is what happens when.
 #
-# Two things come along with an order, and a fair reader keeps them apart from it. First, what is done at once is trained in one go, with one cycle of
-# the learning rate; the others have two of half the length. Second, whoever prunes a *quantized* network has to say **by what** the weights
-# are ranked. By the codes, the values it computes with? With three bits a layer has only a handful of magnitudes, and at nearly every border
-# many weights are tied. Or by the float weights hidden behind the codes, which training moves? Both are here.
+# Two things come along with an order, and a fair reader keeps them apart from it. First, what is done at once is
+# trained in one go, with one cycle of the learning rate; the others have two of half the length. Second, whoever prunes
+# a *quantized* network has to say **by what** the weights are ranked. By the codes, the values it computes with? With
+# three bits a layer has only a handful of magnitudes, and at nearly every border many weights are tied. Or by the float
+# weights hidden behind the codes, which training moves? Both are here.
 
 
 # %%
@@ -356,7 +363,8 @@ def in_bits(model, bits):
 
 
 # %% [markdown]
-# Of a network that is not quantized yet, `codes` are simply its weights. The four orders, each with two phases of training:
+# Of a network that is not quantized yet, `codes` are simply its weights. The four orders, each with two phases of
+# training:
 
 # %%
 ORDERS = "prune, then quantize", "quantize, then prune", "quantize, then prune by floats", "both at once"
@@ -442,9 +450,9 @@ run.claim("prune-first-learns", "LeNet-5, prune, then quantize: mean validation 
           finish["LeNet-5"]["prune, then quantize"].mean().min(), at_least=0.9)  # fmt: skip
 
 # %% [markdown]
-# The published runs prune LeNet-5 and the photographs' network further, with more images and three times three seeds; the arm that ranks by floats is
-# new and **not in them**. All seeds start from one trained network, so the intervals speak of its retraining. Points of
-# validation accuracy, both losses averaged unless the line is about them:
+# The published runs prune LeNet-5 and the photographs' network further, with more images and three times three seeds;
+# the arm that ranks by floats is new and **not in them**. All seeds start from one trained network, so the intervals
+# speak of its retraining. Points of validation accuracy, both losses averaged unless the line is about them:
 
 # %% tags=["plumbing"]
 BOTH, USUAL = ("taught", "labels"), "prune, then quantize"
@@ -475,12 +483,14 @@ verdicts = evidence.conclude(
 )
 
 # %% [markdown]
-# How to read this list. Doing both at once is a little ahead on both networks, but it is also the one with the single cycle of the learning rate:
-# the race does not say which of the two helped. The teacher helps one network and hinders the other. LeNet-5, cut down so far in so few
-# epochs, learned more from plain labels; a short race does not speak for the long training of section 1, where the two were not compared.
+# How to read this list. Doing both at once is a little ahead on both networks, but it is also the one with the single
+# cycle of the learning rate: the race does not say which of the two helped. The teacher helps one network and hinders
+# the other. LeNet-5, cut down so far in so few epochs, learned more from plain labels; a short race does not speak for
+# the long training of section 1, where the two were not compared.
 #
-# And one line looks like a disaster: LeNet-5, quantized and then pruned by codes. Is that the *order*? Look at what the ranking leaves. The next cell goes
-# to the ratio of the published race, fifty, and asks both rankings of the same quantized network.
+# And one line looks like a disaster: LeNet-5, quantized and then pruned by codes. Is that the *order*? Look at what the
+# ranking leaves. The next cell goes to the ratio of the published race, fifty, and asks both rankings of the same
+# quantized network.
 
 # %%
 STEEP = 50
@@ -517,8 +527,9 @@ say(
 )
 
 # %% [markdown]
-# So a published order that "breaks the network" is first of all a ranking with too few ranks. Ties are broken by place, not by worth, and
-# one border for all layers can cut through a single magnitude of one layer and leave another empty. Before you blame an order, look at what it left.
+# So a published order that "breaks the network" is first of all a ranking with too few ranks. Ties are broken by place,
+# not by worth, and one border for all layers can cut through a single magnitude of one layer and leave another empty.
+# Before you blame an order, look at what it left.
 #
 # ## 3. Thin and dense
 #
@@ -551,10 +562,11 @@ say(
 )
 
 # %% [markdown]
-# Most of these weights are `fc1`'s, and a filter that goes takes sixteen of its inputs along, the useful ones too. But an
-# input can go alone. `fc1` reads one number for each place of each map, the corners included, where there is little ink. So start
-# a little wider and let **inputs and neurons of `fc1`** go while the network learns: always the one that loses least *for each
-# weight that it frees*. The loss is estimated by the Fisher score of section 1, summed over all weights that would go.
+# Most of these weights are `fc1`'s, and a filter that goes takes sixteen of its inputs along, the useful ones too. But
+# an input can go alone. `fc1` reads one number for each place of each map, the corners included, where there is little
+# ink. So start a little wider and let **inputs and neurons of `fc1`** go while the network learns: always the one that
+# loses least *for each weight that it frees*. The loss is estimated by the Fisher score of section 1, summed over all
+# weights that would go.
 
 
 # %%
@@ -573,7 +585,8 @@ def costs(model, scores, read, alive):
 
 
 # %% [markdown]
-# The budget shrinks from step to step: between `begin` and `end` of the training, equal steps take the same share of the weights.
+# The budget shrinks from step to step: between `begin` and `end` of the training, equal steps take the same share of
+# the weights.
 
 
 # %%
@@ -733,8 +746,8 @@ say(
 # ## 4. Photographs: two files from one set of weights
 #
 # For photographs time matters as much as bytes. So filters go first: fewer multiplications. Then the teacher. Then
-# quantization, trained: few bits for the layers in the middle, eight for the first and the last, as in notebook 09. `cut` is how
-# many times fewer multiplications are left, `photo_bits` how many bits the middle gets.
+# quantization, trained: few bits for the layers in the middle, eight for the first and the last, as in notebook 09.
+# `cut` is how many times fewer multiplications are left, `photo_bits` how many bits the middle gets.
 
 # %%
 big = checkpoints.load(S.net)
@@ -795,9 +808,10 @@ evidence.conclude(
 )
 
 # %% [markdown]
-# From these weights, BatchNorm folded, come **two files**: a coded one to store and to send, and an int8 one for the runtime, whose
-# weights and activations are rounded once more, to the runtime's own steps. Each is stated with its own size and its own accuracy.
-# A ratio that takes the size of the one and the speed of the other belongs to no file at all.
+# From these weights, BatchNorm folded, come **two files**: a coded one to store and to send, and an int8 one for the
+# runtime, whose weights and activations are rounded once more, to the runtime's own steps. Each is stated with its own
+# size and its own accuracy. A ratio that takes the size of the one and the speed of the other belongs to no file at
+# all.
 
 # %%
 photo_graph = runtime.export_onnx(folded, TWO_PHOTOS, run.scratch("dense.onnx"))
@@ -829,8 +843,8 @@ show.figure(fig, alt=f"Bytes of the photographs' network. {show.in_words(table)}
 
 # %% [markdown]
 # Now the clock, one photograph at a time, on one thread. The baseline that people quote is the dense network in eager
-# PyTorch. The fair one is the dense network in the *same* runtime. All four are timed in the same rounds, and compared twice: each ratio has the
-# interval that belongs to it.
+# PyTorch. The fair one is the dense network in the *same* runtime. All four are timed in the same rounds, and compared
+# twice: each ratio has the interval that belongs to it.
 
 # %%
 photo_sessions = {
@@ -889,7 +903,8 @@ evidence.conclude(
 )
 
 # %% [markdown]
-# The published clocks ran on a machine whose processor multiplies eight-bit integers in one instruction (VNNI). Without it, expect less of int8.
+# The published clocks ran on a machine whose processor multiplies eight-bit integers in one instruction (VNNI). Without
+# it, expect less of int8.
 #
 # ## 5. The test images, once
 #
@@ -949,7 +964,8 @@ else:
         run.claim(f"quick-photos-{file}", f"{file}: test accuracy lost", value, at_most=0.10)
 
 # %% [markdown]
-# What did being small cost? Points of test accuracy; the published networks are larger and trained longer than this run's:
+# What did being small cost? Points of test accuracy; the published networks are larger and trained longer than this
+# run's:
 
 # %% tags=["plumbing"]
 against = (
@@ -968,8 +984,8 @@ for what, one, other in against:
 evidence.conclude(*comparisons)
 
 # %% [markdown]
-# Three seeds are few, and four comparisons share the risk of a false one: "not to be told apart" here means "not decided by three
-# seeds", not "free".
+# Three seeds are few, and four comparisons share the risk of a false one: "not to be told apart" here means "not
+# decided by three seeds", not "free".
 #
 # ## 6. Exercises
 #
@@ -989,9 +1005,9 @@ exercises.check("15.1", bits_per_weight)
 # %% [markdown]
 # Try it on section 1: `bits_per_weight(small.bytes, 430_500)`.
 #
-# **15.2 · Which units are useful?** `clear` goes back and forth through the network. Write its heart for one hidden layer. `reads`
-# is the mask of the layer's weights, a row for each unit; `is_read` is the mask of the next layer's, a *column* for each unit. Return a
-# tensor with one truth value for each unit: it reads something, and somebody reads it.
+# **15.2 · Which units are useful?** `clear` goes back and forth through the network. Write its heart for one hidden
+# layer. `reads` is the mask of the layer's weights, a row for each unit; `is_read` is the mask of the next layer's, a
+# *column* for each unit. Return a tensor with one truth value for each unit: it reads something, and somebody reads it.
 
 
 # %%
@@ -1005,9 +1021,10 @@ def useful_units(reads, is_read):
 exercises.check("15.2", useful_units)
 
 # %% [markdown]
-# **15.3 · Predict the tie.** Ten thousand weights, normally distributed with mean 0 and standard deviation 1, are rounded to whole numbers from −3 to 3. The tenth with the largest
-# magnitudes is to stay. The border then runs through one magnitude: some of the weights that have it stay, the others go, and nothing but their
-# place decides. **How many weights have the magnitude of the border?** Return your number; within five percent is fine. (A normal number is
+# **15.3 · Predict the tie.** Ten thousand weights, normally distributed with mean 0 and standard deviation 1, are
+# rounded to whole numbers from −3 to 3. The tenth with the largest magnitudes is to stay. The border then runs through
+# one magnitude: some of the weights that have it stay, the others go, and nothing but their place decides. **How many
+# weights have the magnitude of the border?** Return your number; within five percent is fine. (A normal number is
 # larger than $x$ with probability `math.erfc(x / math.sqrt(2)) / 2`.)
 
 
@@ -1029,9 +1046,10 @@ border = drawn.sort(descending=True).values[1_000]
 exercises.check("15.3", tied_at_the_border, measured=int((drawn == border).sum()))
 
 # %% [markdown]
-# **15.4 · The cheapest next.** Change the rule inside `narrow`. `first` holds the scores of `fc1`'s weights, (neurons, inputs); `second` those of
-# `fc2`'s, (classes, neurons). All are still there. Return `("input", i)` or `("neuron", n)`: the one that loses least **for each weight that
-# it frees**. An input takes its column of `first` along. What does a neuron take?
+# **15.4 · The cheapest next.** Change the rule inside `narrow`. `first` holds the scores of `fc1`'s weights, (neurons,
+# inputs); `second` those of `fc2`'s, (classes, neurons). All are still there. Return `("input", i)` or `("neuron", n)`:
+# the one that loses least **for each weight that it frees**. An input takes its column of `first` along. What does a
+# neuron take?
 
 
 # %%
@@ -1049,10 +1067,10 @@ def cheapest(first, second):
 exercises.check("15.4", cheapest)
 
 # %% [markdown]
-# **15.5 · Open: an order of your own.** `in_order` knows four orders. Think of a fifth: prune a little, round, prune the rest; or go down in bits
-# step by step. Before you run it, write down what stays equal (steps, images, ratio, bits) and what does not (cycles of the learning rate, what the
-# weights are ranked by). Then add it and run both races. How many seeds would convince you of half a point? And which result would make you say that the order does
-# not matter?
+# **15.5 · Open: an order of your own.** `in_order` knows four orders. Think of a fifth: prune a little, round, prune
+# the rest; or go down in bits step by step. Before you run it, write down what stays equal (steps, images, ratio, bits)
+# and what does not (cycles of the learning rate, what the weights are ranked by). Then add it and run both races. How
+# many seeds would convince you of half a point? And which result would make you say that the order does not matter?
 #
 # ## What was measured
 
@@ -1100,25 +1118,31 @@ run.finish()
 # %% [markdown]
 # ## What to remember
 #
-# - Pruning, quantization and coding multiply, because each removes something else: weights, bits of a weight, and what the
-#   statistics of the rest let one guess. Together they made LeNet-5's file more than two hundred times smaller.
+# - Pruning, quantization and coding multiply, because each removes something else: weights, bits of a weight, and what
+#   the statistics of the rest let one guess. Together they made LeNet-5's file more than two hundred times smaller.
 #   <!-- claims: lenet5-file, coding-pays -->
-# - LeNet-5 fits into about four kilobytes or less, and still makes fewer than one mistake in a hundred. <!-- claims: bytes, error -->
+# - LeNet-5 fits into about four kilobytes or less, and still makes fewer than one mistake in a hundred. <!-- claims:
+#   bytes, error -->
 # - At such a size everything counts: positions, biases, steps, names. A ratio of values alone is not a ratio of files.
 #   <!-- by construction -->
-# - An order brings its companions: cycles of the learning rate, and what the weights are ranked by. To rank by codes of a few bits is to
-#   rank by a few magnitudes, and ties are broken by chance. <!-- by construction -->
-# - The thin network gives the same logits without its masks, and it is faster. The sparse one keeps its large matrices. <!-- claims: same-logits, thin-is-faster -->
-# - The thin network makes do with less than a hundredth of the weights, and on average fewer than one mistake in a hundred. <!-- claims: thin-weights, thin-error -->
-# - One set of weights, two files: a coded one at least twenty times smaller, an int8 one at least three times faster than the dense network in the
-#   same runtime. Each costs at most a point on average. <!-- claims: photo-file, photo-int8-runtime, photos-combined, photos-combined-int8 -->
-# - Part of any speed-up over eager PyTorch belongs to the runtime. Say what you compare with. <!-- claims: photo-int8-eager, photo-int8-runtime -->
+# - An order brings its companions: cycles of the learning rate, and what the weights are ranked by. To rank by codes of
+#   a few bits is to rank by a few magnitudes, and ties are broken by chance. <!-- by construction -->
+# - The thin network gives the same logits without its masks, and it is faster. The sparse one keeps its large matrices.
+#   <!-- claims: same-logits, thin-is-faster -->
+# - The thin network makes do with less than a hundredth of the weights, and on average fewer than one mistake in a
+#   hundred. <!-- claims: thin-weights, thin-error -->
+# - One set of weights, two files: a coded one at least twenty times smaller, an int8 one at least three times faster
+#   than the dense network in the same runtime. Each costs at most a point on average. <!-- claims: photo-file,
+#   photo-int8-runtime, photos-combined, photos-combined-int8 -->
+# - Part of any speed-up over eager PyTorch belongs to the runtime. Say what you compare with. <!-- claims:
+#   photo-int8-eager, photo-int8-runtime -->
 #
 # **Read**
 # - Han, Mao and Dally 2016, *Deep Compression*: prune, share, code.
-# - Wang, Wang, Cai and others 2020, *APQ: Joint Search for Network Architecture, Pruning and Quantization Policy*: not one after the other, but together.
+# - Wang, Wang, Cai and others 2020, *APQ: Joint Search for Network Architecture, Pruning and Quantization Policy*: not
+#   one after the other, but together.
 # - Oktay, Ballé, Singh and Shrivastava 2020, *Scalable Model Compression by Entropy Penalized Reparameterization*: train
 #   for the length of the file itself.
 #
-# **Next**: notebook 16 goes to a runtime: threads, batches, sparse kernels, and a command that answers from such a file without
-# PyTorch.
+# **Next**: notebook 16 goes to a runtime: threads, batches, sparse kernels, and a command that answers from such a file
+# without PyTorch.
