@@ -9,6 +9,28 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("04.1")
+def _conv_macs(count: Callable[[int, int, int, int, int], int]) -> str:
+    for inputs, filters, size, height, width in ((3, 16, 3, 32, 32), (24, 48, 5, 16, 8)):
+        found = count(inputs, filters, size, height, width)
+        right = inputs * filters * size**2 * height * width
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise Wrong(f"Numbers go in, one should come out; yours is {found!r}.", hint="return a product.")
+        if found == right:
+            continue
+        hints = {
+            inputs
+            * filters
+            * size**2: "Those are the weights. Each of them is used once for every pixel that is put out.",
+            filters * size**2 * height * width: "A filter looks through its window into each of the input channels.",
+            inputs * filters * size * height * width: "The window is a square: size × size pixels.",
+        }
+        layer = f"{inputs} channels, {filters} filters of {size} × {size}, {height} × {width} pixels"
+        hint = hints.get(found, "Multiply: filters, inputs, the pixels of a window, the pixels put out.")
+        raise Wrong(f"{layer}: {right:,}, not {found:,}.", hint=hint)
+    return "Halve the filters here and in the layer before, and a quarter is left."
+
+
+@exercise("04.2")
 def _pruned_speed(guess: Callable[[], float], *, measured: float, macs_ratio: float) -> str:
     return within_factor(
         guess,
@@ -20,7 +42,7 @@ def _pruned_speed(guess: Callable[[], float], *, measured: float, macs_ratio: fl
     )
 
 
-@exercise("04.2")
+@exercise("04.3")
 def _cut_before_linear(cut: Callable[..., Any]) -> str:
     for filters, size in ((6, 8), (5, 4)):
         conv, linear = torch.nn.Conv2d(3, filters, 3), torch.nn.Linear(filters * (size - 2) ** 2, 4)
@@ -67,7 +89,7 @@ def _is_smaller(found: Any, filters: int, pixels: int, images: torch.Tensor, exp
         )
 
 
-@exercise("04.3")
+@exercise("04.4")
 def _rounded_channels(rounded: Callable[[int, int, int], int]) -> str:
     cases = [
         (wanted, total, multiple)

@@ -43,10 +43,18 @@ def _cut_in_place(conv, linear, keep):
 
 CASES = {
     "04.1": Case(
+        [
+            (lambda inputs, filters, size, height, width: inputs * filters * size**2, "every pixel"),
+            (lambda inputs, filters, size, height, width: filters * size**2 * height * width, "input channels"),
+            (lambda inputs, filters, size, height, width: inputs * filters * size * height * width, "a square"),
+            (lambda inputs, filters, size, height, width: inputs + filters, "Multiply"),
+        ]
+    ),
+    "04.2": Case(
         [(lambda: 1.0, "smaller matrices"), (lambda: 2.2, "did not fall as much")],
         given={"measured": 1.6, "macs_ratio": 2.1},
     ),
-    "04.2": Case(
+    "04.3": Case(
         [
             (_interleaved_wrongly, "repeat_interleave"),
             (_one_column_a_channel, "columns of the linear layer"),
@@ -55,7 +63,7 @@ CASES = {
             (_cut_in_place, "Work on copies"),
         ]
     ),
-    "04.3": Case(
+    "04.4": Case(
         [
             (lambda wanted, total, multiple: min(total, max(multiple, wanted // multiple * multiple)), "lie above"),
             (lambda wanted, total, multiple: min(total, max(multiple, round(wanted / multiple) * multiple)), "even"),
