@@ -35,9 +35,9 @@ def test_the_outcome_is_the_comparison(value, bound):
     run = evidence.start(NB, profile="quick", seed=0, save=False)
     run.claim("most", "m", value, at_most=bound)
     run.claim("least", "l", value, at_least=bound)
-    most, least = run._result().record()["claims"]
-    assert most["holds"] is (math.isfinite(value) and value <= bound)
-    assert least["holds"] is (math.isfinite(value) and value >= bound)
+    most, least = run._claims.values()
+    assert most.holds is (math.isfinite(value) and value <= bound)
+    assert least.holds is (math.isfinite(value) and value >= bound)
 
 
 def test_smoke_records_a_broken_claim_and_does_not_raise(capsys):
