@@ -12,14 +12,14 @@
 # A film review goes in, praise or blame comes out. The classifier of many a tutorial has a million parameters, and a
 # published recipe for pruning it touches one in fifty. Here you find out where the others are, and how few numbers a word
 # really needs. Then you test a claim that is repeated everywhere: recurrent networks stand pruning worse than
-# convolutional ones.
+# convolutional ones. And before any of it, you find out whether the reviews that were held out were held out at all.
 #
 # **You will be able to**
-# - turn texts into batches of numbers with torchtext, and hold out reviews so that the score is honest;
+# - turn texts into batches of numbers with torchtext, and count what a hold-out really holds out;
 # - find the parameters of a text classifier, and see when a pruning call misses them;
 # - remove words, numbers per word, and single weights, and compare the three by the bytes of a real file;
 # - write that file with its vocabulary, and classify from it with NumPy alone;
-# - compare how four kinds of network stand pruning, with an interval.
+# - report how four kinds of network stand pruning, each by itself, and say what stays open.
 #
 # **Before this**: notebook 02 (masks, files).
 
@@ -30,6 +30,8 @@ PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
 # %% tags=["plumbing"]
+import hashlib
+import json
 from collections import Counter
 from copy import deepcopy
 
@@ -41,7 +43,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import checkpoints, data, evidence, exercises, files, measure, pruning, show, statistics, training
-from helpers.core import vocabulary
+from helpers.core import paths, vocabulary
 from helpers.data import Split, text
 from helpers.evidence import say
 from helpers.nets import TextBag, imdb_bag
@@ -51,9 +53,47 @@ run = evidence.start("06_prune_text", profile=PROFILE, seed=SEED)
 say(evidence.timetable("06_prune_text"))
 
 # %% [markdown]
-# The settings of the three profiles. `loop` reviews train your own network for one epoch. `block` reviews are the block
-# of the hold-out experiment, `leak_epochs` its training. `retrain` reviews are seen once by each of the four networks after
-# it was cut to the sparsity `far`.
+# The page in one picture: a review picks rows of a tall table, their mean goes through two small layers, and there are
+# three ways to make the table smaller.
+
+# %% tags=["plumbing"]
+show.style()
+
+
+def draw_table(ax, removed, title):
+    """Draw the embedding as rows (words) of squares (numbers), those in `removed` empty, and the two layers beside it."""
+    for (row, column), gone in np.ndenumerate(removed):
+        face = "white" if gone else show.COLOURS[0]
+        ax.add_patch(plt.Rectangle((column, 11 - row), 0.88, 0.88, facecolor=face, edgecolor="#999999", linewidth=0.7))
+    for left, name in ((8.4, "fc1"), (10.3, "fc2")):
+        ax.add_patch(plt.Rectangle((left, 5.2), 0.9, 1.6, facecolor=show.COLOURS[1], edgecolor="#666666"))
+        ax.text(left + 0.45, 4.4, name, ha="center", fontsize=10)
+    for start, end in ((6.2, 8.3), (9.4, 10.2)):
+        ax.annotate("", (end, 6), (start, 6), arrowprops={"arrowstyle": "->", "color": "black"})
+    ax.text(7.25, 6.4, "mean", ha="center", fontsize=10)
+    ax.set(xlim=(-0.2, 11.6), ylim=(-1.2, 12.2))
+    ax.set_title(title, fontsize=12, loc="center")
+    ax.axis("off")
+
+
+drawn = np.random.default_rng(6)
+rows_gone, columns_gone = np.zeros((12, 6), bool), np.zeros((12, 6), bool)
+rows_gone[[1, 2, 4, 5, 7, 8, 10, 11]], columns_gone[:, 1:] = True, True
+fig, panels = plt.subplots(1, 3, figsize=(10.5, 4))
+draw_table(panels[0], rows_gone, "fewer words")
+draw_table(panels[1], columns_gone, "fewer numbers per word")
+draw_table(panels[2], drawn.random((12, 6)) < 0.75, "single weights")
+panels[0].text(3, -1, "a row is a word", ha="center", fontsize=10)
+panels[1].text(3, -1, "a column is one number of each word", ha="center", fontsize=10)
+panels[2].text(3, -1, "holes stay in the table", ha="center", fontsize=10)
+show.figure(fig, alt="Three drawings of the same classifier: a tall table, the embedding, whose rows are words, then their "
+            "mean, then the small layers fc1 and fc2. First: whole rows are empty, fewer words. Second: all columns but "
+            "one are empty, fewer numbers per word. Third: single squares are empty, and the table keeps its size.")  # fmt: skip
+
+# %% [markdown]
+# Three settings matter. `loop` reviews train your own network for one epoch. `block` reviews are the block of the hold-out
+# experiment in section 3, and `leak_epochs` is how long its networks train. `far` is the sparsity at which the four networks
+# of section 9 are compared; each of them may then see `retrain` reviews once.
 
 # %% tags=["plumbing"]
 S = evidence.settings(
@@ -64,9 +104,6 @@ S = evidence.settings(
     full=dict(train=20_000, held_out=2_500, loop=20_000, block=5_000, leak_epochs=4, compare=2_500, retrain=10_000,
               far=0.9),
 )  # fmt: skip
-
-# %% tags=["plumbing"]
-show.style()
 
 # %%
 training.seed_everything(SEED)
@@ -90,7 +127,7 @@ numbered = text.build_vocabulary(text_field, train_examples, max_size=10_000)
 print(numbered.itos[:20])
 
 # %% [markdown]
-# There is no secret in it. The same vocabulary by hand is three lines: count, sort, number.
+# There is no secret in it. By hand the same vocabulary is three lines: count, sort, number.
 
 # %%
 counts = Counter(word for example in train_examples for word in example.text)
@@ -120,7 +157,7 @@ validation = text.as_split(validation_examples, words)
 print(batch.tokens[:, :8], batch.lengths, train.inputs.shape, sep="\n")
 
 
-# %%
+# %% tags=["plumbing"]
 def accuracy(model, split=None):
     """Fraction of the reviews of `split`, or of all validation reviews, that `model` judges as their authors do."""
     return training.evaluate(model, split or validation).accuracy
@@ -167,9 +204,9 @@ say(f"One epoch over {S.loop:,} reviews. Loss of the last batch: {loss.item():.2
 
 # %% [markdown]
 # The helper's `TextBag` is the same network. `nn.EmbeddingBag` takes the mean without storing every word's vector on the
-# way, and dropout acts while it trains. With the same weights both must give the same logits.
+# way, and dropout acts while it trains. In full each seed trains a bag of its own; quick and smoke load the committed one.
 
-# %%
+# %% tags=["plumbing"]
 bag_options = checkpoints.RECIPES["imdb_bag"].options
 
 
@@ -187,6 +224,11 @@ def network(name, split=None):
 
 bag = network("imdb_bag")
 bag_accuracy = accuracy(bag)
+
+# %% [markdown]
+# With the same weights both must give the same logits.
+
+# %%
 same = Bag()
 same.load_state_dict(bag.state_dict())
 sample = validation.inputs[:100]
@@ -197,48 +239,150 @@ run.claim("same-network", "Largest difference of the cell's logits from the help
 say(f"The trained bag judges {bag_accuracy:.1%} of {len(validation):,} validation reviews correctly.")
 
 # %% [markdown]
-# ## 3. Why a random hold-out flatters
+# ## 3. What does a hold-out hold out?
 #
-# The reviews are listed film by film, up to 30 of each. Draw the hold-out at random, and other reviews of the same films
-# stay in the training set. The network can learn that a name, an actor or a title goes with blame, and be right on
-# reviews it has never seen for a reason that is worth nothing on the next film.
+# There are up to 30 reviews of a film. Draw the hold-out at random, and other reviews of the same films stay in the
+# training set. The network can learn that a name, an actor or a title goes with blame, and be right on reviews that it has
+# never seen, for a reason that is worth nothing on the next film.
 #
-# **Predict**: by how many points?
+# The source lists the reviews film by film, one list of blame and one of praise. So it looks safe not to shuffle: cut both
+# lists into blocks, first for training, then for validation, then for test. That is what `data.imdb()` does, and what many
+# a careful script does. Does it part the films? The file `data/imdb_films.json` knows the film of each review, in the order
+# of the two lists.
+
+# %%
+films = json.loads((paths.DATA / "imdb_films.json").read_text())
+
+
+def films_of(labels, start):
+    """The film of each review of a split: its labels alternate, and it starts at review `start` of both lists."""
+    lists = films["negative"], films["positive"]
+    return torch.tensor([lists[label][start + place // 2] for place, label in enumerate(labels)])
+
+
+starts = [0, len(reviews.train) // 2, (len(reviews.train) + len(reviews.validation)) // 2]
+film = {
+    name: films_of(getattr(reviews, name).labels, start) for name, start in zip(reviews._fields, starts, strict=True)
+}
+
+# %% tags=["plumbing"]
+for wanted, name in enumerate(("negative", "positive")):  # the list of films fits these reviews, and in this order
+    texts = [x for part in reviews for x, label in zip(part.inputs, part.labels, strict=True) if label == wanted]
+    assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == films["sha256"][name], name
+
+# %% [markdown]
+# Now count. A review is *known* if training holds a review of the same film.
+
+
+# %%
+def known(asked, asked_labels, seen, seen_labels):
+    """Reviews asked whose film was seen: at all, under the label of the review, under the other one."""
+    same = torch.isin(2 * asked + asked_labels, 2 * seen + seen_labels)
+    other = torch.isin(2 * asked + 1 - asked_labels, 2 * seen + seen_labels)
+    return {"of a film in training": same | other, "under the same label": same, "under the other label": other}
+
+
+labels = {name: torch.tensor(getattr(reviews, name).labels) for name in film}
+shared = {
+    name: {
+        "reviews": len(film[name]),
+        **{k: int(v.sum()) for k, v in known(film[name], labels[name], film["train"], labels["train"]).items()},
+    }
+    for name in ("validation", "test")
+}
+pd.DataFrame(shared).T
+
+# %% [markdown]
+# The blocks do **not** part the films. The two lists go through the films in different orders, so the last block of one
+# meets earlier blocks of the other. About a third of the test reviews belong to a film that training knows, and training
+# knows it from the other side: a name that went with praise comes up again under blame. That cannot flatter. It can only
+# mislead.
 #
-# The experiment asks the *same reviews* twice. Take a block from the list, whole films, and hold out every second pair of
-# its reviews. One network trains on the other half of the block and on other films: it *knows the films*. The other trains
-# on other films only. Both see equally many reviews.
+# **Predict**: by how many points does a random hold-out flatter, and by how many do such blocks punish?
+#
+# The experiment asks the *same reviews* three times. Take a block from the lists and hold out every second pair of its
+# reviews. Three networks train on equally many other reviews:
+#
+# - **random**: the other half of the block is among them, as after a random split;
+# - **blocks by label**: nothing of the block, as `data.imdb()` would cut it;
+# - **by film**: nothing of any film that is asked about.
 
 # %%
 held_block, elsewhere = torch.arange(S.block), torch.arange(S.block, len(train))
 asked = held_block[held_block // 2 % 2 == 0]  # neighbours are one negative and one positive review
-known = held_block[held_block // 2 % 2 == 1]
-arms = {"knows the films": torch.cat([known, elsewhere[: -len(known)]]), "does not": elsewhere}
-questions = Split(train.inputs[asked], train.labels[asked])
-right = {}
+rest = held_block[held_block // 2 % 2 == 1]
+order = elsewhere[torch.randperm(len(elsewhere), generator=torch.Generator().manual_seed(SEED))]
+other_films = order[~torch.isin(film["train"][order], film["train"][asked])]
+arms = {
+    "random": torch.cat([rest, order])[: len(other_films)],
+    "blocks by label": order[: len(other_films)],
+    "by film": other_films,
+}
+
+# %% [markdown]
+# Each arm trains the same small bag for the same few epochs, and answers the same questions.
+
+# %%
+questions, right = Split(train.inputs[asked], train.labels[asked]), {}
 for name, rows in arms.items():
     training.seed_everything(SEED)
     options = {**bag_options, "epochs": S.leak_epochs, "seed": SEED, "progress": False}
     model = training.fit(imdb_bag(), Split(train.inputs[rows], train.labels[rows]), **options).model
-    right[name] = (training.predict(model, questions.inputs).argmax(1) == questions.labels).float().tolist()
+    right[name] = (training.predict(model, questions.inputs).argmax(1) == questions.labels).float()
 
-# %%
-low, high = statistics.paired_interval(right["knows the films"], right["does not"])
-flattery = {name: sum(values) / len(values) for name, values in right.items()}
+# %% [markdown]
+# Reviews of one film are not independent of each other, so the intervals are over films. A film counts with all of its
+# reviews, or not at all (`statistics.cluster_interval`).
 
 # %% tags=["plumbing"]
-run.record("hold_out", {**flattery, "interval": [low, high], "reviews": len(asked)})
-verdict = "The difference is real" if low > 0 else "On so few reviews and epochs the interval still holds zero"
-say(
-    f"The same {len(asked):,} reviews: {flattery['knows the films']:.1%} right for the network that knows the films, "
-    f"{flattery['does not']:.1%} for the one that does not. That is "
-    f"{100 * (flattery['knows the films'] - flattery['does not']):+.1f} points, 95 % interval "
-    f"[{100 * low:+.1f}, {100 * high:+.1f}] over the reviews. {verdict}."
+asked_films, rows = film["train"][asked], {}
+for name, chosen in arms.items():
+    seen = known(asked_films, train.labels[asked], film["train"][chosen], train.labels[chosen])
+    gain = 100 * (right[name] - right["by film"])
+    low, high = statistics.cluster_interval(gain.tolist(), asked_films.tolist())
+    rows[name] = {
+        "trained on": f"{len(chosen):,}",
+        **{f"asked, {k}": f"{int(v.sum()):,}" for k, v in seen.items()},
+        "right": f"{right[name].mean():.1%}",
+        "against by film (points)": "" if name == "by film" else f"{gain.mean():+.1f}  [{low:+.1f}, {high:+.1f}]",
+    }
+run.record("three_hold_outs", {name: values.mean().item() for name, values in right.items()} | {"reviews": len(asked)})
+pd.DataFrame(rows).T
+
+# %% tags=["plumbing"]
+points_right = {name: 100 * values.mean().item() for name, values in right.items()}
+before = evidence.measurements("06_prune_text", "hold_out").values()
+arms_now = evidence.measurements("06_prune_text", "three_hold_outs").values()
+random_above_blocks = [100 * (each["knows the films"] - each["does not"]) for each in before]
+
+
+def arm_line(a, b, on_file):
+    """Return the comparison of two arms, in points."""
+    return evidence.Comparison(f"{a} above {b}", points_right[a] - points_right[b], on_file)
+
+
+def arms_on_file(a, b):
+    return [100 * (each[a] - each[b]) for each in arms_now]
+
+
+evidence.conclude(
+    arm_line("random", "blocks by label", random_above_blocks),
+    arm_line("random", "by film", arms_on_file("random", "by film")),
+    arm_line("by film", "blocks by label", arms_on_file("by film", "blocks by label")),
 )
 
 # %% [markdown]
-# This is why `data.imdb()` splits by blocks: train, validation and test hold different films. Whenever a text data set has
-# groups (films, users, conversations), hold out whole groups.
+# The published runs had the first two arms only, with some more reviews in each. They decide that the two splits differ
+# on the same questions; how much of it is flattery and how much punishment, the third arm says, and no published run has
+# it yet. And the first arm is mild: only half of each film's other reviews are in it, where a random split of eight to one
+# to one leaves four fifths.
+#
+# What follows for this page? Everything below is trained and judged on the blocks of `data.imdb()`. Its scores are, if
+# anything, a little too low. Two networks that answer the same reviews can still be compared, with one caution: on these
+# blocks a network gains by *forgetting* names. Keep it in mind for the last section.
+#
+# Whenever a text data set has groups (films, users, conversations), hold out whole groups. Then count the groups on both
+# sides, because the order of a list is not a promise.
 #
 # ## 4. Where are the parameters?
 #
@@ -276,10 +420,8 @@ trap = pd.DataFrame(rows).T
 run.record("linear_only", trap.reset_index(names="pruned"))
 trap.assign(**{"file bytes": trap["file bytes"].map("{:,.0f}".format)}).round(4)
 
-# %%
-touched = trap.loc["linear layers only", "weights removed"]
-
 # %% tags=["plumbing"]
+touched = trap.loc["linear layers only", "weights removed"]
 run.claim("linear-misses", "Share of the weights that pruning 90 % of the linear layers removes", touched, at_most=0.03)
 saved = 1 - trap.loc["linear layers only", "file bytes"] / trap.loc["dense", "file bytes"]
 say(
@@ -320,8 +462,8 @@ def renumber(tokens, keep):
 # %% [markdown]
 # Which words should stay? The frequent ones, as every tutorial has it? Or those with the longest vectors, since a short
 # vector hardly moves a mean? Or both: a word with vector $e$ that occurs $n$ times moves $n$ means, and the sum of the squares
-# goes with $n\,\lVert e\rVert^2$, so score it by $\sqrt n\,\lVert e\rVert$. Random words are the control. The first check: renumbering gives what reading the texts
-# again with the shorter list gives, and the helper removes the same rows.
+# goes with $n\,\lVert e\rVert^2$, so score it by $\sqrt n\,\lVert e\rVert$. Random words are the control. (A folded cell checks that
+# renumbering gives what reading the texts again with the shorter list gives, and that the helper removes the same rows.)
 
 
 # %%
@@ -340,6 +482,8 @@ criteria = {
     "norm × √count": bag.embedding.weight.detach().norm(dim=1) * occurrences.sqrt(),
     "random": torch.rand(len(words), generator=generator),
 }
+
+# %% tags=["plumbing"]
 keep = keep_best(criteria["norm"], 1_000)
 kept_words = [word for word, stays in zip(words, keep, strict=True) if stays]
 again = vocabulary.encode([example.text for example in validation_examples[:100]], kept_words)
@@ -368,33 +512,37 @@ curves = pd.DataFrame(
 # %% tags=["plumbing"]
 run.record("words", curves.reset_index())
 
-# %%
-best = curves.loc[1_000].idxmax()
-
-# %% tags=["plumbing"]
 fig = show.line_with_band(
     COUNTS,
     {name: 100 * curves[name] for name in curves},
-    title=f"With 1,000 words left, choosing by {best} does best",
+    title="The fewer words are left, the more it matters which",
     xlabel="words kept",
     ylabel="validation accuracy (%)",
 )
 fig.axes[0].set_xscale("log")
 show.figure(fig, alt=f"Accuracy (%) against words kept. {show.in_words(100 * curves, '{:.1f}')}", table=curves)
 
-# %%
+# %% tags=["plumbing"]
 within = [count for count in COUNTS if curves.loc[count].max() >= curves.loc[10_000].max() - 0.01]
 fewest = min(within)
-
-# %% tags=["plumbing"]
-say(
-    f"{fewest:,} words, chosen by {curves.loc[fewest].idxmax()}, judge within a point of all 10,000. "
-    f"At 1,000 words: {', '.join(f'{name} {curves.loc[1_000, name]:.1%}' for name in curves)}."
+say(f"{fewest:,} words, chosen by {curves.loc[fewest].idxmax()}, judge within a point of all 10,000.")
+on_file = [pd.DataFrame(rows).set_index("words") for rows in evidence.measurements("06_prune_text", "words").values()]
+BOTH = "norm × √count"
+evidence.conclude(
+    *(
+        evidence.Comparison(
+            f"1,000 words, chosen by {BOTH} above {other}",
+            100 * (curves.loc[1_000, BOTH] - curves.loc[1_000, other]),
+            [100 * (table.loc[1_000, BOTH] - table.loc[1_000, other]) for table in on_file],
+        )
+        for other in ("frequency", "norm")
+    )
 )
 
 # %% [markdown]
 # Frequency keeps "the" and "of", which fill the reviews and judge nothing. The norm keeps rare words with strong opinions,
-# which hardly ever come up. It takes both to say what a word *does*. And it takes a small start: PyTorch draws the vectors
+# which hardly ever come up. With few words left it takes both to say what a word *does*; with half of them left, frequency
+# is no worse. And it takes a small start: PyTorch draws the vectors
 # from $N(0, 1)$, and then the length of a rare word is mostly the noise that it began with. `nets.TextBag` starts ten
 # times shorter.
 #
@@ -437,11 +585,12 @@ fig, (first, second) = plt.subplots(1, 2, figsize=(10, 4))
 first.plot(range(1, 33), scale[:32], marker=".", color=show.COLOURS[0])
 first.set(title=f"The first is {scale[0] / scale[1]:.1f} times the second", xlabel="number", ylabel="singular value")
 second.plot(RANKS, [100 * value for value in ranks.values()], marker=".", color=show.COLOURS[1])
-second.set(
-    title=f"Rank 1 loses {100 * (bag_accuracy - ranks[1]):.1f} points", xlabel="rank", ylabel="validation accuracy (%)"
-)
+second.set(title="One number per word is nearly enough", xlabel="rank", ylabel="validation accuracy (%)")
 table = pd.DataFrame({"validation accuracy": ranks.values()}, index=pd.Index(RANKS, name="rank"))
 show.figure(fig, alt=f"Singular values, and accuracy (%) by rank. {show.in_words(100 * table, '{:.1f}')}", table=table)
+
+# %% [markdown]
+# The same accuracy could come from other answers. So compare them, review by review:
 
 # %%
 one = pruning.factor_embedding(bag, "fc1", 1)
@@ -453,14 +602,22 @@ agree = (
 run.record("rank_one", {"agreement": agree.mean().item(), "energy": energy[0]})
 say(
     f"**One number per word** gives the same answer as a hundred on {agree.mean():.1%} of the reviews, though the first "
-    f"singular value holds only {energy[0]:.0%} of the squares: the rest is mostly the noise that training never touched."
+    f"singular value holds only {energy[0]:.0%} of the squares. The rest is in the table, and hardly in the answers."
+)
+found = evidence.measurements("06_prune_text", "ranks"), evidence.measurements("06_prune_text", "bigrams")
+evidence.conclude(
+    evidence.Comparison(
+        "one number per word above a hundred (validation)",
+        100 * (ranks[1] - bag_accuracy),
+        [100 * (found[0][seed]["1"] - found[1][seed]["bag"]) for seed in found[0]],
+    )
 )
 
 # %% [markdown]
 # Why so few? Suppose there were no hidden layer. Then the two logits' difference is $w \cdot \frac1n\sum_i e_i + b$, which
 # is $\frac1n\sum_i (w \cdot e_i) + b$: the whole network is *one number per word*, $w \cdot e_i$, and a hundred of them are
-# 99 too many. The hidden layer could do more. Two classes do not teach it to. Here are those numbers: feed each word to the
-# rank-1 network as a review of its own.
+# 99 too many. The hidden layer could use more of them; trained on two classes, it hardly does. Here are those numbers: feed
+# each word to the rank-1 network as a review of its own.
 
 # %%
 alone = training.predict(one, torch.arange(len(words))[:, None])
@@ -490,10 +647,18 @@ bigrams = network("imdb_bigrams", with_pairs(train_texts) if PROFILE == "full" e
 pair_validation = with_pairs(validation_texts)
 
 # %% tags=["plumbing"]
-run.record("bigrams", {"bag": bag_accuracy, "bigrams": accuracy(bigrams, pair_validation)})
+pairs_accuracy = accuracy(bigrams, pair_validation)
+run.record("bigrams", {"bag": bag_accuracy, "bigrams": pairs_accuracy})
 say(
-    f"{measure.count_parameters(bigrams):,} parameters with pairs: **{accuracy(bigrams, pair_validation):.1%}**; "
+    f"{measure.count_parameters(bigrams):,} parameters with pairs: **{pairs_accuracy:.1%}**; "
     f"{measure.count_parameters(bag):,} without: {bag_accuracy:.1%} (validation)."
+)
+evidence.conclude(
+    evidence.Comparison(
+        "words and pairs above words alone, with as many parameters (validation)",
+        100 * (pairs_accuracy - bag_accuracy),
+        [100 * (each["bigrams"] - each["bag"]) for each in evidence.measurements("06_prune_text", "bigrams").values()],
+    )
 )
 
 # %% [markdown]
@@ -503,10 +668,8 @@ say(
 # the bytes of the file that was written, with its words, since without them nobody can read a review. Words count: those of
 # the whole vocabulary take this much, compressed:
 
-# %%
-only_words = files.write_dense({}, run.scratch("words.pack"), words=words).bytes
-
 # %% tags=["plumbing"]
+only_words = files.write_dense({}, run.scratch("words.pack"), words=words).bytes
 say(f"{only_words:,} bytes of words beside {dense_file.bytes - only_words:,} bytes of network.")
 
 
@@ -519,6 +682,10 @@ def measured_file(model, keep=None):
     return packed.bytes, accuracy(model, Split(renumber(validation.inputs, keep), validation.labels))
 
 
+# %% [markdown]
+# The words are chosen by the criterion that did best with 2,000 of them. Then each way at several settings:
+
+# %%
 winner = curves.drop(columns="random").loc[2_000].idxmax()
 kept = {count: keep_best(criteria[winner], count) for count in (5_000, 3_000, 2_000, 1_000, 500)}
 points = {
@@ -552,11 +719,10 @@ say(f"Chosen: **{chosen_words:,} words with {chosen_rank} number{'s' if chosen_r
 
 # %% tags=["plumbing"]
 fig, ax = plt.subplots()
-for (name, found), colour in zip(points.items(), show.COLOURS, strict=False):
-    ax.plot(*zip(*[(size / 1000, 100 * a) for size, a in sorted(found)], strict=True), marker="o", ls="--" if name != "both" else "",
-            color=colour, label=name)  # fmt: skip
+for (name, found), colour, marker in zip(points.items(), show.COLOURS, ("o", "s", "^", "D"), strict=False):
+    ax.plot(*zip(*[(size / 1000, 100 * a) for size, a in sorted(found)], strict=True), marker=marker,
+            ls="--" if name != "both" else "", color=colour, label=name)  # fmt: skip
 ax.axhline(100 * bag_accuracy, color="grey", lw=1, label="dense")
-smallest = min(size for found in points.values() for size, _ in found)
 ax.set(
     title=f"Words and ranks together: {dense_file.bytes / candidates[chosen_words, chosen_rank][0]:.0f} times smaller",
     xlabel="file, words included (kB)",
@@ -564,15 +730,11 @@ ax.set(
     xscale="log",
 )
 ax.legend()
-
-# %%
 table = pd.DataFrame(
     [(name, size, 100 * a) for name, found in points.items() for size, a in found],
     columns=["method", "bytes", "validation accuracy (%)"],
 ).set_index("method")
 alt = "Accuracy against file size. " + "; ".join(f"{n}: {b:,} bytes, {a:.1f} %" for n, b, a in table.itertuples())
-
-# %% tags=["plumbing"]
 show.figure(fig, alt=alt, table=table.round(1))
 
 # %% [markdown]
@@ -587,11 +749,11 @@ kept_words = [word for word, stays in zip(words, keep, strict=True) if stays]
 packed = files.write_sparse(small, run.scratch("small.pack"), words=kept_words)
 
 from_file = files.load_into(TextBag(len(kept_words), dimensions=chosen_rank), packed.path)
-read_again = vocabulary.encode([e.text for e in validation_examples], files.read_words(packed.path))
 numbers = renumber(validation.inputs, keep)
 different = (training.predict(from_file, numbers) != training.predict(small, numbers)).sum().item()
 
 # %% tags=["plumbing"]
+read_again = vocabulary.encode([e.text for e in validation_examples], files.read_words(packed.path))
 run.claim("same-tokens", "Token numbers that differ when the texts are read with the file's words",
           int((read_again != numbers[:, : read_again.shape[1]].numpy()).sum()), at_most=0)  # fmt: skip
 run.claim("same-logits", "Logits of the network from the file that differ, bit for bit", different, at_most=0)
@@ -628,9 +790,10 @@ for review in ["A wonderful film, superbly acted.", "Dull, badly acted, a waste 
 # argument; it is plausible; so measure.
 #
 # A trap first. PyTorch's `nn.LSTM` keeps a list of its own of its parameters. Put a mask on them, use the layer once, and
-# it can no longer be copied, which training and writing need:
+# it can no longer be copied, which training and writing need. The output below is PyTorch's own message, and then the
+# helper's, which comes before any work is lost.
 
-# %%
+# %% tags=["plumbing"]
 lstm = nn.LSTM(4, 4)
 nn.utils.parametrize.register_parametrization(lstm, "weight_ih_l0", pruning.Mask(torch.ones(16, 4, dtype=torch.bool)))
 lstm(torch.ones(1, 1, 4))
@@ -655,6 +818,8 @@ dense_right = {
     name: training.predict(net, asked_reviews.inputs).argmax(1) == asked_reviews.labels for name, net in nets.items()
 }
 dense_accuracy = {name: right.float().mean().item() for name, right in dense_right.items()}
+
+# %% tags=["plumbing"]
 pd.DataFrame(
     {
         "validation accuracy": {name: f"{value:.1%}" for name, value in dense_accuracy.items()},
@@ -686,6 +851,9 @@ def losses(name, model):
     return dense_right[name].float() - right.float()
 
 
+# %% [markdown]
+# Both readings, three sparsities, four networks:
+
 # %%
 SPARSITIES, WHERE = [0.5, 0.8, 0.9], ["all weights", "beside the embedding"]
 lost = {
@@ -699,8 +867,7 @@ lost = {
 run.record("four_nets_one_shot", {where: {"sparsity": SPARSITIES, **rows} for where, rows in lost.items()})
 fig, axes = plt.subplots(1, 2, figsize=(11, 4))
 for ax, where in zip(axes, WHERE, strict=True):
-    rows, worst = lost[where], max(lost[where], key=lambda name: lost[where][name][-1])
-    show.line_with_band([100 * s for s in SPARSITIES], rows, title=f"{where.capitalize()}: most lost by {worst}",
+    show.line_with_band([100 * s for s in SPARSITIES], lost[where], title=f"Sparsity of {where}",
                          xlabel="weights removed (%)", ylabel="points lost", ax=ax)  # fmt: skip
 tables = {where: pd.DataFrame(rows, index=pd.Index(SPARSITIES, name="sparsity")) for where, rows in lost.items()}
 table = pd.concat(tables, axis=1)
@@ -718,44 +885,114 @@ for where in WHERE:
         options = {**checkpoints.RECIPES[NETS[name]].options, "epochs": 1, "seed": SEED, "progress": False}
         options["lr"] /= 3
         after[where, name] = losses(name, training.fit(cut(net, S.far, where), part, **options).model)
+
+# %% tags=["plumbing"]
 one_shot = {(where, name): lost[where][name][SPARSITIES.index(S.far)] for where, name in after}
 retrained = {key: 100 * values.mean().item() for key, values in after.items()}
 table = pd.DataFrame({"one shot": one_shot, "after retraining": retrained}).rename_axis(["sparsity of", "network"])
-
-# %% tags=["plumbing"]
 run.record("four_nets_retrained", table.reset_index())
+clusters = film["validation"][: len(asked_reviews)].tolist()
+ends = {key: statistics.cluster_interval((100 * values).tolist(), clusters) for key, values in after.items()}
+table.columns = ["points lost at once", "points lost after retraining"]
+table["95 %, over films"] = pd.Series({key: f"{low:+.1f} to {high:+.1f}" for key, (low, high) in ends.items()})
+table["then right"] = pd.Series({(w, n): f"{dense_accuracy[n] - retrained[w, n] / 100:.1%}" for w, n in retrained})
 table.round(1)
 
-
-# %%
-def recurrent_minus_others(where):
-    """The interval, in points, of what RNN and LSTM lose more than CNN and bag, paired by review."""
-    recurrent = (after[where, "RNN"] + after[where, "LSTM"]) / 2
-    others = (after[where, "CNN"] + after[where, "bag"]) / 2
-    return [100 * end for end in statistics.paired_interval(recurrent.tolist(), others.tolist())]
-
+# %% [markdown]
+# Read it network by network. A coin is right in half of the reviews: where the last column is near that, the network has
+# nothing left to lose, and its loss says how good it was, not how well it stands pruning. And do not average an RNN with an
+# LSTM and call the mean "recurrent": the two behave differently here. So each is compared with the CNN by itself.
 
 # %% tags=["plumbing"]
-for where in WHERE:
-    low, high = recurrent_minus_others(where)
-    run.record(f"recurrent minus others, {where}", [low, high])
-    answer = "they suffer more" if low > 0 else "they suffer less" if high < 0 else "no difference that can be told"
-    order = sorted(nets, key=lambda name: -retrained[where, name])
+on_file = [
+    {(row["sparsity of"], row["network"]): row["after retraining"] for row in rows}
+    for rows in evidence.measurements("06_prune_text", "four_nets_retrained").values()
+]
+evidence.conclude(
+    *(
+        evidence.Comparison(
+            f"lost by the {net} more than by the CNN, {where}",
+            retrained[where, net] - retrained[where, "CNN"],
+            [each[where, net] - each[where, "CNN"] for each in on_file],
+        )
+        for where in WHERE
+        for net in ("RNN", "LSTM")
+    ),
+    words=("more", "less"),
+)
+if on_file:
+    spans = {(w, n): [each[w, n] for each in on_file] for w in WHERE for n in nets}
     say(
-        f"**{where.capitalize()}, {S.far:.0%} removed, retrained**: most lost by "
-        f"{', '.join(f'{name} ({retrained[where, name]:+.1f})' for name in order)}. Recurrent networks against the "
-        f"others: 95 % interval [{low:+.1f}, {high:+.1f}] points over {len(asked_reviews):,} reviews: **{answer}**."
+        f"Points lost after retraining, lowest to highest of the {len(on_file)} published seeds:\n\n"
+        + "\n".join(
+            f"- {where}: " + ", ".join(f"{n} {min(spans[where, n]):+.1f} to {max(spans[where, n]):+.1f}" for n in nets)
+            for where in WHERE
+        )
     )
 
 # %% [markdown]
-# The interval is over reviews, for these four networks and this seed: other networks of the same kind may differ by more.
-# The full profile trains networks of its own for each seed. And mind what the first reading measures: which weights a global
-# cut takes depends on how large the embedding's numbers are beside the others, which the initial values decide as much as the
-# training.
+# Three seeds do not tell either recurrent network from the CNN, in either reading. That is no proof that they stand pruning
+# equally well; it says that the sentence "recurrent networks suffer more" does not follow from these runs. Where all
+# weights are cut, what the plain RNN loses and what the LSTM loses lie apart, and the CNN is no better off than the LSTM. The
+# bag hardly notices, in either.
+#
+# And mind what the first reading measures: which weights a global cut takes depends on how large the embedding's numbers
+# are beside the others, which the initial values decide as much as the training.
 #
 # ## 10. Exercises
 #
-# **06.1 · Predict.** Of all words and marks in the validation reviews, which share do the 500 most frequent of the 10,000
+# **06.1 · Warm-up: a share of what?** A recipe prunes the fraction `fraction` of a network's linear weights and leaves its
+# embedding alone. Which share of *all* weights goes? One line.
+
+
+# %%
+def share_removed(embedding, linear, fraction):
+    """Return the share of all weights that goes; `embedding` and `linear` are numbers of weights."""
+    ### BEGIN SOLUTION
+    return fraction * linear / (embedding + linear)
+    ### END SOLUTION
+
+
+exercises.check("06.1", share_removed)
+
+# %% [markdown]
+# **06.2 · A maximum over the words.** The CNN, the RNN and the LSTM end with a maximum over the words instead of a mean.
+# Write it: for each text and each dimension the largest value over its words, where padding (number 1) must never win. Mind
+# that the trick of section 2, to multiply the padding's vectors by zero, does not work here: zero may be the largest number.
+# Each text has at least one word.
+
+
+# %%
+def max_of_words(vectors, tokens):
+    """Return the maximum of each text. Shapes: vectors (batch, length, dimensions), tokens (batch, length)."""
+    ### BEGIN SOLUTION
+    is_padding = (tokens == 1).unsqueeze(2)
+    return vectors.masked_fill(is_padding, -torch.inf).amax(dim=1)
+    ### END SOLUTION
+
+
+exercises.check("06.2", max_of_words)
+
+# %% [markdown]
+# **06.3 · Hold out films.** Write the split that section 3 asks for. Draw films in a random order that `seed` decides, and
+# hold out all reviews of each, until at least the fraction `share` of the **reviews** is held out.
+
+
+# %%
+def hold_out_films(film, share, seed):
+    """Return a boolean tensor, True for each review held out; `film` is the number of each review's film."""
+    ### BEGIN SOLUTION
+    names, reviews_of = film.unique(return_counts=True)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    held_before = reviews_of[order].cumsum(0) - reviews_of[order]
+    return torch.isin(film, names[order][held_before < share * len(film)])
+    ### END SOLUTION
+
+
+exercises.check("06.3", hold_out_films)
+
+# %% [markdown]
+# **06.4 · Predict.** Of all words and marks in the validation reviews, which share do the 500 most frequent of the 10,000
 # words make up? Return a fraction; within 15 % of it is fine.
 
 
@@ -769,45 +1006,18 @@ def predicted_share():
 
 real = validation.inputs[validation.inputs != vocabulary.PAD]
 measured = ((real >= 2) & (real < 502)).float().mean().item()
-exercises.check("06.1", predicted_share, measured=measured)
+exercises.check("06.4", predicted_share, measured=measured)
 
 # %% [markdown]
-# **06.2 · Mend the mean.** A published classifier computes `self.embedding(tokens).mean(dim=0)` with the batch first.
-# Write the mean that it meant: over the words of each review, without the padding (number 1). A review of padding only has
-# the mean zero.
-
-
-# %%
-def mean_of_words(vectors, tokens):
-    """Return the mean vector of each text. Shapes: vectors (batch, length, dimensions), tokens (batch, length)."""
-    ### BEGIN SOLUTION
-    is_word = (tokens != 1).unsqueeze(2)
-    return (vectors * is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)
-    ### END SOLUTION
-
-
-exercises.check("06.2", mean_of_words)
-
-# %% [markdown]
-# **06.3 · Two thin matrices.** Return two matrices whose product is the closest one of rank $r$ to `weight`.
-
-
-# %%
-def factor(weight, rank):
-    """Return (left, right), of shapes (rows, rank) and (rank, columns)."""
-    ### BEGIN SOLUTION
-    left, scale, right = torch.linalg.svd(weight, full_matrices=False)
-    return left[:, :rank] * scale[:rank], right[:rank]
-    ### END SOLUTION
-
-
-exercises.check("06.3", factor)
+# **06.5 · Open: what did it forget?** Find validation reviews that the dense bag and the small file judge differently, and
+# the words of theirs that the small file no longer has. Are they names of films and people, rare opinions, or chance? Write
+# down beforehand what you expect to see if the small file is better *because* it forgets names, and what you would see
+# otherwise. There is no solution to compare with; `judge`, `kept_words` and `validation_texts` are all you need.
 
 # %% [markdown]
 # ## What was measured
 #
-# The test reviews, films that nobody has seen yet, are read now, once by each of three networks: the dense bag, the one with
-# pairs, and the small file's.
+# The test reviews are read now, once by each of three networks: the dense bag, the one with pairs, and the small file's.
 
 # %%
 test_texts = reviews.test.take(S.held_out)
@@ -819,7 +1029,8 @@ pairs_test = run.test("imdb-bigrams", bigrams, with_pairs(test_texts))
 
 # %% tags=["plumbing"]
 run.claim("accurate", "Test accuracy of the bag with pairs of words", pairs_test.accuracy, at_least=0.86)
-run.claim("smaller-file", "Times smaller than the dense file, words included, read back", ratio, at_least=20)
+# Every candidate of section 7 is at least 67 times smaller, so a bound below that could not fail; published: 163 to 229.
+run.claim("smaller-file", "Times smaller than the dense file, words included, read back", ratio, at_least=120)
 run.claim("accuracy-kept", "Test accuracy lost by the small file (fraction)", points_lost, at_most=0.005)
 if PROFILE == "full":
     run.claim("accurate-mean", "Test accuracy of the bag with pairs, mean over the seeds", pairs_test.accuracy,
@@ -831,8 +1042,14 @@ if PROFILE == "full":
 say(
     f"Test: **{base_test.accuracy:.1%}** for the dense bag in {dense_file.bytes:,} bytes, **{small_test.accuracy:.1%}** for "
     f"{chosen_words:,} words with {chosen_rank} number{'s' if chosen_rank > 1 else ''} each in {packed.bytes:,} bytes: "
-    f"**{ratio:.0f} times smaller**, {base_test.correct - small_test.correct} of {base_test.count:,} reviews lost. "
-    f"With pairs: **{pairs_test.accuracy:.1%}**."
+    f"**{ratio:.0f} times smaller**. With pairs: **{pairs_test.accuracy:.1%}**."
+)
+evidence.conclude(
+    evidence.Comparison(
+        "the small file above the dense bag (test)",
+        -100 * points_lost,
+        [-100 * value for value in evidence.claimed("06_prune_text", "accuracy-kept")],
+    )
 )
 pairs_file = files.write_dense(bigrams, run.scratch("pairs.pack"), words=pair_words)
 for name, model, evaluation, file, base in [
@@ -855,12 +1072,24 @@ for name, model, evaluation, file, base in [
 run.finish()
 
 # %% [markdown]
+# A smaller network that is *better*? On these reviews, yes. But the published seeds differ in the training only: they all
+# answer the same 2,500 test reviews, and a third of those belong to films that training knows under the other label. A
+# network without rare words has forgotten names that mislead here. On the official test split, which holds other films
+# only, a check made apart from this page found no gain. So the gain may belong to this block. What the claims say is
+# weaker, and enough: a file more than a hundred times smaller, and at most half a point lost.
+#
 # **Remember**
-# - Hold out whole groups. Reviews of one film on both sides of the split flatter every text classifier.
-# - Look where the parameters are before you prune. In a text classifier they are words.
-# - A bag of embeddings with two classes is nearly one number per word. Spend parameters on words and pairs instead.
-# - The file of a text classifier holds its words. At this size they are most of it.
-# - "Recurrent networks suffer more" depends on which weights are cut. Say which, and give an interval.
+# - Hold out whole groups, and count the groups on both sides. A list in the order of films, cut into blocks, need not part
+#   the films. <!-- by construction -->
+# - Look where the parameters are before you prune, and say what a sparsity is a share of. Nine tenths of the linear layers
+#   are two hundredths of this classifier. <!-- claims: linear-misses -->
+# - A bag of embeddings with two classes needs hardly more than one number per word. With few words and a rank of one or two
+#   it loses no more than half a point. <!-- claims: accuracy-kept, kept-mean -->
+# - The file of a text classifier holds its words, too. With them, and read back, it is more than a hundred times smaller,
+#   and gives the same answers. <!-- claims: smaller-file, same-tokens, same-logits -->
+# - Pairs of words give a bag the order that it lacks, within the same number of parameters. <!-- claims: accurate-mean -->
+# - Report each network by itself. A mean over two kinds, or a network at chance, makes a verdict out of nothing.
+#   <!-- by construction -->
 #
 # **Read**
 # - Maas et al. 2011, *Learning word vectors for sentiment analysis*: the reviews.

@@ -5,58 +5,75 @@ import torch
 from tests.exercises.examples import Case
 
 
-def _mean_over_the_batch(vectors, tokens):
-    return vectors.mean(dim=0)
+def _max_with_padding(vectors, tokens):
+    return vectors.amax(dim=1)
 
 
-def _mean_with_padding(vectors, tokens):
-    return vectors.mean(dim=1)
+def _max_with_zeros(vectors, tokens):
+    return (vectors * (tokens != 1).unsqueeze(2)).amax(dim=1)
 
 
-def _mean_without_a_floor(vectors, tokens):
-    is_word = (tokens != 1).unsqueeze(2)
-    return (vectors * is_word).sum(dim=1) / is_word.sum(dim=1)
+def _max_over_the_batch(vectors, tokens):
+    return vectors.masked_fill((tokens == 1).unsqueeze(2), -torch.inf).amax(dim=0)
 
 
-def _sum_not_mean(vectors, tokens):
-    return (vectors * (tokens != 1).unsqueeze(2)).sum(dim=1)
+def _max_in_place(vectors, tokens):
+    return vectors.masked_fill_((tokens == 1).unsqueeze(2), -torch.inf).amax(dim=1)
 
 
-def _mean_in_place(vectors, tokens):
-    is_word = (tokens != 1).unsqueeze(2)
-    return vectors.mul_(is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)
+def _mean(vectors, tokens):
+    return vectors.masked_fill((tokens == 1).unsqueeze(2), 0).mean(dim=1)
 
 
-def _first_columns(weight, rank):
-    return weight[:, :rank], torch.eye(weight.shape[1])[:rank]
+def _random_reviews(film, share, seed):
+    order = torch.randperm(len(film), generator=torch.Generator().manual_seed(seed))
+    return torch.isin(torch.arange(len(film)), order[: int(share * len(film))])
 
 
-def _without_singular_values(weight, rank):
-    left, _, right = torch.linalg.svd(weight, full_matrices=False)
-    return left[:, :rank], right[:rank]
+def _share_of_films(film, share, seed):
+    names = film.unique()
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    return torch.isin(film, names[order][: round(share * len(names))])
 
 
-def _right_not_transposed(weight, rank):
-    left, scale, right = torch.linalg.svd(weight, full_matrices=False)
-    return left[:, :rank] * scale[:rank], right[:, :rank]
+def _whole_films(film, share, order):
+    names, counts = film.unique(return_counts=True)
+    before = counts[order].cumsum(0) - counts[order]
+    return torch.isin(film, names[order][before < share * len(film)])
+
+
+def _the_first_films(film, share, seed):
+    return _whole_films(film, share, torch.arange(len(film.unique())))
+
+
+def _another_draw_each_time(film, share, seed):
+    return _whole_films(film, share, torch.randperm(len(film.unique())))
 
 
 CASES = {
-    "06.1": Case([(lambda: 0.3, "more than half"), (lambda: 0.98, "rest is long")], {"measured": 0.73}),
+    "06.1": Case(
+        [
+            (lambda embedding, linear, fraction: fraction, "share of the linear weights"),
+            (lambda embedding, linear, fraction: fraction * linear, "how many weights go"),
+            (lambda embedding, linear, fraction: fraction * linear / max(1, embedding), "below it"),
+        ]
+    ),
     "06.2": Case(
         [
-            (_mean_over_the_batch, "mixes the reviews"),
-            (_mean_with_padding, "neither above nor below"),
-            (_mean_without_a_floor, "clamp"),
-            (_sum_not_mean, "divide by their number"),
-            (_mean_in_place, "not in place"),
+            (_max_over_the_batch, "over the words"),
+            (_max_with_padding, "never be the largest"),
+            (_max_with_zeros, "Minus infinity"),
+            (_mean, "no more"),
+            (_max_in_place, "new tensor"),
         ]
     ),
     "06.3": Case(
         [
-            (_first_columns, "directions that matter most"),
-            (_without_singular_values, "values are missing"),
-            (_right_not_transposed, "first rank rows"),
+            (_random_reviews, "not reviews"),
+            (_share_of_films, "different numbers"),
+            (_the_first_films, "Let a generator"),
+            (_another_draw_each_time, "of its own"),
         ]
     ),
+    "06.4": Case([(lambda: 0.3, "more than half"), (lambda: 0.98, "rest is long")], {"measured": 0.73}),
 }
