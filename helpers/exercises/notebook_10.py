@@ -10,16 +10,41 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("10.1")
-def _largest_sum(guess: Callable[[int], float], *, terms: int, measured: float) -> str:
-    both = within_factor(
-        lambda: guess(terms),
-        measured,
-        factor=4,
-        unit="steps",
-        too_low="The terms of the largest sum mostly pull one way: some filter sees just what it looks for.",
-        too_high="Few codes come near 255 and few weights near 127, and a filter's weights have both signs.",
+def _value_of(value_of: Callable[[torch.Tensor, float, int], torch.Tensor]) -> str:
+    for scale, zero in ((0.037, 117), (0.5, 3)):
+        codes = torch.arange(256).to(torch.uint8)[torch.randperm(256)]
+        found = value_of(codes.clone(), scale, zero)
+        if not isinstance(found, torch.Tensor) or found.shape != codes.shape:
+            raise Wrong(
+                "A tensor with one value for each code is asked for.", hint="Compute with the tensor as a whole."
+            )
+        _are_values(found.double(), codes, scale, zero)
+    return "Scale times (code minus zero point): that is all a quantized file says."
+
+
+def _are_values(found: torch.Tensor, codes: torch.Tensor, scale: float, zero: int) -> None:
+    """Raise Wrong unless `found` is what the codes stand for."""
+
+    def matches(values: torch.Tensor) -> bool:
+        return torch.allclose(found, values.double(), rtol=1e-4, atol=1e-4)
+
+    plain = codes.double()
+    if matches(scale * (plain - zero)):
+        return
+    place = int((found - scale * (plain - zero)).abs().argmax())
+    said = (
+        f"With scale {scale:g} and zero point {zero}, the code {int(codes[place])} stands for "
+        f"{scale * (int(codes[place]) - zero):.4g}; yours: {float(found[place]):.4g}."
     )
-    return f"{both} 16 bits end at 32,767."
+    if matches(scale * (codes - zero)):
+        raise Wrong(
+            said, hint="A byte has no -1: what falls below 0 starts again at 255. Make floats of the codes first."
+        )
+    if matches(scale * plain):
+        raise Wrong(said, hint="The zero point is missing: it is the code that stands for 0.")
+    if matches(scale * plain - zero):
+        raise Wrong(said, hint="The zero point is a code, not a value: subtract it before you multiply.")
+    raise Wrong(said, hint="The value is s times (q minus z): a product of the scale and a difference of codes.")
 
 
 @exercise("10.2")
@@ -127,3 +152,16 @@ def _say_what_is_missing(
     if torch.allclose(found[1], bias + shift, rtol=1e-3, atol=1e-4):
         raise Wrong(said, hint="The mean is *subtracted*: look at the sign in the bias.")
     raise Wrong(said, hint="Input i moves output o by -mean / std times weight[o, i]: add that up over i, once.")
+
+
+@exercise("10.4")
+def _largest_sum(guess: Callable[[int], float], *, terms: int, measured: float) -> str:
+    both = within_factor(
+        lambda: guess(terms),
+        measured,
+        factor=4,
+        unit="steps",
+        too_low="The terms of the largest sum mostly pull one way: some filter sees just what it looks for.",
+        too_high="Few codes come near 255 and few weights near 127, and a filter's weights have both signs.",
+    )
+    return f"{both} 16 bits end at 32,767."

@@ -70,10 +70,12 @@ def _one_shift_an_input(weight, bias, mean, std):
 CASES = {
     "10.1": Case(
         [
-            (lambda terms: terms * 255 * 127, "both signs"),
-            (lambda terms: 127, "pull one way"),
-        ],
-        given={"terms": 216, "measured": 290_000.0},
+            (lambda codes, scale, zero: scale * (codes - zero), "no -1"),
+            (lambda codes, scale, zero: scale * codes.float(), "zero point is missing"),
+            (lambda codes, scale, zero: scale * codes.float() - zero, "before you multiply"),
+            (lambda codes, scale, zero: (codes.float() - zero) / scale, "product of the scale"),
+            (lambda codes, scale, zero: scale * (float(codes[0]) - zero), "as a whole"),
+        ]
     ),
     "10.2": Case(
         [
@@ -95,5 +97,12 @@ CASES = {
             (_std_forgotten, "which one multiplies p"),
             (_one_shift_an_input, "sum of its weights"),
         ]
+    ),
+    "10.4": Case(
+        [
+            (lambda terms: terms * 255 * 127, "both signs"),
+            (lambda terms: 127, "pull one way"),
+        ],
+        given={"terms": 216, "measured": 290_000.0},
     ),
 }
