@@ -18,6 +18,28 @@ def _is_mask(mask: Any, shape: torch.Size) -> None:
 
 
 @exercise("02.1")
+def _sparsity(sparsity: Callable[[torch.Tensor], float]) -> str:
+    for shape, zeros in (((4, 5), 5), ((2, 3, 4), 18), ((10,), 0), ((1, 8), 8)):
+        weight = torch.randn(shape)
+        weight.view(-1)[:zeros] = 0
+        found = sparsity(weight.clone())
+        if isinstance(found, torch.Tensor) and found.numel() == 1 and not found.is_complex():
+            found = found.item()
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise Wrong(f"Your function returned {found!r}.", hint="Return one number between 0 and 1.")
+        expected = zeros / weight.numel()
+        if abs(found - expected) <= 1e-6:
+            continue
+        said = f"{zeros} of {weight.numel()} entries are zero: {expected:.3g} is right, and you get {found:.3g}."
+        if abs(found - zeros) <= 1e-6:
+            raise Wrong(said, hint="That counts the zeros. Divide by numel(), or take the mean instead of the sum.")
+        if abs(found - (1 - expected)) <= 1e-6:
+            raise Wrong(said, hint="That is the fraction that stays. Which comparison is true where an entry is zero?")
+        raise Wrong(said, hint="weight == 0 is True at each zero; the mean of that, as floats, is the fraction.")
+    return "Sparsity counts what is gone: none of a dense layer, all of an empty one."
+
+
+@exercise("02.2")
 def _two_of_four(mask_of: Callable[[torch.Tensor], torch.Tensor]) -> str:
     for rows, columns in ((1, 4), (3, 8), (10, 500)):
         weight = torch.randn(rows, columns)
@@ -40,7 +62,7 @@ def _two_of_four(mask_of: Callable[[torch.Tensor], torch.Tensor]) -> str:
     return "Half of the weights are gone, in a pattern that a sparse tensor core can read."
 
 
-@exercise("02.2")
+@exercise("02.3")
 def _file_size(guess: Callable[[], float], *, measured: int) -> str:
     return within_factor(
         guess,
@@ -52,8 +74,12 @@ def _file_size(guess: Callable[[], float], *, measured: int) -> str:
     )
 
 
-@exercise("02.3")
-def _reads_and_is_read(score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+@exercise("02.4")
+def _reads_and_is_read(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    accuracy_by: Callable[[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]], float],
+) -> str:
     for neurons, inputs, outputs in ((5, 3, 2), (4, 4, 4)):
         weight, following = torch.randn(neurons, inputs), torch.randn(outputs, neurons)
         found = score(weight.clone(), following.clone())
@@ -75,4 +101,5 @@ def _reads_and_is_read(score: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
                 "The scores are not (sum of |row|) × (sum of |column|).",
                 hint="Take magnitudes before you sum, or opposite signs cancel: multiply the sums, do not add.",
             )
-    return "A neuron that reads much and is read by nobody scores zero, as it should."
+    own, rows = accuracy_by(score), accuracy_by(lambda weight, _: weight.abs().sum(dim=1))
+    return f"The network keeps {own:.1%} of its answers right by your score, {rows:.1%} by the row sum alone."

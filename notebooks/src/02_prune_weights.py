@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [02_prune_weights]
 # ---
 
 # %% [markdown]
@@ -16,7 +17,7 @@
 # **You will be able to**
 # - prune a network by magnitude with a few lines of your own, and get the same masks from `torch.nn.utils.prune`;
 # - choose between random and magnitude, layer-wise and global, weights and neurons, by measurement;
-# - explain why small cuts with retraining keep the accuracy that one big cut loses;
+# - compare one big cut with many small ones fairly, and say what three seeds decide about it, and what not;
 # - tell a *masked* network from a *smaller* one, and write the file that is smaller.
 #
 # **Before this**: notebook 01 (parameters, MACs, bytes, and the latency verdict with its null control).
@@ -37,17 +38,16 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from helpers import checkpoints, data, distillation, evidence, exercises, measure, nets, pruning, show, training
-from helpers.core import modules
+from helpers.core import modules, paths
 from helpers.evidence import say
 from helpers.files import verify, write_dense, write_sparse
 
-# %% tags=["plumbing"]
 run = evidence.start("02_prune_weights", profile=PROFILE, seed=SEED)
 say(evidence.timetable("02_prune_weights"))
 
 # %% [markdown]
-# The settings of the three profiles. `far` is the sparsity at which schedules are compared in section 6; `ratio` is how
-# many times fewer weights the last network keeps, and `epochs` how long that takes.
+# Three settings matter here: `far` is the sparsity at which schedules are compared in section 6; `ratio` is how many times
+# fewer weights the last network keeps, and `epochs` how long it trains for that.
 
 # %% tags=["plumbing"]
 S = evidence.settings(
@@ -59,9 +59,9 @@ S = evidence.settings(
     full=dict(train=55_000, validation=5_000, repeats=5, retrain=55_000, rounds=5, far=0.99,
               ratio=110, epochs=26, timings=100),
 )  # fmt: skip
-
-# %% tags=["plumbing"]
 show.style()
+published = evidence.reading.results_in(paths.RESULTS / "full", "02_prune_weights")
+say(f"This run: profile **{PROFILE}**, `far` {S.far:.0%}, `ratio` {S.ratio}, `epochs` {S.epochs}.")
 
 # %%
 training.seed_everything(SEED)
@@ -82,6 +82,38 @@ say(f"The trained network reads {accuracy(dense):.2%} of {len(validation):,} val
 # Every choice in this notebook is made on these **validation** digits. The test digits are used twice, at the end:
 # once for the network we start from, once for the network we arrive at.
 #
+# Here is the page in one picture. A mask crosses weights out, and leaves the matrix as large as it was. Removing a neuron
+# takes a row out of one matrix and a column out of the next, and they become smaller.
+
+# %% tags=["plumbing"]
+fig, axes = plt.subplots(1, 3, figsize=(8, 3.4))
+crossed = {(0, 1), (0, 4), (1, 0), (1, 2), (2, 3), (2, 4), (3, 0), (3, 1), (3, 2), (3, 3)}
+for i, (ax, title) in enumerate(zip(axes, ["dense", "masked", "neurons removed"], strict=True)):
+    rows = [0, 2] if i == 2 else range(4)
+    for y, row in enumerate(rows):
+        for column in range(5):
+            zero = i == 1 and (row, column) in crossed
+            face = "white" if zero else show.COLOURS[0]
+            ax.add_patch(plt.Rectangle((column, -y), 0.92, -0.92, facecolor=face, edgecolor="black"))
+            if zero:
+                ax.text(column + 0.46, -y - 0.48, "0", ha="center", va="center", fontsize=11)
+        for out in range(2):
+            face = show.COLOURS[1]
+            ax.add_patch(plt.Rectangle((6.3 + y, -out - 0.5), 0.92, -0.92, facecolor=face, edgecolor="black"))
+    ax.text(0, 0.35, title, fontsize=12, fontweight="bold")
+    count = f"{5 * len(rows) - len(crossed) * (i == 1)} + {2 * len(rows)} weights"
+    ax.text(0, -4.6, f"{count}{' that count' if i == 1 else ''}", fontsize=11)
+    ax.text(0, -5.4, f"{5 * len(rows)} + {2 * len(rows)} numbers stored", fontsize=11)
+    ax.set(xlim=(-0.1, 10.4), ylim=(-5.8, 1), aspect="equal")
+    ax.axis("off")
+alt = (
+    "Two layers as grids of squares, three times. Dense: a matrix of four rows (neurons) and five columns, and the next one with "
+    "four columns. Masked: half of the first matrix's squares hold a zero, and both are as large as before. Neurons removed: the "
+    "first matrix has two rows, the next one two columns."
+)
+show.figure(fig, alt=alt)
+
+# %% [markdown]
 # ## 1. Delete the small ones
 #
 # The oldest idea is still the one to beat. A weight close to zero hardly changes the sum that it is part of, so it should
@@ -145,6 +177,21 @@ say(f"Half of the network is gone. {changed} of {len(validation):,} digits chang
 # That is the surprise that started this field. The network is far too large for its job, and magnitude finds weights that
 # do next to nothing (Han et al. 2015, *Learning both Weights and Connections for Efficient Neural Networks*).
 #
+# **02.1 · Warm-up.** One line: return the sparsity of a tensor, the fraction of its entries that are zero.
+
+
+# %%
+def sparsity(weight):
+    """Return the fraction of the entries of `weight` that are zero."""
+    ### BEGIN SOLUTION
+    return float((weight == 0).float().mean())
+    ### END SOLUTION
+
+
+# %%
+exercises.check("02.1", sparsity)
+
+# %% [markdown]
 # ## 2. The same masks from libraries
 #
 # `helpers.pruning.layer_masks` does what you just read, with its arguments checked. `torch.nn.utils.prune` is PyTorch's
@@ -156,12 +203,11 @@ library = deepcopy(dense)
 for name in LAYERS:
     prune.l1_unstructured(library.get_submodule(name), "weight", amount=0.5)
 
+# %% tags=["plumbing"]
 differing = sum(
     int((mine[w] != helper[w]).sum() + (mine[w] != library.get_submodule(w[:-7]).weight_mask.bool()).sum())
     for w in mine
 )
-
-# %% tags=["plumbing"]
 run.claim("same-masks", "The cell's masks, the helper's and PyTorch's differ in no weight", differing, at_most=0)
 
 # %% [markdown]
@@ -206,10 +252,8 @@ curves = {
     "random, layer-wise": curve(lambda s, seed: pruning.layer_masks(dense, s, method="random", seed=seed), S.repeats),
 }
 
-# %%
-percent = [100 * s for s in SPARSITIES]
-
 # %% tags=["plumbing"]
+percent = [100 * s for s in SPARSITIES]
 fig = show.line_with_band(
     percent,
     {name: [[100 * a for a in row] for row in rows] for name, rows in curves.items()},
@@ -222,12 +266,15 @@ table = pd.DataFrame(means, index=pd.Index(SPARSITIES, name="sparsity"))
 alt = f"Accuracy (%) against sparsity. {show.in_words(100 * table)}"
 show.figure(fig, alt=alt, table=table)
 run.record("one_shot_curves", table.reset_index())
-
-# %%
 gap = table.loc[0.8, "magnitude, layer-wise"] - table.loc[0.8, "random, layer-wise"]
-
-# %% tags=["plumbing"]
-run.claim("magnitude-beats-random", "At 80 % sparsity magnitude is more accurate than random by", gap, at_least=0.05)
+run.claim("magnitude-beats-random", "At 80 % sparsity magnitude is more accurate than random by", gap, at_least=0.2)
+evidence.conclude(
+    evidence.Comparison(
+        "magnitude against random, 80 % of each layer removed",
+        100 * gap,
+        [100 * value for value in evidence.claimed("02_prune_weights", "magnitude-beats-random")],
+    )
+)
 best = table.loc[0.95].idxmax()
 say(
     f"With 95 % removed and nothing retrained, the best of the three is **{best}** at {table.loc[0.95, best]:.1%}; "
@@ -235,6 +282,9 @@ say(
 )
 
 # %% [markdown]
+# The seeds drew other random masks, and the verdict is theirs. Nothing is drawn when the smallest weights go: every run
+# measures the same two magnitude curves, of this one network. It keeps more under global pruning; another network may not.
+#
 # Global pruning does not treat the layers alike. Look at what it leaves of each of them:
 
 # %%
@@ -274,7 +324,10 @@ alt = f"Accuracy (%) against the sparsity of one layer. {show.in_words(100 * tab
 show.figure(fig, alt=alt, table=table)
 run.record("sensitivity", table.reset_index())
 order = table.mean().sort_values()
-say(f"Most sensitive first: {', '.join(f'**{n}** ({table.loc[0.9, n]:.1%} with 90 % removed)' for n in order.index)}.")
+say(
+    "In this network, most sensitive first: "
+    f"{', '.join(f'**{n}** ({table.loc[0.9, n]:.1%} with 90 % removed)' for n in order.index)}."
+)
 
 # %% [markdown]
 # ## 5. Weights or whole neurons?
@@ -304,10 +357,10 @@ library = deepcopy(dense)
 prune.ln_structured(library.fc1, "weight", amount=0.5, n=1, dim=0)
 
 assert torch.equal(masks["fc1.weight"], library.fc1.weight_mask.bool())
-logits = [training.predict(model, images) for model in (small, neurons_masked, neurons_removed)]
-difference = max((logits[0] - other).abs().max().item() for other in logits[1:])
 
 # %% tags=["plumbing"]
+logits = [training.predict(model, images) for model in (small, neurons_masked, neurons_removed)]
+difference = max((logits[0] - other).abs().max().item() for other in logits[1:])
 run.claim(
     "removed-equals-masked",
     "Largest difference between removed and masked neurons' logits",
@@ -336,7 +389,7 @@ show.figure(fig, alt=alt, table=table)
 run.record("weights_or_neurons", table.reset_index())
 cost = table["weights"] - table["neurons"]
 say(
-    f"The gap is widest at {cost.idxmax():.0%}: whole neurons cost {100 * cost.max():.1f} points more. "
+    f"In this network the gap is widest at {cost.idxmax():.0%}: whole neurons cost {100 * cost.max():.1f} points more. "
     "The coarser the pieces, the more useful weights go with the useless ones."
 )
 
@@ -346,9 +399,10 @@ say(
 #
 # ## 6. One cut, or many small ones with training between?
 #
-# After a cut the surviving weights can move and make up for the lost ones. Same final sparsity, same number of training
-# epochs in all: once as **one-shot** (cut, then train), once **iteratively** (cut a little, train a little, again).
-# In each round the iterative variant drops the same fraction of what is left.
+# After a cut the surviving weights can move and make up for the lost ones. It is often said that many small cuts, with
+# training between them, keep what one big cut loses. Try it: same final sparsity, same number of training epochs in all.
+# **One-shot** cuts once, then trains. **Iterative** cuts a little, trains an epoch, and again; each round drops the same
+# fraction of what is left.
 
 
 # %%
@@ -362,41 +416,76 @@ def prune_and_retrain(amounts):
     return model
 
 
+# %% [markdown]
+# The two differ in one thing more, and it is easily overlooked. `fit` raises the learning rate and lowers it to zero again
+# *in every call*, and Adam starts without memory. One-shot calls it once, iterative once for each cut. If the two end
+# apart, was it the cuts or the rate? So there is a third way, with one cut and the learning rates of the iterative one: it
+# cuts to the final sparsity at once, and goes on cutting to the same sparsity, which removes nothing more.
+#
+# **Predict**: which of the three ends highest, and by how many points?
+
 # %%
 steps = pruning.geometric_amounts(S.far, S.rounds)
 untrained = accuracy(zero_out(dense, pruning.global_masks(dense, S.far)))
-one_shot, iterative = accuracy(prune_and_retrain([S.far])), accuracy(prune_and_retrain(steps))
-comparison = pd.DataFrame(
-    {"validation accuracy": [untrained, one_shot, iterative]},
-    index=[
-        "one cut, no training",
-        f"one cut, then {S.rounds} epochs",
-        f"{S.rounds} cuts, an epoch after each",
-    ],
-)
+one_shot = accuracy(prune_and_retrain([S.far]))
+iterative = accuracy(prune_and_retrain(steps))
+restarted = accuracy(prune_and_retrain([S.far] * S.rounds))
 
 # %% tags=["plumbing"]
+schedules = {
+    "one cut, no training": untrained,
+    f"one cut, then {S.rounds} epochs": one_shot,
+    f"{S.rounds} cuts, an epoch after each": iterative,
+    f"one cut, {S.rounds} epochs with the rate of the row above": restarted,
+}
+comparison = pd.DataFrame({"validation accuracy": schedules})
 run.record("schedules", comparison.reset_index(names="schedule"))
 comparison.map("{:.2%}".format)
 
 # %% tags=["plumbing"]
-say(
-    f"The cuts went to {', '.join(f'{s:.1%}' for s in steps)}. At {S.far:.0%} sparsity, training brings one-shot "
-    f"pruning from {untrained:.1%} back to {one_shot:.2%}. The same training in small steps ends "
-    f"{100 * abs(iterative - one_shot):.2f} points {'higher' if iterative >= one_shot else 'lower'}. "
-    "One seed is an anecdote; the published results hold more."
-)
 run.claim(
     "training-repairs",
     "Accuracy that training gives back after a one-shot cut",
     one_shot - untrained,
-    at_least=0.02,
+    at_least=0.5,
+)
+say(f"The cuts went to {', '.join(f'{s:.1%}' for s in steps)}.")
+
+
+def of(rows, words):
+    """Return the accuracy of the schedule whose name holds `words`; None where it was not measured."""
+    return next((row["validation accuracy"] for row in rows if words in row["schedule"]), None)
+
+
+def leads(base):
+    """Return by how many points the small cuts lead `base` in each full run that measured both."""
+    runs = evidence.measurements("02_prune_weights", "schedules").values()
+    pairs = [(of(rows, "cuts, an epoch after each"), of(rows, base)) for rows in runs]
+    return [100 * (a - b) for a, b in pairs if b is not None]
+
+
+evidence.conclude(
+    evidence.Comparison(
+        "many small cuts against one, each with the learning rate as it comes",
+        100 * (iterative - one_shot),
+        leads("one cut, then"),
+    ),
+    evidence.Comparison(
+        "many small cuts against one, with equal learning rates",
+        100 * (iterative - restarted),
+        leads("rate of the row above"),
+    ),
 )
 
 # %% [markdown]
+# Training after the cut is what counts: without it the network guesses. Whether the cut comes in one piece or in several is
+# another question, and only the lines above answer it. The first of them compares what most people would run, and mixes
+# cuts with learning rates. The second one is the fair comparison; where it says that no full run is published, it is still
+# to be run. (The full profile cuts further than *quick*, and trains longer after it: the same experiment, at a harder place.)
+#
 # ## 7. As far as it goes
 #
-# Why stop between epochs? A **gradual** schedule cuts every few steps while the network trains. With the progress $t$ from
+# Why stop between epochs at all? A **gradual** schedule cuts every few steps while the network trains. With the progress $t$ from
 # 0 to 1 and the final sparsity $s_f$, each step drops the same fraction of what is left, as the rounds above did:
 #
 # $$s(t) = 1 - (1 - s_f)^t.$$
@@ -420,7 +509,8 @@ table = pd.DataFrame({"weights left": left}, index=pd.Index(moments, name="t"))
 show.figure(fig, alt=f"Weights left against progress. {show.in_words(table.iloc[::5])}", table=table)
 
 # %% [markdown]
-# Three more things help when very few weights are left, and the cell below uses them all.
+# Three more things are meant to help when very few weights are left. The cell below uses them all; what each of them adds is
+# not measured here.
 #
 # - **A better score.** Magnitude ignores how much the loss cares. If $g$ is the gradient of weight $w$, then
 #   $w^2\,\overline{g^2}$ estimates the damage of setting it to zero. Adam keeps the running mean
@@ -444,13 +534,15 @@ def taught(model, images, labels, temperature=4.0, share=0.9):
 
 
 # %%
-few, untrained = train.take(64), nets.lenet5()
-mine, helper = (loss(untrained, few.inputs, few.labels) for loss in (taught, distillation.taught_by(dense)))
-assert torch.isclose(mine, helper, rtol=1e-5)
+few, fresh = train.take(64), nets.lenet5()
+by_hand, by_helper = (loss(fresh, few.inputs, few.labels) for loss in (taught, distillation.taught_by(dense)))
+assert torch.isclose(by_hand, by_helper, rtol=1e-5)
 
 # %% [markdown]
-# In quick the pruning starts from the trained network; in full from an untrained one, so that each seed is a network of
-# its own.
+# One warning before you run it. Here, *quick* and *full* are **not the same experiment**. *Quick* prunes the trained network,
+# mildly, in a minute. *Full* starts from an untrained one, so that each seed is a network of its own, trains it for many
+# epochs and prunes it much further. So your number is no small version of the published one: the two stand side by side
+# below, each with its ratio.
 
 # %%
 training.seed_everything(SEED)
@@ -472,13 +564,16 @@ sparse = pruning.bake(fitted.model)
 run.record("gradual_seconds", sum(row["seconds"] for row in fitted.history), timing=True)
 say(f"Validation accuracy: {accuracy(sparse):.2%} with {measure.count_nonzero(sparse):,} weights left.")
 
+# %% [markdown]
+# Now the test digits, for the first and only time:
+
 # %%
 base_test, test = run.test("lenet5-dense", dense, mnist.test), run.test("lenet5-sparse", sparse, mnist.test)
 ratio = measure.count_weights(dense) / measure.count_nonzero(sparse)
 lost = base_test.accuracy - test.accuracy
 
 # %% tags=["plumbing"]
-run.claim("fewer-weights", "Times fewer weights than LeNet-5", ratio, at_least=12)
+run.claim("fewer-weights", "Times fewer weights than LeNet-5", ratio, at_least=0.99 * S.ratio)
 run.claim("accuracy-kept", "Test accuracy lost (fraction)", lost, at_most=0.005 if PROFILE == "full" else 0.003)
 if PROFILE == "full":
     run.claim("108x", "Times fewer weights, mean over the seeds", ratio, at_least=108, over_seeds=True)
@@ -490,11 +585,29 @@ left
 
 # %% tags=["plumbing"]
 say(
-    f"**{ratio:.0f} times fewer weights**, {100 * test.accuracy:.2f} % of the test digits right, against "
-    f"{100 * base_test.accuracy:.2f} % before: {base_test.correct - test.correct} of {test.count:,} digits lost."
+    f"This run: **{ratio:.0f} times fewer weights**, {100 * test.accuracy:.2f} % of the test digits right, against "
+    f"{100 * base_test.accuracy:.2f} % of the dense network: {base_test.correct - test.correct} of {test.count:,} digits lost."
+)
+errors = sorted(100 * value for value in evidence.claimed("02_prune_weights", "error-at-108x"))
+ratios = evidence.claimed("02_prune_weights", "108x")
+if errors:
+    say(
+        f"The published runs: **{sum(ratios) / len(ratios):.0f} times fewer weights**, {errors[0]:.2f} to {errors[-1]:.2f} % of the "
+        f"test digits wrong ({len(errors)} networks)."
+    )
+evidence.conclude(
+    evidence.Comparison(
+        "test accuracy of the published sparse networks against the dense one",
+        None,
+        [-100 * value for value in evidence.claimed("02_prune_weights", "accuracy-kept")],
+    )
 )
 
-# %%
+# %% [markdown]
+# And the literature? Its results are ratios of *weights*, not of files. Keep the two apart whenever you read a paper:
+# section 9 shows how far they differ.
+
+# %% tags=["plumbing"]
 literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="weights_ratio")
 table = literature.assign(error=100 * (1 - literature["accuracy"]))[
     ["year", "method", "weights_ratio", "error", "seen"]
@@ -503,9 +616,6 @@ table.columns = ["year", "method", "times fewer weights", "test error (%)", "rea
 table.round(2).sort_values("times fewer weights").set_index("method")
 
 # %% [markdown]
-# Beside it stand the marks of the literature, as ratios of *weights*, not of files. Keep the two apart whenever you read a
-# paper: section 9 shows how far they differ.
-#
 # ## 8. A pruning method of your own
 #
 # PyTorch lets you write one: subclass `BasePruningMethod` and return a mask. Here is one that magnitude pruning
@@ -589,9 +699,10 @@ for name, model in networks.items():
         "dense file": write_dense(model, stem.with_suffix(".dense.pack")),
         "sparse file": write_sparse(model, stem.with_suffix(".sparse.pack")),
     }
-sizes = pd.DataFrame({name: {kind: packed.bytes for kind, packed in kinds.items()} for name, kinds in files.items()}).T
+
 
 # %% tags=["plumbing"]
+sizes = pd.DataFrame({name: {kind: packed.bytes for kind, packed in kinds.items()} for name, kinds in files.items()}).T
 run.record("file_bytes", sizes.reset_index(names="network"))
 sizes.map("{:,} bytes".format)
 
@@ -609,7 +720,12 @@ verify(packed.path, sparse, mnist.validation.inputs[:256])
 file_ratio = files["dense"]["dense file"].bytes / packed.bytes
 
 # %% tags=["plumbing"]
-run.claim("smaller-file", "Times smaller than the dense file, read back and verified", file_ratio, at_least=8)
+run.claim(
+    "smaller-file",
+    "Times smaller than the dense file, read back and verified",
+    file_ratio,
+    at_least=70 if PROFILE == "full" else 12,
+)
 say(
     f"{ratio:.1f} times fewer weights made a file {file_ratio:.1f} times smaller. The rest went into positions, biases and "
     "a header. Any text that quotes the first number as if it were the second is off by that much."
@@ -633,10 +749,8 @@ timings = measure.time_interleaved(calls, rounds=S.timings, control=call(copy))
 verdicts = measure.compare(timings)
 measure.verdict_table(verdicts)
 
-# %%
-masked_speed = verdicts["sparse"].ratio
-
 # %% tags=["plumbing"]
+masked_speed = verdicts["sparse"].ratio
 run.claim(
     "masked-is-not-faster",
     "Speed-up of the sparse network in a dense kernel",
@@ -645,8 +759,10 @@ run.claim(
     timing=True,
 )
 macs = {name: measure.count_macs(model, one) for name, model in networks.items()}
+timed = [record["verdict"] for result in published for model in result.models for record in model.latency]
+said = ", ".join(f"{timed.count(each)} × *{each}*" for each in dict.fromkeys(timed)) or "none yet"
 say(
-    f"The sparse network: **{verdicts['sparse'].verdict}**. A dense kernel multiplies by zeros as carefully as by anything "
+    f"The sparse network: **{verdicts['sparse'].verdict}** (the published runs: {said}). A dense kernel multiplies by zeros as carefully as by anything "
     f"else. Cutting out dead neurons leaves {macs['sparse, dead neurons out'] / macs['dense']:.0%} of the MACs: "
     f"**{verdicts['sparse, dead neurons out'].verdict}**. Removing half of the neurons leaves "
     f"{macs['half of the neurons'] / macs['dense']:.0%} of them: **{verdicts['half of the neurons'].verdict}**, by a ratio of "
@@ -659,7 +775,7 @@ say(
 #
 # ## 10. Exercises
 #
-# **02.1 · Two of four.** Recent GPUs multiply faster if, of every four neighbouring weights in a row, two are zero.
+# **02.2 · Two of four.** Recent GPUs multiply faster if, of every four neighbouring weights in a row, two are zero.
 # Write the mask: in each group of four along the last dimension keep the two largest magnitudes. The weight's last
 # dimension is a multiple of four.
 
@@ -675,10 +791,11 @@ def two_of_four(weight):
     ### END SOLUTION
 
 
-exercises.check("02.1", two_of_four)
+# %%
+exercises.check("02.2", two_of_four)
 
 # %% [markdown]
-# **02.2 · Predict the file.** Before you measure: how many bytes will the sparse file of this network take if 99 % of the
+# **02.3 · Predict the file.** Before you measure: how many bytes will the sparse file of this network take if 99 % of the
 # weights of `fc1` are removed and all other layers stay dense? Positions in `fc1` cost one byte each, about. Return your
 # number; within a fifth is fine.
 
@@ -692,14 +809,29 @@ def predicted_bytes():
     ### END SOLUTION
 
 
+# %%
 fc1_sparse = zero_out(dense, pruning.layer_masks(dense, {"fc1": 0.99}))
 measured = write_sparse(fc1_sparse, run.scratch("exercise.pack")).bytes
-exercises.check("02.2", predicted_bytes, measured=measured)
+exercises.check("02.3", predicted_bytes, measured=measured)
 
 # %% [markdown]
-# **02.3 · A fairer score for neurons.** A neuron matters by what it *reads* and by how strongly it is *read*. Score each
-# neuron of the first layer by the sum of the magnitudes of its row, times the sum of the magnitudes of the column that
-# reads it in the next layer. Then see whether it beats the row sum alone.
+# **02.4 · A fairer score for neurons.** A neuron matters by what it *reads* and by how strongly it is *read*. Score each
+# neuron of a layer by the sum of the magnitudes of its row, times the sum of the magnitudes of the column that reads it in
+# the next layer. Section 5 used the row sum alone. Which of the two spares the better neurons? Here is the experiment:
+# four fifths of the neurons of `fc1` go, those with the lowest scores.
+
+
+# %%
+def accuracy_by(score):
+    """Return the validation accuracy without the four fifths of fc1's neurons that `score` puts lowest."""
+    scores = score(dense.fc1.weight.detach(), dense.fc2.weight.detach())
+    keep = scores >= scores.sort().values[400]
+    masks = {"fc1.weight": keep[:, None].expand(500, 800), "fc2.weight": keep.expand(10, 500)}
+    return accuracy(zero_out(dense, masks))
+
+
+# %% [markdown]
+# **Predict** the winner, and the distance, before you run the check: it measures both.
 
 
 # %%
@@ -710,7 +842,16 @@ def neuron_scores(weight, next_weight):
     ### END SOLUTION
 
 
-exercises.check("02.3", neuron_scores)
+# %%
+exercises.check("02.4", neuron_scores, accuracy_by=accuracy_by)
+
+# %% [markdown]
+# One network, one sparsity: that is an observation and no law. Notebook 03 asks the question properly.
+#
+# **02.5 · Open.** No check, and no single right answer. Section 6 compares two ways at one sparsity. Is `far` the place where
+# small cuts would show, if anywhere? Choose another sparsity and another number of rounds, and write down beforehand what
+# difference you would call real, given how far the published seeds lie apart. Then run it with three seeds. What may you
+# conclude, and what would you need to conclude more?
 
 # %% [markdown]
 # ## What was measured
@@ -734,17 +875,26 @@ run.model(
 run.finish()
 
 # %% [markdown]
-# **Remember**
-# - Magnitude is a cheap score and a strong one. Random pruning is the control that shows it.
-# - Layers differ. Global pruning finds out by itself; a sensitivity curve shows you why.
-# - Cut in small steps and train between: the weights that stay learn to do the work of those that go.
-# - A mask makes nothing smaller or faster. A file format does the first, removal of whole neurons both.
+# ## What to remember
 #
-# **Read**
+# - A small magnitude is a good reason to go. Random pruning is the control that shows it.
+#   <!-- claims: magnitude-beats-random -->
+# - After a deep cut it is training that brings the answers back. <!-- claims: training-repairs -->
+# - Pruned while it trains, LeNet-5 keeps fewer than one weight in a hundred, and misreads less than one test digit in a
+#   hundred. <!-- claims: 108x, error-at-108x -->
+# - A ratio of weights is no ratio of bytes: positions, biases and a header take their share of the smaller file.
+#   <!-- claims: fewer-weights, smaller-file -->
+# - A mask makes no dense kernel faster. Removing a neuron gives the same answers from smaller matrices.
+#   <!-- claims: masked-is-not-faster, removed-equals-masked -->
+# - `prune.remove` removes the bookkeeping, and no weight. <!-- by construction -->
+#
+# ## Read on
+#
 # - LeCun, Denker and Solla 1990, *Optimal Brain Damage*: where it began.
 # - Han, Pool, Tran and Dally 2015, *Learning both Weights and Connections for Efficient Neural Networks*.
 # - Zhu and Gupta 2018, *To prune, or not to prune: exploring the efficacy of pruning for model compression*: gradual
 #   schedules; theirs is a cubic.
-# - Molchanov, Ashukha and Vetrov 2017, *Variational Dropout Sparsifies Deep Neural Networks*: the mark for LeNet-5.
+# - Molchanov, Ashukha and Vetrov 2017, *Variational Dropout Sparsifies Deep Neural Networks*: the fewest
+#   weights in the table above.
 #
 # **Next**: notebook 03 asks whether magnitude is the right score at all.
