@@ -8,6 +8,38 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("12.1")
+def _doubt(doubt: Callable[[torch.Tensor, float], torch.Tensor]) -> str:
+    for temperature, rows, classes in ((1.0, 5, 10), (4.0, 3, 4), (20.0, 6, 3)):
+        logits = 5 * torch.randn(rows, classes, dtype=torch.float64)
+        weights = (logits / temperature).exp()
+        answers = (weights / weights.sum(dim=1, keepdim=True)).sort(dim=1, descending=True).values
+        found, expected = doubt(logits.clone(), temperature), answers[:, 1:].sum(dim=1)
+        if not isinstance(found, torch.Tensor) or found.shape != (rows,):
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else repr(found)
+            raise Wrong(
+                f"There is one number for each of {rows} answers; yours: {shape}.",
+                hint="Take the largest probability of each row: amax(dim=1).",
+            )
+        if torch.allclose(found.double(), expected, atol=1e-6):
+            continue
+        others = {
+            "You returned the first choice itself; the doubt is what it leaves over.": answers[:, 0],
+            "The runner-up alone is not all of the doubt: the other classes count, too.": answers[:, 1],
+            "Divide the logits by the temperature before the softmax.": 1 - logits.softmax(dim=1).amax(dim=1),
+            "The logits are divided by the temperature, not multiplied.": 1
+            - (logits * temperature).softmax(dim=1).amax(dim=1),
+        }
+        for hint, other in others.items():
+            if torch.allclose(found.double(), other, atol=1e-6):
+                raise Wrong(f"At T = {temperature:g} this is not the doubt.", hint=hint)
+        raise Wrong(
+            f"At T = {temperature:g} an answer keeps back {float(expected[0]):.4f}; yours: {float(found[0]):.4f}.",
+            hint="One minus the largest entry of softmax(logits / T), row by row.",
+        )
+    return "What the first choice leaves over, at every temperature."
+
+
+@exercise("12.2")
 def _soft_gradient(gradient: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> str:
     for temperature, rows, classes in ((3.0, 6, 10), (1.0, 4, 3), (20.0, 5, 7)):
         student, teacher = 4 * torch.randn(2, rows, classes, dtype=torch.float64)
@@ -58,18 +90,6 @@ def _without_autograd(
             ) from None
 
 
-@exercise("12.2")
-def _doubt(guess: Callable[[], float], *, measured: float) -> str:
-    return within_factor(
-        guess,
-        measured,
-        factor=1.15,
-        unit="(probability)",
-        too_low="With equal logits it would be 0.1. The right one is lead/20 ahead: e^(lead/20) against nine times 1.",
-        too_high="The lead is divided by 20 before the exponential, and the nine others share what is left.",
-    )
-
-
 @exercise("12.3")
 def _few_labels(loss: Callable[..., torch.Tensor]) -> str:
     for labels in ([2, 0, 3, 1], [2, -1, -1, 1], [-1, 0, -1, -1], [-1, -1, -1, -1]):
@@ -99,3 +119,15 @@ def _few_labels(loss: Callable[..., torch.Tensor]) -> str:
             hint="-1 is not the digit 0: labels >= 0 picks the known ones. The teacher speaks about every example.",
         )
     return "Every example has a teacher, and some have a label."
+
+
+@exercise("12.4")
+def _right_digit(guess: Callable[[], float], *, measured: float) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.15,
+        unit="(probability)",
+        too_low="With equal logits it would be 0.1. The right one is lead/20 ahead: e^(lead/20) against nine times 1.",
+        too_high="The lead is divided by 20 before the exponential, and the nine others share what is left.",
+    )

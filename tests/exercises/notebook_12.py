@@ -67,8 +67,37 @@ def _soft_without_t_squared(student, teacher, labels, temperature=4.0, share=0.9
     return share * _soft(student, teacher, temperature) / temperature**2 + (1 - share) * hard
 
 
+def _first_choice(logits, temperature):
+    return torch.softmax(logits / temperature, dim=1).amax(dim=1)
+
+
+def _runner_up(logits, temperature):
+    return torch.softmax(logits / temperature, dim=1).topk(2, dim=1).values[:, 1]
+
+
+def _doubt_at_one(logits, temperature):
+    return 1 - torch.softmax(logits, dim=1).amax(dim=1)
+
+
+def _doubt_multiplied(logits, temperature):
+    return 1 - torch.softmax(logits * temperature, dim=1).amax(dim=1)
+
+
+def _doubt_of_all(logits, temperature):
+    return 1 - torch.softmax(logits / temperature, dim=1).max()
+
+
 CASES = {
     "12.1": Case(
+        [
+            (_first_choice, "leaves over"),
+            (_runner_up, "not all of the doubt"),
+            (_doubt_at_one, "before the softmax"),
+            (_doubt_multiplied, "not multiplied"),
+            (_doubt_of_all, "of each row"),
+        ]
+    ),
+    "12.2": Case(
         [
             (_without_the_chain_rule, "chain rule is not"),
             (_without_t_squared, "in front of the loss"),
@@ -78,7 +107,6 @@ CASES = {
             (_by_autograd, "on paper"),
         ]
     ),
-    "12.2": Case([(lambda: 0.1, "With equal logits"), (lambda: 0.99, "divided by 20")], {"measured": 0.272}),
     "12.3": Case(
         [
             (_mean_of_nothing, "mean over nothing"),
@@ -87,6 +115,7 @@ CASES = {
             (_soft_without_t_squared, "All labels are known"),
         ]
     ),
+    "12.4": Case([(lambda: 0.1, "With equal logits"), (lambda: 0.99, "divided by 20")], {"measured": 0.272}),
 }
 
 
