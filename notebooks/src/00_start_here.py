@@ -836,7 +836,7 @@ evidence.conclude(
     evidence.Comparison(
         "test accuracy with a tenth of the weights, retrained, against the dense network",
         100 * (accuracy["a tenth of the weights"] - accuracy["dense"]),
-        [100 * (each["lenet5-tenth"] - each["lenet5-dense"]) for each in tested],
+        tuple(100 * (each["lenet5-tenth"] - each["lenet5-dense"]) for each in tested),
     )
 )
 run.finish()

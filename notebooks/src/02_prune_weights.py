@@ -272,7 +272,7 @@ evidence.conclude(
     evidence.Comparison(
         "magnitude against random, 80 % of each layer removed",
         100 * gap,
-        [100 * value for value in evidence.claimed("02_prune_weights", "magnitude-beats-random")],
+        tuple(100 * value for value in evidence.claimed("02_prune_weights", "magnitude-beats-random")),
     )
 )
 best = table.loc[0.95].idxmax()
@@ -461,7 +461,7 @@ def leads(base):
     """Return by how many points the small cuts lead `base` in each full run that measured both."""
     runs = evidence.measurements("02_prune_weights", "schedules").values()
     pairs = [(of(rows, "cuts, an epoch after each"), of(rows, base)) for rows in runs]
-    return [100 * (a - b) for a, b in pairs if b is not None]
+    return tuple(100 * (a - b) for a, b in pairs if b is not None)
 
 
 evidence.conclude(
@@ -599,7 +599,7 @@ evidence.conclude(
     evidence.Comparison(
         "test accuracy of the published sparse networks against the dense one",
         None,
-        [-100 * value for value in evidence.claimed("02_prune_weights", "accuracy-kept")],
+        tuple(-100 * value for value in evidence.claimed("02_prune_weights", "accuracy-kept")),
     )
 )
 
