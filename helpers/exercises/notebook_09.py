@@ -9,15 +9,29 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("09.1")
-def _six_bit_file(guess: Callable[[], float], *, measured: int) -> str:
-    return within_factor(
-        guess,
-        measured,
-        factor=1.005,
-        unit="bytes",
-        too_low="Codes are not all: each output channel has a step *and* a bias, and each of them takes four bytes.",
-        too_high="Six bits are not a byte: four codes share three bytes. Only the end of a layer is filled up.",
-    )
+def _unsigned_step(step: Callable[[float, int], float]) -> str:
+    for highest, bits in ((1.0, 8), (6.0, 2), (3.5, 3)):
+        found = step(highest, bits)
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            raise Wrong(f"A step is one number; yours is {found!r}.", hint="Return the distance between two levels.")
+        expected = highest / (2**bits - 1)
+        if abs(found - highest / 2**bits) < 1e-9:
+            raise Wrong(
+                f"With {bits} bits and a step of {found:g} the last code stands for {found * (2**bits - 1):g}, not for "
+                f"{highest:g}.",
+                hint="Count the gaps, not the levels: a fence with four posts has three gaps.",
+            )
+        if bits > 2 and abs(found - highest / (2 ** (bits - 1) - 1)) < 1e-9:
+            raise Wrong(
+                f"With {bits} bits your step is {found:g}: half of the codes are never used.",
+                hint="That is the signed grid. Unsigned codes run from 0 to the last of all 2^bits.",
+            )
+        if abs(found - expected) > 1e-6 * expected:
+            raise Wrong(
+                f"From 0 to {highest:g} in {bits} bits the step should be {expected:.4g}; yours is {found:.4g}.",
+                hint="The last code is 2^bits - 1, and it stands for `highest`: code times step.",
+            )
+    return "One gap fewer than there are levels."
 
 
 @exercise("09.2")
@@ -37,17 +51,17 @@ def _quantize_rows(quantize: Callable[[torch.Tensor, int], tuple[torch.Tensor, t
             raise Wrong(
                 f"With {bits} bits the step of row {row} should be {float(expected[row]):.3g}, and is "
                 f"{float(scale[row]):.3g}.",
-                hint="Each row has its own range, amin(1) to amax(1), and 2^bits marks have 2^bits - 1 steps between.",
+                hint="Each row has its own range, amin(1) to amax(1), and 2^bits levels have 2^bits - 1 steps between.",
             )
         worst = float((((codes - zero) * scale - weight).abs() / scale).max())
         if worst > 0.501:
             raise Wrong(
-                f"With {bits} bits a number is {worst:.2f} steps from its mark; half a step is the most.",
+                f"With {bits} bits a number is {worst:.2f} steps from its level; half a step is the most.",
                 hint="Round to the nearest code; a conversion to whole numbers cuts off instead.",
             )
         if not torch.equal(given, weight):
             raise Wrong("The weight that came in was changed.", hint="Return new tensors: *= and clamp_ work in place.")
-    return "Every row on a ruler of its own, and each of them meets zero."
+    return "Every row on a grid of its own, and each of them meets zero."
 
 
 def _are_codes(found: Any, weight: torch.Tensor, bits: int) -> None:
@@ -94,4 +108,16 @@ def _additive_levels(levels: Callable[[], torch.Tensor]) -> str:
         f"The largest levels are {', '.join(f'{v:.3g}' for v in found.sort().values[-3:].tolist())}; "
         f"right are {', '.join(f'{v:.3g}' for v in expected[-3:])}.",
         hint="Sums, not products: one number of the first group plus one of the second, and a zero is in each group.",
+    )
+
+
+@exercise("09.4")
+def _six_bit_file(guess: Callable[[], float], *, measured: int) -> str:
+    return within_factor(
+        guess,
+        measured,
+        factor=1.005,
+        unit="bytes",
+        too_low="Codes are not all: each output channel has a step *and* a bias, and each of them takes four bytes.",
+        too_high="Six bits are not a byte: four codes share three bytes. Only the end of a layer is filled up.",
     )

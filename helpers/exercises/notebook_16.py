@@ -9,15 +9,20 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("16.1")
-def _throughput(guess: Callable[[float, int], float], *, latency_ms: float, batch: int, measured: float) -> str:
-    return within_factor(
-        lambda: guess(latency_ms, batch),
-        measured,
-        factor=3,
-        unit="photographs a second",
-        too_low="A second has 1,000 milliseconds, and a batch answers all its photographs at once.",
-        too_high="A batch saves calls, not arithmetic: each of its photographs still needs all its multiplications.",
-    )
+def _images_per_second(answer: Callable[[int, float], float]) -> str:
+    for batch, call_ms in ((64, 12.0), (1, 0.25), (8, 2.0)):
+        found, right = answer(batch, call_ms), 1000 * batch / call_ms
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            raise Wrong(f"Photographs a second are one number; yours is {found!r}.", hint="Return a quotient.")
+        if abs(found / right - 1) < 1e-6:
+            continue
+        said = f"{batch} photographs in {call_ms:g} ms are {right:,.0f} a second; yours: {found:,.4g}."
+        if abs(found * 1000 / right - 1) < 1e-6:
+            raise Wrong(said, hint="That is per millisecond: a second has 1,000 of them.")
+        if batch > 1 and abs(found * batch / right - 1) < 1e-6:
+            raise Wrong(said, hint="Those are calls a second. Each call answers a whole batch.")
+        raise Wrong(said, hint="Photographs over time: the batch stands above, the milliseconds below.")
+    return "Latency is of a call, throughput of a photograph."
 
 
 @exercise("16.2")
@@ -93,4 +98,16 @@ def _say_which_promise_is_broken(
         raise Wrong(said, hint="The promise is about 19 calls in 20: compare p95_ms, not the median.")
     raise Wrong(
         said, hint="Among the rows that keep the promise, the most photographs a second count, not the fastest call."
+    )
+
+
+@exercise("16.4")
+def _throughput(guess: Callable[[float, int], float], *, latency_ms: float, batch: int, measured: float) -> str:
+    return within_factor(
+        lambda: guess(latency_ms, batch),
+        measured,
+        factor=3,
+        unit="photographs a second",
+        too_low="A second has 1,000 milliseconds, and a batch answers all its photographs at once.",
+        too_high="A batch saves calls, not arithmetic: each of its photographs still needs all its multiplications.",
     )

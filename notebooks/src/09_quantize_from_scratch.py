@@ -10,15 +10,14 @@
 # # 09 · Quantize from scratch: what does each bit buy?
 #
 # A float32 number takes 32 bits and tells four billion values apart. A network does not need four billion values. How
-# many does it need? Here you build the quantizer that decides it, bit by bit: where the marks lie, how wide the range
-# should be, what a network does with three bits, with two, and what training can still rescue. At the end stands a file
-# in which a weight really takes two bits.
+# many does it need? Here you build the quantizer that answers, bit by bit: where the levels lie, how wide the range
+# should be, what a network does with three bits, with two, and what training can still rescue. The last section writes a
+# file in which a weight really takes two bits.
 #
 # **You will be able to**
 # - write the affine quantizer (scale, zero point, rounding, saturation) and get PyTorch's numbers, every one;
-# - say what a bit is worth in decibels, and what a step for each channel, a zero point or a better range is worth in
-#   bits;
-# - place marks by k-means or at powers of two, and know when that pays;
+# - say what a bit is worth in decibels, and what a step for each channel or a better range is worth in bits;
+# - tell two errors apart: that of the weights, and that of the layer's output, which the network feels;
 # - train through rounding, with a step size that is learned;
 # - store a network of 2-bit weights in 2 bits a weight, and prove it.
 #
@@ -31,7 +30,6 @@ PROFILE = os.environ.get("COURSE_PROFILE", "quick")  # smoke | quick | full
 SEED = 0
 
 # %% tags=["plumbing"]
-import math
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -39,10 +37,11 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
+from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torch.nn import functional as F
 
-from helpers import checkpoints, data, evidence, exercises, measure, pruning, quantization, show, training
+from helpers import checkpoints, data, evidence, exercises, measure, pruning, quantization, show, statistics, training
 from helpers.evidence import say
 from helpers.files import integers, verify, write_dense, write_quantized, write_sparse
 from helpers.show import figures
@@ -52,10 +51,9 @@ run = evidence.start("09_quantize_from_scratch", profile=PROFILE, seed=SEED)
 say(evidence.timetable("09_quantize_from_scratch"))
 
 # %% [markdown]
-# The settings. `net` is the photographs' network. `digits` and `photos` are validation images, `calibration` training
-# images that only show the network what to expect. `train_digits`, `train_photos` and the epochs are the budget of the
-# retraining in sections 7 and 8; `batch` and `rate` (batch size and learning rate) belong to section 8. `tested` test
-# images are read at the end.
+# Two settings matter. `bits` are the widths that each figure runs through. `calibration` is the number of training images
+# that only show the network what to expect; nothing is learned from them. The rest, folded away below, says how many
+# images are read and how long sections 7 and 8 train: minutes in *full*, seconds in *quick*.
 
 # %% tags=["plumbing"]
 S = evidence.settings(
@@ -72,7 +70,7 @@ S = evidence.settings(
 # %% tags=["plumbing"]
 show.style()
 
-# %%
+# %% tags=["plumbing"]
 training.seed_everything(SEED)
 mnist, cifar = data.mnist(), data.cifar10()
 sets = {"digits": mnist.validation.take(S.digits), "photographs": cifar.validation.take(S.photos)}
@@ -90,36 +88,73 @@ def points(change):
     return f"{round(100 * change, 1) + 0.0:+.1f} points"
 
 
-base = {task: accuracy(net, task) for task, net in nets.items()}
+def published(key, find):
+    """What the published full runs found, mean over them: they quantize one trained network, so they count once."""
+    found = [find(pd.DataFrame(rows)) for rows in evidence.measurements("09_quantize_from_scratch", key).values()]
+    return [float(np.mean(found))] if found else []
 
-# %% tags=["plumbing"]
+
+base = {task: accuracy(net, task) for task, net in nets.items()}
 say(
     f"In 32 bits, LeNet-5 reads {base['digits']:.2%} of {S.digits:,} digits, and `{S.net}` names "
     f"{base['photographs']:.1%} of {S.photos:,} photographs. All choices below are made on these validation images."
 )
 
 # %% [markdown]
-# ## 1. A ruler with few marks
+# ## 1. A grid with few levels
 #
-# With $b$ bits you can number $2^b$ marks. The **affine** quantizer lays them out evenly. A whole number $q$, the
-# **code**, stands for the value
+# With $b$ bits you can number $2^b$ levels. Here are three bits:
+
+# %% tags=["plumbing"]
+fig, ax = plt.subplots(figsize=(9, 3.2))
+drawn_codes, drawn = np.arange(-4, 4), [-2.8, -1.3, -0.9, 0.2, 0.6, 1.15, 2.4]
+ax.plot([-3, 3], [0, 0], color="#999999", linewidth=1, zorder=1)
+ax.plot(0.5 * drawn_codes, 0 * drawn_codes, "o", color=show.COLOURS[0], markersize=10, zorder=3)
+for q in drawn_codes:
+    ax.text(0.5 * q, -0.22, f"{q}", ha="center", va="top", fontsize=12, color=show.COLOURS[0], fontweight="bold")
+    ax.text(0.5 * q, -0.52, f"{0.5 * q:g}", ha="center", va="top", fontsize=11)
+for x in drawn:
+    level = 0.5 * np.clip(np.round(x / 0.5), -4, 3)
+    colour = show.COLOURS[4] if abs(x - level) > 0.25 else show.COLOURS[2]
+    ax.plot([x], [1], marker="D" if colour == show.COLOURS[4] else "s", color=colour, markersize=7)
+    ax.text(x, 1.12, f"{x:g}", ha="center", va="bottom", fontsize=11, color=colour)
+    ax.annotate("", (level, 0.12), (x, 0.93), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.5})
+ax.annotate("", (0, 0.33), (-0.5, 0.33), arrowprops={"arrowstyle": "<->", "color": "black", "linewidth": 1})
+ax.text(
+    -0.25,
+    0.36,
+    "step",
+    ha="center",
+    va="bottom",
+    fontsize=10,
+    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+)
+for y, text in ((1, "number"), (-0.32, "code"), (-0.62, "stands for")):
+    ax.text(-3.15, y, text, ha="right", va="center", fontsize=11)
+ax.set(xlim=(-4.0, 3.1), ylim=(-0.85, 1.45), title="Every number moves to the nearest level, however far away")
+ax.axis("off")
+show.figure(fig, alt="A number line with eight levels, 0.5 apart, from -2 (code -4) to 1.5 (code 3). Arrows lead from "
+            "seven numbers to their nearest level; -2.8 and 2.4 lie outside and are cut off at the last one.")  # fmt: skip
+
+# %% [markdown]
+# The **affine** quantizer lays the levels out evenly. A whole number $q$, the **code**, stands for the value
 #
 # $$x = s\,(q - z).$$
 #
-# The **scale** $s$ is the distance between two marks, the *step*. The **zero point** $z$ is the code that stands for 0.
+# The **scale** $s$ is the distance between two levels, the *step*. The **zero point** $z$ is the code that stands for 0.
 # Two ways to choose them for values between $l$ and $h$:
 #
 # - **symmetric**: $z = 0$, codes from $-2^{b-1}$ to $2^{b-1}-1$. For weights.
 # - **asymmetric**: codes from 0 to $2^b-1$, and $z$ wherever 0 happens to fall. For what is all positive, or nearly so.
 #
-# Zero gets a mark of its own either way. It has to: padding, ReLU and pruned weights are exactly zero, and there are many
-# of them. The symmetric ruler has one code more below zero than above. Its scale is the largest magnitude divided by
+# Zero gets a level of its own either way. It has to: padding, ReLU and pruned weights are exactly zero, and there are many
+# of them. The symmetric grid has one code more below zero than above. Its scale is the largest magnitude divided by
 # $(2^b-1)/2$, as PyTorch has it, so the largest positive number is cut off by half a step. With eight bits nobody
 # notices; with two bits it is a third of the number. (Notebook 00 left the lowest code out instead.)
 
 
 # %%
-def ruler(lowest, highest, bits, symmetric):
+def affine_grid(lowest, highest, bits, symmetric):
     """Return the scale, the zero point, and the lowest and the highest code."""
     lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
     if symmetric:
@@ -142,7 +177,7 @@ def to_values(codes, scale, zero):
 
 # %% [markdown]
 # Three bits, symmetric, with a step of 0.5: the codes run from −4 to 3. **Predict** the codes of 0.25, 0.75 and 1.25,
-# which lie exactly between two marks, and of 3.0, which lies outside.
+# which lie exactly between two levels, and of 3.0, which lies outside.
 
 # %%
 x = torch.tensor([-3.0, -0.3, 0.0, 0.25, 0.75, 1.25, 1.4, 3.0])
@@ -152,7 +187,7 @@ values = to_values(codes, step, zero)
 pd.DataFrame({"value": x, "code": codes.int(), "stands for": values, "error": values - x}).round(2).set_index("value")
 
 # %% [markdown]
-# Two things happened. **Saturation**: 3.0 became 1.5, the last mark, and −3.0 became −2.0. Nothing wraps around. And
+# Two things happened. **Saturation**: 3.0 became 1.5, the last level, and −3.0 became −2.0. Nothing wraps around. And
 # **rounding half to even**: 0.25 went down, 0.75 and 1.25 both went to 1.0. If every half went up, all sums would drift
 # upwards a little; this way the halves cancel on average.
 #
@@ -160,11 +195,11 @@ pd.DataFrame({"value": x, "code": codes.int(), "stands for": values, "error": va
 #
 # PyTorch finds the range with **observers** and rounds with `fake_quantize`, *fake* because the result is a float again.
 # (It also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 10 says what replaced
-# them.) The helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of ruler, one for the whole tensor
+# them.) The helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of grid, one for the whole tensor
 # (**per tensor**) or one for each row (**per channel**): do the three ever disagree?
 
 
-# %%
+# %% tags=["plumbing"]
 def library(x, bits, symmetric, rows):
     """PyTorch's observer and PyTorch's rounding."""
     low, high = quantization.code_range(bits, signed=symmetric)
@@ -184,7 +219,7 @@ differing = 0
 for bits, symmetric, rows in modes:
     x = torch.randn(50, 200) * torch.logspace(-2, 1, 50)[:, None] + 0.3
     ends = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if rows else (x.amin(), x.amax())
-    scale, zero, low, high = ruler(*ends, bits, symmetric)
+    scale, zero, low, high = affine_grid(*ends, bits, symmetric)
     mine = to_values(to_codes(x, scale, zero, low, high), scale, zero)
     grid = quantization.find_grid(x, bits, method="minmax", symmetric=symmetric, signed=symmetric, per_channel=rows)
     differing += int((mine != library(x, bits, symmetric, rows)).sum())
@@ -197,10 +232,11 @@ run.claim("same-numbers", f"Numbers on which cell, helper and PyTorch differ, {l
 # ## 2. What a bit buys: weights
 #
 # One more bit halves the step. A rounding error lies anywhere between $-s/2$ and $s/2$, with a mean square of $s^2/12$.
-# So the mean square of the error falls to a quarter. Engineers count that in **decibels**, ten times the logarithm of the
-# ratio of signal to error:
+# So the mean square of the error falls to a quarter. Engineers call the ratio of signal to error the **SQNR**
+# (signal-to-quantization-noise ratio), and count it in **decibels**, ten times its logarithm. For numbers $x$ that became
+# $\hat x$, with a bar for the mean:
 #
-# $$\mathrm{dB} = 10\,\log_{10}\frac{\overline{x^2}}{\overline{(\hat x - x)^2}}.$$
+# $$\mathrm{SQNR} = 10\,\log_{10}\frac{\overline{x^2}}{\overline{(\hat x - x)^2}}.$$
 #
 # **Predict**: how many decibels is a bit worth? And if every output channel of a layer gets a step of its own, how much
 # does that add?
@@ -220,7 +256,7 @@ def weight_quality(net, bits, **options):
     )
 
 
-# %%
+# %% tags=["plumbing"]
 kinds = {"one step": False, "a step for each channel": True}
 names = {"digits": "LeNet-5", "photographs": S.net}
 quality = pd.DataFrame(
@@ -237,26 +273,22 @@ gains = {
     task: (quality[f"{name}, a step for each channel"] - quality[f"{name}, one step"]).mean()
     for task, name in names.items()
 }
-
-# %% tags=["plumbing"]
 fig = show.line_with_band(
     S.bits,
     {name: quality[name] for name in quality},
     title=f"From 4 bits up, one more bit of weight is worth {slopes.mean():.1f} dB",
     xlabel="bits of a weight",
-    ylabel="signal to error (dB)",
+    ylabel="SQNR of the weights (dB)",
 )
 show.figure(fig, alt=f"Decibels against bits. {show.in_words(quality, '{:.1f}')}", table=quality)
 run.record("weight_decibels", quality.reset_index())
 theory = 20 * np.log10(2)
 run.claim("a-bit", "Difference between a bit's worth (dB, from 4 bits up) and 20 log10(2)", abs(slopes.mean() - theory),
           at_most=0.7)  # fmt: skip
-
-# %% tags=["plumbing"]
 say(
     f"Theory says {theory:.2f} dB a bit. A step for each channel adds {gains['digits']:.1f} dB on LeNet-5 and "
     f"{gains['photographs']:.1f} dB on `{S.net}`, as much as {gains['photographs'] / theory:.1f} bits, and costs one "
-    "number of four bytes a channel. Channels differ in size, and one large channel stretches the ruler of all the "
+    "number of four bytes a channel. Channels differ in size, and one large channel stretches the grid of all the "
     "others."
 )
 
@@ -298,7 +330,7 @@ else:
     raise AssertionError("the test images were not refused")
 
 # %% [markdown]
-# After a ReLU nothing is negative. A symmetric ruler spends half of its marks there all the same. **Predict**, in
+# After a ReLU nothing is negative. A symmetric grid spends half of its levels there all the same. **Predict**, in
 # decibels, what *unsigned* codes gain on such a layer. (Their zero point is 0 there. Another zero point helps where both
 # signs occur, unequally.)
 
@@ -309,54 +341,51 @@ def sample_quality(x, bits, method="minmax", symmetric=False):
     return decibels(x, quantization.fake_quantize(x, grid))
 
 
+# %% tags=["plumbing"]
 layers = {f"{names[task]}: {layer}": x for task, found in seen.items() for layer, x in found.items()}
-rulers = pd.DataFrame(
+by_layer = pd.DataFrame(
     {
         "smallest value": {name: x.min().item() for name, x in layers.items()},
         "symmetric": {name: sample_quality(x, 8, symmetric=True) for name, x in layers.items()},
         "unsigned": {name: sample_quality(x, 8) for name, x in layers.items()},
     }
 )
-rulers["gain (dB)"] = rulers["unsigned"] - rulers["symmetric"]
+by_layer["gain (dB)"] = by_layer["unsigned"] - by_layer["symmetric"]
+run.record("unsigned", by_layer.reset_index(names="layer"))
+by_layer.round(1)
 
 # %% tags=["plumbing"]
-run.record("unsigned", rulers.reset_index(names="layer"))
-rulers.round(1)
-
-# %%
-after_relu = rulers[rulers["smallest value"] >= 0]
+after_relu = by_layer[by_layer["smallest value"] >= 0]
 gain = after_relu["gain (dB)"].mean()
-
-# %% tags=["plumbing"]
 run.claim("unsigned", "Gain by unsigned codes on layers that see no negative number (dB, 8 bits)", gain, at_least=4)
 say(
-    f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB: one bit, for free. On the images "
-    f"themselves, which have both signs, it is {rulers.loc[rulers['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
+    f"On the {len(after_relu)} layers that follow a ReLU the gain is {gain:.1f} dB, about one bit, and it costs nothing. On the "
+    f"images themselves, which have both signs, it is {by_layer.loc[by_layer['smallest value'] < 0, 'gain (dB)'].mean():.1f} dB."
 )
 
 # %% [markdown]
 # ## 4. Which range?
 #
-# The tail of that histogram is long. If the ruler reaches to the largest value, most marks stand where hardly any number
-# is. If it ends earlier, the marks come closer together, and what lies beyond is cut off. Two errors, and one of them
-# grows as the other falls. Take four bits and shrink the range, part by part.
+# The tail of that histogram is long. If the grid reaches to the largest value, most levels stand where hardly any number
+# is. If it ends earlier, the levels come closer together, and what lies beyond is cut off. Two errors, and one of them
+# grows as the other falls. Take four bits and shrink the range, part by part. **Predict** the share of the range that
+# does best.
 
 
 # %%
 def errors(x, part, bits):
     """Squared error of the numbers inside the range, and of those that are cut off, per number."""
-    scale, zero, low, high = ruler(part * x.amin(), part * x.amax(), bits, symmetric=False)
+    scale, zero, low, high = affine_grid(part * x.amin(), part * x.amax(), bits, symmetric=False)
     squared = (to_values(to_codes(x, scale, zero, low, high), scale, zero) - x).square()
     outside = (x > part * x.amax()) | (x < part * x.amin())
     return [(squared * ~outside).mean().item(), (squared * outside).mean().item(), squared.mean().item()]
 
 
+# %% tags=["plumbing"]
 parts = [0.05 ** (i / 49) for i in range(50)]  # from the whole range to a twentieth
 curves = pd.DataFrame([errors(inner, part, 4) for part in parts], columns=["rounding", "cutting off", "both"],
                       index=pd.Index([100 * part for part in parts], name="range (%)"))  # fmt: skip
 best_part = curves["both"].idxmin()
-
-# %% tags=["plumbing"]
 fig, ax = plt.subplots()
 for i, name in enumerate(curves):
     ax.plot(curves.index, curves[name], label=name, color=show.COLOURS[i], linestyle=figures.LINES[i])
@@ -378,14 +407,12 @@ show.figure(fig, alt=f"Squared errors against the range. {show.in_words(rows, '{
 # all three; its MSE rule tries the same fifty ranges and must find the very one that the cell found.
 
 # %%
-mine = ruler(best_part / 100 * inner.amin(), best_part / 100 * inner.amax(), 4, symmetric=False)[0]
+mine = affine_grid(best_part / 100 * inner.amin(), best_part / 100 * inner.amax(), 4, symmetric=False)[0]
 helper = quantization.find_grid(inner, 4, method="mse", symmetric=False, signed=False).scale
 
 # %% tags=["plumbing"]
 run.claim("same-range", "Relative difference between the cell's best step and the helper's", abs(mine / helper - 1),
           at_most=1e-5)  # fmt: skip
-
-# %%
 rules = pd.DataFrame(
     {
         f"{bits} bits, {method}": {name: sample_quality(x, bits, method) for name, x in layers.items()}
@@ -393,20 +420,16 @@ rules = pd.DataFrame(
         for method in quantization.METHODS
     }
 )
-
-# %% tags=["plumbing"]
 run.record("ranges", rules.reset_index(names="layer"))
 rules.round(1)
 
-# %%
-won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
-
 # %% tags=["plumbing"]
+won = {bits: (rules[f"{bits} bits, mse"] - rules[f"{bits} bits, minmax"]).mean() for bits in (8, 4, 2)}
 run.claim("better-range", "Gain by the MSE range over min/max on activations (dB, 4 bits)", won[4], at_least=0.5)
 say(
     f"Against min/max, the MSE range gains {won[8]:.1f} dB with 8 bits, {won[4]:.1f} dB with 4 and {won[2]:.1f} dB "
-    "with 2. With many marks there is one for everything; with few, a mark for a rare giant is a mark less for all "
-    "the others. The percentile rule does not know how many marks there are: against min/max it changes "
+    "with 2. With many levels there is one for everything; with few, a level for a rare giant is a level less for all "
+    "the others. The percentile rule does not know how many levels there are: against min/max it changes "
     f"{np.mean(rules['8 bits, percentile'] - rules['8 bits, minmax']):+.1f} dB with 8 bits and "
     f"{np.mean(rules['2 bits, percentile'] - rules['2 bits, minmax']):+.1f} dB with 2."
 )
@@ -423,7 +446,7 @@ say(
 # **Predict** at how many bits each network loses its first point in the second variant, and at how many bits it is no
 # better than guessing.
 #
-# `quantization.quantize_model` returns a new network that computes so. Each weight carries its ruler as a
+# `quantization.quantize_model` returns a new network that computes this way. Each weight carries its grid as a
 # parametrization, as masks did in notebook 02, and each layer rounds its input first. Biases and BatchNorm stay in
 # floating point: they are few.
 
@@ -433,6 +456,8 @@ VARIANTS = {
     "weights, channel by channel": lambda task, bits: dict(weights=bits),
     "weights and activations": lambda task, bits: dict(weights=bits, activations=bits, calibration=calibration[task]),
 }
+
+# %% tags=["plumbing"]
 swept = {
     task: pd.DataFrame(
         {
@@ -443,11 +468,7 @@ swept = {
     )
     for task, net in nets.items()
 }
-
-# %% tags=["plumbing"]
 run.record("accuracy_against_bits", {task: table.reset_index().to_dict("records") for task, table in swept.items()})
-
-# %% tags=["plumbing"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
 for ax, (task, table) in zip(axes, swept.items(), strict=True):
     lines = {name: 100 * table[name] for name in table}
@@ -456,70 +477,67 @@ for ax, (task, table) in zip(axes, swept.items(), strict=True):
     ax.get_legend().remove()
 axes[0].set_ylabel("validation accuracy (%)")
 three = swept["photographs"].iloc[-2]
-fig.suptitle(f"Photographs in {three.name} bits: {three.iloc[0]:.0%} or {three.iloc[1]:.0%}, as you lay the ruler")
+fig.suptitle(
+    f"Photographs in {three.name} bits: {three.iloc[0]:.0%} or {three.iloc[1]:.0%} right, by how the grid is chosen",
+    fontsize=14, fontweight="bold", x=0.01, ha="left",
+)  # fmt: skip
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 table = pd.concat(swept, axis=1)
 flat = (100 * table).set_axis([f"{task}, {name}" for task, name in table.columns], axis=1)
 show.figure(fig, alt=f"Accuracy (%) against bits. {show.in_words(flat, '{:.1f}')}", table=flat)
 
-# %%
+# %% tags=["plumbing"]
 photos = swept["photographs"]
 lost = base["photographs"] - photos.loc[8, "weights and activations"]
-
-# %% tags=["plumbing"]
 run.claim("eight-bits", "Accuracy lost on photographs with 8 bits everywhere, untrained", lost, at_most=0.02)
 run.claim("a-better-ruler", "Accuracy that MSE ranges channel by channel save on photographs at 4 bits",
           photos.loc[4, "weights, channel by channel"] - photos.loc[4, "weights, simplest"], at_least=0.005)  # fmt: skip
 
 
-# %%
 def first_loss(task, name):
     """The largest number of bits that costs more than a point, in words."""
     losing = [bits for bits in S.bits if base[task] - swept[task].loc[bits, name] > 0.01]
     return f"first loses a point at {losing[0]} bits" if losing else f"loses no point down to {S.bits[-1]} bits"
 
 
-# %% tags=["plumbing"]
 say("\n".join(f"- {names[task]}, {name}: {first_loss(task, name)}." for task in swept for name in VARIANTS))
 
-# %%
+# %% tags=["plumbing"]
 falls = {task: base[task] - table for task, table in swept.items()}
 alone, both = falls["photographs"]["weights, channel by channel"], falls["photographs"]["weights and activations"]
-
-# %% tags=["plumbing"]
 say(
     f"With four bits, weights alone cost the photographs {100 * alone[4]:.1f} points, weights and activations "
     f"{100 * both[4]:.1f}; with two bits {100 * alone[2]:.1f} and {100 * both[2]:.1f}. Four bits everywhere change the "
     f"digits by {points(-falls['digits'].loc[4, 'weights and activations'])}. Network and task both differ here, so this "
-    "does not tell which of them decides. The care that was taken with the ruler does: compare the first two variants."
+    "does not tell which of the two decides."
 )
 
 # %% [markdown]
-# Eight bits cost next to nothing, one reason why so many processors multiply them. Further down, a network that was trained
-# for 32 bits comes apart. Two ways lead on: marks at better places, and training.
+# Eight bits cost these networks next to nothing, one reason why so many processors multiply them. Further down, a network
+# that was trained for 32 bits comes apart. Two ways lead on: levels at better places, and training.
 #
-# ## 6. Marks where the numbers are
+# ## 6. Levels where the numbers are
 #
-# Weights are bell-shaped: many small ones, few large ones. An even ruler treats all regions alike. **K-means** puts the
-# marks where the numbers are: each number goes to its nearest mark, each mark moves to the mean of its numbers, and again
-# (Lloyd's algorithm). For plain numbers it is short, because they can be sorted: the numbers of a mark are then
+# Weights are bell-shaped: many small ones, few large ones. An even grid treats all regions alike. **K-means** puts the
+# levels where the numbers are: each number goes to its nearest level, each level moves to the mean of its numbers, and
+# again (Lloyd's algorithm). For plain numbers it is short, because they can be sorted: the numbers of a level are then
 # neighbours, and their sum is a difference of two running totals.
 
 
 # %%
 def kmeans(values, bits, rounds):
-    """Return 2^bits marks after `rounds` of Lloyd's algorithm, from the middles of equal parts of the numbers."""
+    """Return 2^bits levels after `rounds` of Lloyd's algorithm, from the middles of equal parts of the numbers."""
     ordered = values.flatten().double().sort().values
     totals, different = F.pad(ordered.cumsum(0), (1, 0)), ordered.unique()
-    marks = different[((torch.arange(2**bits) + 0.5) / 2**bits * len(different)).long()]
+    levels = different[((torch.arange(2**bits) + 0.5) / 2**bits * len(different)).long()]
     for _ in range(rounds):
-        borders = torch.searchsorted(ordered, (marks[1:] + marks[:-1]) / 2)
+        borders = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
         borders = torch.cat([torch.tensor([0]), borders, torch.tensor([len(ordered)])])
-        marks = totals[borders].diff() / borders.diff()
-    return marks
+        levels = totals[borders].diff() / borders.diff()
+    return levels
 
 
-# %%
+# %% tags=["plumbing"]
 weight = nets["digits"].conv2.weight.detach()
 column = weight.double().numpy().reshape(-1, 1)
 middles = np.unique(column)[((np.arange(8) + 0.5) / 8 * len(np.unique(column))).astype(int)]
@@ -527,87 +545,82 @@ sklearn = KMeans(8, init=middles[:, None], n_init=1, max_iter=30, tol=0).fit(col
 theirs = np.sort(sklearn.cluster_centers_[:, 0])
 mine, helper = kmeans(weight, 3, 30).numpy(), quantization.kmeans_table(weight, 3, iterations=30).numpy()
 gap = max(np.abs(mine - helper).max(), np.abs(mine - theirs).max())
-
-# %% tags=["plumbing"]
-run.claim("same-marks", "Largest difference between the marks of cell, helper and scikit-learn, in mean spacings",
+run.claim("same-marks", "Largest difference between the levels of cell, helper and scikit-learn, in mean spacings",
           gap / np.diff(mine).mean(), at_most=0.01)  # fmt: skip
 
 # %% [markdown]
-# Such a layer stores its 2, 3 or 4 bits a weight, and once a **codebook**: which mark means which value (Han et al.
-# 2016).
+# Cell, helper and scikit-learn agree. Such a layer stores its 2, 3 or 4 bits a weight, and once a **codebook**: which
+# level means which value (Han et al. 2016).
 #
-# The other classic is the opposite of a free choice: marks at 0 and at **powers of two** times a scale, $\pm 1,
+# The other classic is the opposite of a free choice: levels at 0 and at **powers of two** times a scale, $\pm 1,
 # \pm\frac12, \pm\frac14, \dots$ To multiply by a power of two, hardware shifts bits; it needs no multiplier at all. The
-# marks crowd around zero, where most weights are. That sounds like what we want. **Predict**: what does a fourth bit add
+# levels crowd around zero, where most weights are. That sounds like what we want. **Predict**: what does a fourth bit add
 # to a third?
 
-# %%
+# %% tags=["plumbing"]
 pd.DataFrame(
     {f"{bits} bits": pd.Series(quantization.powers_of_two(bits).tolist()[2 ** (bits - 1) - 1 :]) for bits in (2, 3, 4)}
 ).map(lambda level: "" if pd.isna(level) else f"{level:g}").rename_axis("positive levels")
 
 
 # %%
-def even_marks(weight, bits):
-    """The values of the best even ruler, one for the whole layer."""
+def even_levels(weight, bits):
+    """The values of the best even grid, one for the whole layer."""
     grid = quantization.find_grid(weight, bits, method="mse")
     return quantization.dequantize(torch.arange(grid.low, grid.high + 1), grid)
 
 
-def power_marks(weight, bits):
+def power_levels(weight, bits):
     """Powers of two, times the factor that suits the weight best."""
     return quantization.fit_table(weight, quantization.powers_of_two(bits))
 
 
-MARKS = {"even": even_marks, "k-means": quantization.kmeans_table, "powers of two": power_marks}
+LEVELS = {"even": even_levels, "k-means": quantization.kmeans_table, "powers of two": power_levels}
 
 # %% tags=["plumbing"]
 fig, ax = plt.subplots()
 ax.hist(weight.flatten().numpy(), bins=150, color=show.COLOURS[3], alpha=0.6)
-tallest, shown = ax.get_ylim()[1], {name: marks(weight, 4) for name, marks in MARKS.items()}
-for i, (name, marks) in enumerate(shown.items()):
-    height = [-(0.06 + 0.06 * i) * tallest] * len(marks)
-    ax.plot(marks, height, figures.MARKERS[i], color=show.COLOURS[(0, 4, 6)[i]], markersize=4, label=name)
-near = {name: int((marks.abs() < 0.02).sum()) for name, marks in shown.items()}
+tallest, shown = ax.get_ylim()[1], {name: levels(weight, 4) for name, levels in LEVELS.items()}
+for i, (name, levels) in enumerate(shown.items()):
+    height = [-(0.06 + 0.06 * i) * tallest] * len(levels)
+    ax.plot(levels, height, figures.MARKERS[i], color=show.COLOURS[(0, 4, 6)[i]], markersize=4, label=name)
+near = {name: int((levels.abs() < 0.02).sum()) for name, levels in shown.items()}
 ax.set(
-    title=f"{near['powers of two']} of the 15 marks at powers of two lie within 0.02 of zero",
-    xlabel="weight of LeNet-5's conv2, and where 4 bits put the marks",
+    title=f"{near['powers of two']} of the 15 levels at powers of two lie within 0.02 of zero",
+    xlabel="weight of LeNet-5's conv2, and where 4 bits put the levels",
     ylabel="number of weights",
 )
 ax.legend()
-table = pd.DataFrame({name: pd.Series(marks.tolist()) for name, marks in shown.items()})
-counted = pd.DataFrame({"marks within 0.02 of zero": near})
-show.figure(fig, alt=f"Histogram of weights, three rows of marks below. {show.in_words(counted)}", table=table)
+table = pd.DataFrame({name: pd.Series(levels.tolist()) for name, levels in shown.items()})
+counted = pd.DataFrame({"levels within 0.02 of zero": near})
+show.figure(fig, alt=f"Histogram of weights, three rows of levels below. {show.in_words(counted)}", table=table)
 
 
 # %%
-def with_marks(net, marks, bits):
-    """Return `net` with every layer's weights on marks of its own, one table for each layer."""
+def with_levels(net, levels, bits):
+    """Return `net` with every layer's weights on levels of its own, one table for each layer."""
     weights = {name.removesuffix(".weight"): w for name, w in pruning.weights_of(net).items()}
-    return quantization.share_weights(net, {name: marks(w, bits) for name, w in weights.items()})
+    return quantization.share_weights(net, {name: levels(w, bits) for name, w in weights.items()})
 
 
+# %% tags=["plumbing"]
 rows = []
 for (task, net), bits in [(item, bits) for item in nets.items() for bits in (4, 3, 2)]:
-    for name, marks in MARKS.items():
-        shared = with_marks(net, marks, bits)
+    for name, levels in LEVELS.items():
+        shared = with_levels(net, levels, bits)
         pairs = zip(pruning.weights_of(net).values(), pruning.weights_of(shared).values(), strict=True)
         quality = np.mean([decibels(w, rounded) for w, rounded in pairs])
         rows.append(
             {"net": names[task], "bits": bits, "marks": name, "dB": quality, "accuracy": accuracy(shared, task)}
         )
-
-# %% tags=["plumbing"]
 run.record("marks", rows)
 found = pd.DataFrame(rows).pivot(index=["net", "bits"], columns="marks", values=["dB", "accuracy"])
 found = found.sort_index(ascending=[True, False])
 found.round({column: 1 if column[0] == "dB" else 3 for column in found})
 
-# %%
-means = found["dB"].groupby("bits").mean()
-
 # %% tags=["plumbing"]
-run.claim("k-means", "What k-means adds to the best even ruler at 4 bits (dB, mean over layers and networks)",
+means = found["dB"].groupby("bits").mean()
+run.claim("k-means", "What k-means adds to the best even grid at 4 bits (dB, mean over layers and networks)",
           means.loc[4, "k-means"] - means.loc[4, "even"], at_least=0.3)  # fmt: skip
 fourth = means.loc[4] - means.loc[3]
 accuracies = 100 * found["accuracy"]
@@ -615,24 +628,175 @@ step_up = accuracies.loc[(S.net, 4)] - accuracies.loc[(S.net, 3)]
 say(
     f"K-means is worth {means.loc[4, 'k-means'] - means.loc[4, 'even']:.1f} dB at 4 bits and "
     f"{means.loc[2, 'k-means'] - means.loc[2, 'even']:.1f} dB at 2. The fourth bit adds {fourth['even']:.1f} dB to an "
-    f"even ruler, {fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two. The "
-    f"photographs' network sees it otherwise: from the third bit to the fourth its accuracy changes by "
-    f"{step_up['even']:+.1f} points on the even ruler, {step_up['k-means']:+.1f} with k-means and "
-    f"{step_up['powers of two']:+.1f} with powers of two, and with four bits it is {accuracies.loc[(S.net, 4), 'even']:.1f}, "
-    f"{accuracies.loc[(S.net, 4), 'k-means']:.1f} and {accuracies.loc[(S.net, 4), 'powers of two']:.1f} %. Decibels count "
-    "every weight's error alike; the network does not."
+    f"even grid, {fourth['k-means']:.1f} dB to k-means, and {fourth['powers of two']:.1f} dB to powers of two. In the "
+    f"photographs' accuracy the same step from three bits to four is {step_up['even']:+.1f} points on the even grid, "
+    f"{step_up['k-means']:+.1f} with k-means and {step_up['powers of two']:+.1f} with powers of two: another order."
 )
 
 # %% [markdown]
-# In decibels powers of two do not get finer where it would count: between 1 and 1/2 there is no other mark, with 3 bits
-# or with 8. Each new bit doubles the number of marks, and all the new ones crowd closer to zero. (Li et al. 2020 repair
-# that with *sums* of powers of two; that is exercise 09.3.) And k-means has a price of its own: its marks are no multiples
-# of one step, so each of them must be looked up before it can be multiplied. A codebook makes the *file* small. An even
-# ruler makes the *arithmetic* cheap.
+# Powers of two do not get finer where the large weights are: between 1 and 1/2 there is no other level, with 3 bits or
+# with 8. Each new bit doubles the number of levels, and all the new ones crowd closer to zero. (Li et al. 2020 repair
+# that with *sums* of powers of two; that is exercise 09.3.) And k-means has a price of its own: its levels are no multiples
+# of one step, so each must be looked up before it can be multiplied. A codebook makes the *file* small. An even grid makes
+# the *arithmetic* cheap.
+#
+# ### Less error, fewer right answers?
+#
+# Two rows of this page do not fit together. Section 5's simplest variant is a min/max grid, one for a whole layer. The
+# even levels of this section are one grid for a layer, too, but the best by squared error: SQNR can only rise. Take three
+# bits, the photographs' network, and change one thing at a time: the **rule** that finds the range (min/max or least
+# squares) and the **granularity** (one step a layer, or one for each channel).
+#
+# **Predict** which of the four keeps the most accuracy, and which the least.
+#
+# While we are at it, measure two errors. One is that of the weights, as so far. The other is that of the layer's *output*,
+# which is what the next layer sees. If a filter $w$ becomes $\hat w$ and meets the inputs $x$, its output is off by
+# $(\hat w - w)\,x$, with a mean square of
+#
+# $$(\hat w - w)\,M\,(\hat w - w)^\top, \qquad M = \overline{x\,x^\top}.$$
+#
+# $M$ holds all that matters about the inputs; the folded cell collects it from calibration images, one matrix for each
+# layer.
+
+
+# %% tags=["plumbing"]
+def input_moments(net, images):
+    """Mean of x xᵀ over the inputs x that the filters of each layer meet, by the name of the weight."""
+    found, hooks = {}, []
+
+    def watch(name):
+        def before(layer, inputs):
+            (x,) = inputs
+            if isinstance(layer, nn.Conv2d):
+                x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+            rows = x.reshape(-1, x.shape[-1])
+            found[f"{name}.weight"] = rows.T @ rows / len(rows)
+
+        return before
+
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            hooks.append(layer.register_forward_pre_hook(watch(name)))
+    with torch.no_grad():
+        net.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+moments = input_moments(nets["photographs"], calibration["photographs"].inputs[:50])
+
+
+# %%
+def output_decibels(weight, rounded, moments):
+    """SQNR of a layer's output: signal and error as the inputs weigh them."""
+    signal, error = weight.flatten(1), (rounded - weight).flatten(1)
+    return 10 * torch.log10(((signal @ moments) * signal).sum() / ((error @ moments) * error).sum()).item()
+
+
+# %% [markdown]
+# And if the output's error is what counts, why round each weight to its nearest level at all? A weight that was rounded up
+# leaves an error in the output, and the weights that are still free can make up for it. So round one column after the
+# other, and after each move the rest to where the output's error is least. $M$ says where: this is GPTQ, of Frantar et
+# al. 2023, in its plainest form. It uses the very same grid, and no label.
+
+
+# %%
+def round_for_output(weight, grid, moments):
+    """Round column by column; the columns that are still free make up for each error."""
+    rest = weight.flatten(1).clone()
+    rounded = torch.empty_like(rest)
+    damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(len(moments))
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    for i in range(rest.shape[1]):
+        rounded[:, i] = quantization.fake_quantize(rest[:, i].contiguous(), grid)
+        error = (rest[:, i] - rounded[:, i]) / upper[i, i]
+        rest[:, i:] -= error[:, None] * upper[i, i:]
+    return rounded.view_as(weight)
+
+
+# %% tags=["plumbing"]
+@torch.no_grad()
+def compare_rules(net, bits):
+    """SQNR of weights and outputs, mean over the layers, and validation accuracy, for each rule and granularity."""
+    rows = []
+    for rule, method, by_output in (
+        ("min/max, to the nearest", "minmax", False),
+        ("least squares, to the nearest", "mse", False),
+        ("least squares, for the output", "mse", True),
+    ):
+        for granularity, per_channel in (("one step a layer", False), ("a step for each channel", True)):
+            new, of_weights, of_outputs = deepcopy(net), [], []
+            for name, weight in pruning.weights_of(net).items():
+                grid = quantization.find_grid(weight, bits, method=method, per_channel=per_channel)
+                nearest = quantization.fake_quantize(weight, grid)
+                rounded = round_for_output(weight, grid, moments[name]) if by_output else nearest
+                new.get_parameter(name).copy_(rounded)
+                of_weights.append(decibels(weight, rounded))
+                of_outputs.append(output_decibels(weight, rounded, moments[name]))
+            rows.append({"rule": rule, "granularity": granularity, "weights (dB)": np.mean(of_weights),
+                         "outputs (dB)": np.mean(of_outputs), "accuracy": accuracy(new, "photographs")})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+chosen = compare_rules(nets["photographs"], 3)
+run.record("rule_by_granularity", chosen)
+chosen.set_index(["rule", "granularity"]).style.format({"accuracy": "{:.1%}"}, precision=1)
+
+# %% tags=["plumbing"]
+reached = 100 * chosen.set_index(["rule", "granularity"])["accuracy"].unstack()
+minmax, least, output = reached.index[reached.index.get_indexer(list(dict.fromkeys(chosen["rule"])))]
+whole, each = "one step a layer", "a step for each channel"
+
+
+def even_published(rows):
+    """Accuracy (%) of the published network with even levels, one least-squares grid a layer, in three bits."""
+    return 100 * rows.query("net == 'cifar_base' and bits == 3 and marks == 'even'")["accuracy"].iloc[0]
+
+
+def swept_published(name):
+    """The same for a variant of section 5."""
+    return lambda rows: 100 * pd.DataFrame(list(rows["photographs"])).query("bits == 3")[name].iloc[0]
+
+
+layer_squares = published("marks", even_published)
+layer_minmax = published("accuracy_against_bits", swept_published("weights, simplest"))
+channel_squares = published("accuracy_against_bits", swept_published("weights, channel by channel"))
+ends = {rule: statistics.image_interval(reached.loc[rule, whole] / 100, S.photos) for rule in (minmax, least)}
+say(
+    f"One step a layer, in this run's network: {reached.loc[minmax, whole]:.1f} % by min/max and "
+    f"{reached.loc[least, whole]:.1f} % by least squares. Other images like these {S.photos:,} would give "
+    + " and ".join(f"{100 * low:.1f} to {100 * high:.1f} %" for low, high, _ in ends.values())
+    + " (95 %). Other networks are another question:"
+)
+verdicts = evidence.conclude(
+    evidence.Comparison("One step a layer: least squares against min/max", reached.loc[least, whole] - reached.loc[minmax, whole],
+                        tuple(np.subtract(layer_squares, layer_minmax))),
+    evidence.Comparison("Least squares: a step for each channel against one a layer", reached.loc[least, each] - reached.loc[least, whole],
+                        tuple(np.subtract(channel_squares, layer_squares))),
+    evidence.Comparison("A step for each channel: least squares against min/max", reached.loc[least, each] - reached.loc[minmax, each], ()),
+    evidence.Comparison("One step a layer: rounding for the output against the nearest level",
+                        reached.loc[output, whole] - reached.loc[least, whole], ()),
+    evidence.Comparison("A step for each channel: rounding for the output against the nearest level",
+                        reached.loc[output, each] - reached.loc[least, each], ()),
+)  # fmt: skip
+
+# %% [markdown]
+# Read the table before the verdicts. All published runs quantize one and the same trained network, so together they count
+# as one measurement; the published network is also another than the one of *quick*. On one of them least squares lost to
+# min/max, on the other it won, while in decibels of the weights it was ahead on both. So neither rule is the better one,
+# and the SQNR of the weights does not tell who will win.
+#
+# Why can it mislead? It counts the error of every weight alike. Least squares buys many small roundings for a few large
+# weights that it cuts off. Roundings go up and down, and cancel in a sum. What is cut off always goes the same way, towards
+# zero, and after a ReLU all inputs are positive: these errors add up. The lesson has three parts. Rule and granularity
+# work together; compare them on the network, not on its weights. A step for each channel leaves less to cut off in the first
+# place. And an error should be measured where it does harm, at the output, by $M$. Notebook 18 uses the same rounding on
+# a transformer.
 #
 # ## 7. A step that is learned
 #
-# Training can move the weights to where the marks are. But rounding is a staircase: its derivative is zero almost
+# Training can move the weights to where the levels are. But rounding is a staircase: its derivative is zero almost
 # everywhere, and no gradient comes through. The **straight-through estimator** pretends on the way back that rounding was
 # not there. In PyTorch it is one line: add the rounding error as a constant.
 #
@@ -642,7 +806,7 @@ say(
 # $$\frac{\partial \hat x}{\partial s} = \mathrm{round}\!\left(\frac{x}{s}\right) - \frac{x}{s},$$
 #
 # and outside, where $\hat x = s\,q_{\text{last}}$, simply $q_{\text{last}}$. Numbers that are cut off pull the step up. Which
-# way those inside pull depends on the side of their mark on which they lie, how strongly on the distance. This is
+# way those inside pull depends on which side of their level they lie, how strongly on the distance. This is
 # **learned step size quantization** (Esser et al. 2020).
 
 
@@ -652,10 +816,10 @@ def round_through(x):
     return x + (x.round() - x).detach()
 
 
-def on_a_learned_ruler(x, step, low, high):
+def on_learned_grid(x, step, low, high):
     code = round_through(x / step)
     last = code.detach().clamp(low, high)
-    return torch.where(code == last, code, last) * step  # a plain clamp stops the gradient at the last mark already
+    return torch.where(code == last, code, last) * step  # a plain clamp stops the gradient at the last level already
 
 
 # %% [markdown]
@@ -672,7 +836,9 @@ def gradients(rounded):
     return torch.autograd.grad((weights_of_sum * rounded).sum(), [x, step], allow_unused=True)
 
 
-mine = gradients(on_a_learned_ruler(x, step, low, high))
+mine = gradients(on_learned_grid(x, step, low, high))
+
+# %% tags=["plumbing"]
 grid = quantization.Grid(step, torch.tensor(0, dtype=torch.int32), low, high)
 helper = gradients(quantization.fake_quantize(x, grid))
 theirs = gradients(torch.fake_quantize_per_tensor_affine(x, 0.3, 0, low, high))[0]
@@ -681,12 +847,10 @@ with torch.no_grad():
     formula = torch.where(code < low, low, torch.where(code > high, high, code - x / step))
 of_step = torch.stack([(weights_of_sum * formula).sum(), helper[1]]) - mine[1]
 gap = torch.cat([of_step, theirs - mine[0], helper[0] - mine[0]]).abs().max()
-
-# %% tags=["plumbing"]
 run.claim("same-gradients", "Largest difference of a gradient from formula, helper and PyTorch", gap, at_most=1e-3)
 
 # %% [markdown]
-# Now the hardest case of this notebook: LeNet-5 with **two bits**, four marks, for every weight and every activation, the
+# Now the hardest case of this notebook: LeNet-5 with **two bits**, four levels, for every weight and every activation, the
 # image included. `learned=True` makes the steps parameters. (The helper trains the *logarithm* of each step's growth, so
 # that no optimizer can make a step negative.) `training.fit` trains it like any other network: it *is* an ordinary
 # network.
@@ -704,6 +868,7 @@ def train_digits(model, seed=SEED):
     ).model
 
 
+# %%
 two_bits = {
     learned: quantization.quantize_model(
         nets["digits"], weights=2, activations=2, calibration=calibration["digits"], learned=learned
@@ -711,6 +876,8 @@ two_bits = {
     for learned in (False, True)
 }
 trained = {learned: train_digits(model) for learned, model in two_bits.items()}
+
+# %% tags=["plumbing"]
 arms = pd.Series(
     {
         "32 bits": base["digits"],
@@ -719,44 +886,47 @@ arms = pd.Series(
         "2 bits, trained, learned steps": accuracy(trained[True], "digits"),
     }
 )
-
-# %% tags=["plumbing"]
 run.record("two_bits", arms.to_dict())
 arms.map("{:.2%}".format).to_frame("validation accuracy")
 
-# %%
-learned = arms["2 bits, trained, learned steps"]
-
 # %% tags=["plumbing"]
-run.claim("training-repairs", "Accuracy that training gives back at 2 bits", learned - arms["2 bits, not trained"],
+UNTRAINED, FIXED, LEARNED = "2 bits, not trained", "2 bits, trained, fixed steps", "2 bits, trained, learned steps"
+learned = arms[LEARNED]
+run.claim("training-repairs", "Accuracy that training gives back at 2 bits", learned - arms[UNTRAINED],
           at_least=0.01)  # fmt: skip
 run.claim("two-bits", "Validation accuracy with 2 bits everywhere and learned steps", learned, at_least=0.96)
-fixed = arms["2 bits, trained, fixed steps"]
-say(
-    f"Four marks for a weight and four for an activation, and {learned:.2%} of the digits are read. Between learned and "
-    f"fixed steps lie {abs(round((learned - fixed) * S.digits))} digits of {S.digits:,}, after one seed and "
-    f"{'one epoch' if S.digit_epochs == 1 else f'{S.digit_epochs} epochs'} of {S.train_digits:,} digits: "
-    + (
-        "too few to decide. "
-        if abs(learned - fixed) * S.digits < 2 * math.sqrt(2 * (1 - learned) * S.digits)
-        else f"more than chance would do, for {'learned' if learned > fixed else 'fixed'} ones. "
-    )
-    + "(The 32-bit network was not trained any further. So part of what the others gain may be the additional training.)"
-)
+
+
+def by_seed(key, a, b):
+    """Points by which the published runs' arm `a` leads arm `b`, one number a seed."""
+    runs = evidence.measurements("09_quantize_from_scratch", key).values()
+    return tuple(100 * (found[a] - found[b]) for found in runs)
+
+
+verdicts = evidence.conclude(
+    evidence.Comparison("Two bits, learned steps: trained against not trained", 100 * (learned - arms[UNTRAINED]),
+                        by_seed("two_bits", LEARNED, UNTRAINED)),
+    evidence.Comparison("Two bits, trained: learned steps against fixed ones", 100 * (learned - arms[FIXED]),
+                        by_seed("two_bits", LEARNED, FIXED)),
+    evidence.Comparison("Two bits, trained with learned steps, against 32 bits", 100 * (learned - base["digits"]),
+                        by_seed("two_bits", LEARNED, "32 bits")),
+)  # fmt: skip
 
 # %% [markdown]
+# Training is what repairs two bits. What *learning the steps* adds to that, three seeds of LeNet-5 cannot tell: the MSE
+# rule had put them well, and the weights move to wherever the levels are. (The 32-bit network was not trained any further,
+# so part of the last comparison may be the additional training.)
+#
 # How far did the steps move? Each weight has a step for every channel, each input one. Below: the factor by which they
 # changed.
 
-# %%
+# %% tags=["plumbing"]
 before, after = two_bits[True], trained[True]
 growth = {
     f"{kind} {name}": (grids(after)[name].scale / grid.scale).mean().item()
     for kind, grids in {"weight": quantization.weight_grids, "input of": quantization.input_grids}.items()
     for name, grid in grids(before).items()
 }
-
-# %% tags=["plumbing"]
 run.record("growth", growth)
 pd.Series(growth).map("× {:.3f}".format).to_frame("mean factor of the steps")
 
@@ -777,6 +947,8 @@ start = quantization.quantize_model(
     calibration=calibration["photographs"],
     learned=True,
 )
+
+# %%
 fitted = training.fit(
     start,
     cifar.train.take(S.train_photos),
@@ -792,17 +964,20 @@ four_bits = fitted.model
 
 # %% tags=["plumbing"]
 run.record("photo_seconds", sum(row["seconds"] for row in fitted.history), timing=True)
-
-# %%
 photo_arms = {"32 bits": base["photographs"], "4 bits, not trained": accuracy(start, "photographs"),
               "4 bits, trained": accuracy(four_bits, "photographs")}  # fmt: skip
-
-# %% tags=["plumbing"]
 run.record("four_bits", photo_arms)
+DENSE, START, END = photo_arms
 say(
-    f"In 4 bits the photographs go from {base['photographs']:.1%} to {photo_arms['4 bits, not trained']:.1%}, and "
-    f"training ({S.photo_epochs} × {S.train_photos:,} images) leads to {photo_arms['4 bits, trained']:.1%}."
+    f"In 4 bits the photographs go from {base['photographs']:.1%} to {photo_arms[START]:.1%}, and "
+    f"training ({S.photo_epochs} × {S.train_photos:,} images) leads to {photo_arms[END]:.1%}. What the seeds say:"
 )
+verdicts = evidence.conclude(
+    evidence.Comparison("Four bits: trained against not trained", 100 * (photo_arms[END] - photo_arms[START]),
+                        by_seed("four_bits", END, START)),
+    evidence.Comparison("Four bits, trained, against 32 bits", 100 * (photo_arms[END] - photo_arms[DENSE]),
+                        by_seed("four_bits", END, DENSE)),
+)  # fmt: skip
 
 # %% [markdown]
 # ### Where BatchNorm goes
@@ -823,9 +998,10 @@ run.claim("same-codes", "Codes of weights that folding BatchNorm changes", chang
 say(f"Accuracy with BatchNorm {accuracy(four_bits, 'photographs'):.2%}, folded {accuracy(folded, 'photographs'):.2%}.")
 
 # %% [markdown]
-# The trap: fold in *training* mode. There BatchNorm divides by the spread of the batch at hand, not by the constants that
-# are folded. Nothing crashes; the network just answers otherwise. How much otherwise? The same images in batches of ten,
-# the same weights, the two modes. And what the helper says to it:
+# The trap: fold in *training* mode. There BatchNorm divides by the spread of the batch at hand, not by the constants that are
+# folded. Nothing crashes; the network just answers differently. How differently? Take the same images in batches of ten,
+# the same weights, and the two modes. Then see what the helper says to it:
+
 
 # %%
 images, trap = calibration["photographs"].inputs[:50], deepcopy(four_bits).train()
@@ -836,7 +1012,7 @@ change = ((in_training - in_evaluation).norm() / in_evaluation.norm()).item()
 others = (in_training.argmax(1) != in_evaluation.argmax(1)).float().mean()
 
 # %% tags=["plumbing"]
-say(f"In training mode the logits move by {change:.0%} of their length; {others:.0%} of the answers are others.")
+say(f"In training mode the logits move by {change:.0%} of their length; {others:.0%} of the answers change.")
 
 # %%
 try:
@@ -849,7 +1025,7 @@ else:
 # %% [markdown]
 # ## 9. The file, packed to the bit
 #
-# So far all of this was pretence: the weights are 32-bit floats that happen to lie on marks. A float that could be a
+# So far all of this was pretence: the weights are 32-bit floats that happen to lie on levels. A float that could be a
 # 4-bit code takes 32 bits. To be small, a file must hold the *codes*, packed without gaps. For four bits that is two
 # codes a byte (their number must be even):
 
@@ -865,6 +1041,7 @@ def unpack_pairs(packed):
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8) - 8
 
 
+# %%
 inner_codes = codes["conv2.conv.weight"].codes
 packed = pack_pairs(inner_codes)
 assert np.array_equal(unpack_pairs(packed), inner_codes.reshape(-1))
@@ -875,9 +1052,9 @@ say(f"conv2: {inner_codes.size:,} weights, {as_floats:,} bytes as floats, {packe
 
 # %% [markdown]
 # `files.write_quantized` does the same for any number of bits, and stores with the codes what they need: steps, zero
-# points, the rulers of the inputs, biases. `write_sparse` would store floats. It says so instead:
+# points, the grids of the inputs, biases. `write_sparse` would store floats, so it refuses:
 
-# %%
+# %% tags=["plumbing"]
 small = {"LeNet-5, 2 bits": trained[True], f"{S.net}, 4 bits": folded}
 dense = {"LeNet-5, 2 bits": nets["digits"], f"{S.net}, 4 bits": nets["photographs"]}
 try:
@@ -891,11 +1068,15 @@ else:
 # **Predict** the factors. LeNet-5 went from 32 bits to 2, the photographs' network from 32 to 4.
 
 # %%
-files, weighed = {}, {}
+files = {}
+for (name, model), task in zip(small.items(), nets, strict=True):
+    files[name] = write_quantized(model, run.scratch(f"{task}.quantized.pack"))
+    verify(files[name].path, model, sets[task].inputs[:256])  # read back: the same logits, bit for bit
+
+# %% tags=["plumbing"]
+weighed = {}
 for name, model in small.items():
-    stem = run.scratch(name.split(",")[0])
-    files[name] = write_quantized(model, stem.with_suffix(".quantized.pack"))
-    full = write_dense(dense[name], stem.with_suffix(".dense.pack"))
+    full = write_dense(dense[name], run.scratch(f"{name.split(',')[0]}.dense.pack"))
     numbers = integers(model).values()
     bits = sum(part.codes.size * part.bits for part in numbers)
     steps = sum(4 * part.scale.size for part in numbers)
@@ -905,16 +1086,10 @@ for name, model in small.items():
         "bits a weight": 8 * files[name].bytes / measure.count_weights(model),
     }
 weighed = pd.DataFrame(weighed).T
-weighed.T.apply(
-    lambda row: row.map("{:,.1f}".format if row.name in ("times smaller", "bits a weight") else "{:,.0f}".format)
-).T
-
-# %%
-for name, task in zip(small, nets, strict=True):
-    verify(files[name].path, small[name], sets[task].inputs[:256])
-lenet_ratio, photo_ratio = weighed["times smaller"]
+weighed.apply(lambda column: column.map(("{:,.1f}" if column.max() < 100 else "{:,.0f}").format))
 
 # %% tags=["plumbing"]
+lenet_ratio, photo_ratio = weighed["times smaller"]
 run.claim("two-bit-file", "LeNet-5 in 2 bits: times smaller than the dense file, read back, same logits", lenet_ratio,
           at_least=14)  # fmt: skip
 run.claim("four-bit-file", "The photographs' network: times smaller, read back, same logits", photo_ratio, at_least=6.5)
@@ -936,7 +1111,7 @@ say(
 #
 # Now the test images, once for each network.
 
-# %%
+# %% tags=["plumbing"]
 test_sets = {"digits": mnist.test.take(S.tested), "photographs": cifar.test.take(S.tested)}
 tests = {
     "lenet5-dense": run.test("lenet5-dense", nets["digits"], test_sets["digits"]),
@@ -949,47 +1124,63 @@ lost_4bit = tests[f"{S.net}-dense"].accuracy - tests[f"{S.net}-4bit"].accuracy
 pd.Series({name: f"{test.accuracy:.2%}" for name, test in tests.items()}).to_frame("test accuracy")
 
 # %% tags=["plumbing"]
+OWN_TWO_BITS = 0.0076  # relaxed quantization itself, two bits everywhere (Louizos et al. 2019)
 if PROFILE == "full":
     run.claim("lenet5-two-bits", "Test error of LeNet-5 with 2 bits everywhere, mean over the seeds", error_2bit,
-              at_most=0.0103, over_seeds=True)  # fmt: skip
+              at_most=OWN_TWO_BITS, over_seeds=True)  # fmt: skip
     run.claim("cifar-four-bits", "Test accuracy lost with 4 bits, mean over the seeds", lost_4bit, at_most=0.01,
               over_seeds=True)  # fmt: skip
 else:
     run.claim("quick-two-bits", "Test error of LeNet-5 with 2 bits everywhere", error_2bit, at_most=0.04)
     run.claim("quick-four-bits", "Test accuracy lost with 4 bits", lost_4bit, at_most=0.04)
+verdicts = evidence.conclude(
+    evidence.Comparison("Test accuracy of the photographs' network, four bits against 32", -100 * lost_4bit,
+                        tuple(-100 * value for value in evidence.claimed("09_quantize_from_scratch", "cifar-four-bits")))
+)  # fmt: skip
 
-# %%
-marks = pd.concat([evidence.literature("mnist-quantization"), evidence.literature("cifar10-quantization")])
-marks["change"] = (100 * (marks["accuracy"] - marks["base_accuracy"])).map("{:+.2f}".format)
-marks["error"] = (100 * (1 - marks["accuracy"])).map("{:.2f}".format)
-marks.set_index(["model", "method"])[["year", "error", "change", "seen"]].rename(
+# %% tags=["plumbing"]
+references = pd.concat([evidence.literature("mnist-quantization"), evidence.literature("cifar10-quantization")])
+references["change"] = (100 * (references["accuracy"] - references["base_accuracy"])).map("{:+.2f}".format)
+references["error"] = (100 * (1 - references["accuracy"])).map("{:.2f}".format)
+references.set_index(["model", "method"])[["year", "error", "change", "seen"]].rename(
     columns={"error": "test error (%)", "change": "change (points)", "seen": "read in the paper itself"}
 )
 
+# %% tags=["plumbing"]
+errors_2bit = [100 * value for value in evidence.claimed("09_quantize_from_scratch", "lenet5-two-bits")]
+say(
+    "The published runs of this notebook have a test error of "
+    + (
+        ", ".join(f"{value:.2f}" for value in errors_2bit) + " % on LeNet-5 in two bits. "
+        if errors_2bit
+        else "(none yet). "
+    )
+    + "The rows from the paper on relaxed quantization are of a baseline that it is compared with. The method itself is "
+    f"reported to reach {100 * OWN_TWO_BITS:.2f} %, and that is the bound of our claim in *full*."
+)
+
 # %% [markdown]
-# Those are numbers of the literature, for other networks and much longer trainings.
+# All of these are other networks, or other trainings, most of them much longer. They say what is possible, not which method
+# is better.
 #
 # ## 10. Exercises
 #
-# **09.1 · Predict the file.** LeNet-5 with 6-bit weights, a step for each output channel, inputs in floating point. No
-# CPU has an integer type of six bits; a file can. It has 430,500 weights, and 580 output channels with a bias each. How
-# many bytes will it take? Return your number; within half a percent is fine.
+# **09.1 · One step.** A warm-up of one line. Values between 0 and `highest` get unsigned codes of `bits` bits: 0 stands for
+# 0, the last code for `highest`. Return the step.
 
 
 # %%
-def predicted_bytes():
-    """Return the predicted size of the file in bytes."""
+def unsigned_step(highest, bits):
+    """Return the distance between two levels."""
     ### BEGIN SOLUTION
-    return 430_500 * 6 / 8 + 580 * 4 + 580 * 4 + 400  # codes, steps, biases, header
+    return highest / (2**bits - 1)
     ### END SOLUTION
 
 
-six_bits = quantization.quantize_model(nets["digits"], weights=6)
-measured = write_quantized(six_bits, run.scratch("exercise.pack")).bytes
-exercises.check("09.1", predicted_bytes, measured=measured)
+exercises.check("09.1", unsigned_step)
 
 # %% [markdown]
-# **09.2 · A ruler for each row, with a zero point.** Weights are not always centred. Write an asymmetric quantizer with a
+# **09.2 · A grid for each row, with a zero point.** Weights are not always centred. Write an asymmetric quantizer with a
 # scale and a zero point for *each row* of a matrix. Codes run from 0 to $2^b - 1$, and 0 must be met exactly, also in a
 # row whose numbers are all positive. No row consists of zeros only.
 
@@ -1028,6 +1219,30 @@ def additive_levels():
 exercises.check("09.3", additive_levels)
 
 # %% [markdown]
+# **09.4 · Predict the file.** LeNet-5 with 6-bit weights, a step for each output channel, inputs in floating point. No
+# CPU has an integer type of six bits; a file can. It has 430,500 weights, and 580 output channels with a bias each. How
+# many bytes will it take? Return your number; within half a percent is fine.
+
+
+# %%
+def predicted_bytes():
+    """Return the predicted size of the file in bytes."""
+    ### BEGIN SOLUTION
+    return 430_500 * 6 / 8 + 580 * 4 + 580 * 4 + 400  # codes, steps, biases, header
+    ### END SOLUTION
+
+
+six_bits = quantization.quantize_model(nets["digits"], weights=6)
+measured = write_quantized(six_bits, run.scratch("exercise.pack")).bytes
+exercises.check("09.4", predicted_bytes, measured=measured)
+
+# %% [markdown]
+# **09.5 · Open: where would you spend the bits?** You have three bits a weight on average for the photographs' network, and
+# each layer may have its own number, `quantize_model(net, weights={"stem.conv": 4, …})`. Which layers get more, which less,
+# and by which rule? Write down your rule before you try it, choose by validation images, and say how you would find out
+# whether it was luck. There is no solution to look up; notebook 11 comes back to the question.
+
+# %% [markdown]
 # ## What was measured
 
 # %% tags=["plumbing"]
@@ -1042,15 +1257,13 @@ say(
     f"{photo_ratio:.1f} times smaller."
 )
 
-# %%
+# %% tags=["plumbing"]
 learned_bits = "{}-bit weights and activations, learned steps"
 recorded = {
     "lenet5-2bit": ("mnist", "lenet5-dense", trained[True], files["LeNet-5, 2 bits"], learned_bits.format(2)),
     f"{S.net}-4bit": ("cifar10", f"{S.net}-dense", folded, files[f"{S.net}, 4 bits"], learned_bits.format(4)),
 }
 originals = {"mnist": nets["digits"], "cifar10": nets["photographs"]}
-
-# %% tags=["plumbing"]
 for name, (task, dense_name, model, file, method) in recorded.items():
     example = (mnist if task == "mnist" else cifar).train.inputs[:1]
     macs = measure.count_macs(originals[task], example)
@@ -1063,19 +1276,30 @@ for name, (task, dense_name, model, file, method) in recorded.items():
 run.finish()
 
 # %% [markdown]
-# **Remember**
-# - A bit is worth six decibels. Unsigned codes after a ReLU are worth one bit, a step for each channel more than half.
-# - The range is a compromise between rounding and cutting off, and the fewer the bits, the more it matters.
-# - K-means makes files small; an even ruler makes arithmetic cheap. In decibels powers of two hardly gain after three
-#   bits; the network here still did.
-# - Eight bits need no training. With two, training repairs most of the damage, and the steps can learn, too.
-# - Train with BatchNorm as it is; fold it afterwards, in evaluation mode.
+# ## What to remember
+#
+# - From four bits up, a bit of weight is worth six decibels. On layers that follow a ReLU, unsigned codes are worth one bit,
+#   and cost nothing. <!-- claims: a-bit, unsigned -->
+# - The range is a compromise between rounding and cutting off. On activations in four bits, the least-squares range has
+#   less error than min/max. <!-- claims: better-range -->
+# - K-means has less error than the best even grid in as many bits. It makes files small; an even grid makes arithmetic
+#   cheap. <!-- claims: k-means -->
+# - In four bits, least-squares ranges channel by channel kept more of the photographs' accuracy than the simplest grid. Rule
+#   and granularity were changed together there. <!-- claims: a-better-ruler -->
+# - SQNR counts the error of every weight alike; the network feels the error of a layer's output. Compare grids on the network.
+#   <!-- by construction -->
+# - Eight bits needed no training here. With two, training gave LeNet-5 back what rounding had taken; in four, the
+#   photographs' network lost less than a point of test accuracy. <!-- claims: eight-bits, training-repairs, two-bits, cifar-four-bits -->
+# - Train with BatchNorm as it is; fold it afterwards, in evaluation mode: no code changes. <!-- claims: same-codes -->
 # - Fake quantization saves nothing. The file is small when the codes are packed, and it counts when it was read back.
+#   <!-- claims: two-bit-file, four-bit-file -->
 #
 # **Read**
 # - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
-#   Efficient Integer-Arithmetic-Only Inference*: the affine ruler, and folding.
+#   Efficient Integer-Arithmetic-Only Inference*: the affine grid, and folding.
 # - Esser, McKinstry, Bablani, Appuswamy and Modha 2020, *Learned Step Size Quantization*.
+# - Frantar, Ashkboos, Hoefler and Alistarh 2023, *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+#   Transformers*: rounding for the output.
 # - Han, Mao and Dally 2016, *Deep Compression*: codebooks by k-means.
 # - Li, Dong and Wang 2020, *Additive Powers-of-Two Quantization*.
 # - Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021, *A White Paper on Neural Network

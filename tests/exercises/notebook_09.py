@@ -27,10 +27,10 @@ def _only_pairs_of_the_same_place():
 CASES = {
     "09.1": Case(
         [
-            (lambda: 430_500 * 6 / 8 + 580 * 4, "Codes are not all"),
-            (lambda: 430_500, "not a byte"),
-        ],
-        {"measured": 327_709},
+            (lambda highest, bits: highest / 2**bits, "Count the gaps"),
+            (lambda highest, bits: highest / (2 ** (bits - 1) - 1), "the signed grid"),
+            (lambda highest, bits: 2 * highest / (2**bits - 1), "code times step"),
+        ]
     ),
     "09.2": Case(
         [
@@ -49,5 +49,12 @@ CASES = {
             (_only_pairs_of_the_same_place, "with each of the four"),
             (lambda: _sums_too_large().flip(0) / 1.5, "take the values"),
         ]
+    ),
+    "09.4": Case(
+        [
+            (lambda: 430_500 * 6 / 8 + 580 * 4, "Codes are not all"),
+            (lambda: 430_500, "not a byte"),
+        ],
+        {"measured": 327_709},
     ),
 }

@@ -48,13 +48,20 @@ def _always_one(table, budget_ms):
 CASES = {
     "16.1": Case(
         [
-            (lambda latency_ms, batch: 1 / latency_ms, "1,000 milliseconds"),
-            (lambda latency_ms, batch: batch * 1000 / latency_ms, "not arithmetic"),
-        ],
-        {"latency_ms": 0.41, "batch": 64, "measured": 2_710.0},
+            (lambda batch, call_ms: batch / call_ms, "per millisecond"),
+            (lambda batch, call_ms: 1000 / call_ms, "calls a second"),
+            (lambda batch, call_ms: call_ms / batch, "milliseconds below"),
+        ]
     ),
     "16.2": Case([(_largest_numbers, "take abs"), (_by_size, "topk sorts"), (_magnitudes, "their signs")]),
     "16.3": Case(
         [(_by_the_median, "not the median"), (_the_fastest_call, "not the fastest"), (_always_one, "return None")]
+    ),
+    "16.4": Case(
+        [
+            (lambda latency_ms, batch: 1 / latency_ms, "1,000 milliseconds"),
+            (lambda latency_ms, batch: batch * 1000 / latency_ms, "not arithmetic"),
+        ],
+        {"latency_ms": 0.41, "batch": 64, "measured": 2_710.0},
     ),
 }
