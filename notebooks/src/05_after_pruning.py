@@ -1026,7 +1026,8 @@ say("On the test photographs, once: " + "; ".join(f"{name}: **{t.accuracy:.2%}**
 run.finish()
 
 # %% [markdown]
-# **Remember**
+# ## What to remember
+#
 # - How you retrain can matter more than what you cut. On digits with 98 % removed, the full learning rate was worth more
 #   than the choice of the mask. Try it before anything clever. <!-- claims: rate-matters, mask-matters -->
 # - A winning ticket needs two controls: other weights in the same mask, and the same weights in another mask. Here it
@@ -1041,7 +1042,8 @@ run.finish()
 # - Where labels are wrong, pruning beats the same training without it. Before you thank the pruning, compare with no
 #   further training and with stopping early. <!-- claims: regularises -->
 #
-# **Read**
+# ## What to read
+#
 # - Han, Pool, Tran and Dally 2015, *Learning both Weights and Connections for Efficient Neural Networks*, section 3.
 # - Frankle and Carbin 2019, *The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks*.
 # - Liu, Sun, Zhou, Huang and Darrell 2019, *Rethinking the Value of Network Pruning*.

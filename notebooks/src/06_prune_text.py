@@ -1078,7 +1078,8 @@ run.finish()
 # only, a check made apart from this page found no gain. So the gain may belong to this block. What the claims say is
 # weaker, and enough: a file more than a hundred times smaller, and at most half a point lost.
 #
-# **Remember**
+# ## What to remember
+#
 # - Hold out whole groups, and count the groups on both sides. A list in the order of films, cut into blocks, need not part
 #   the films. <!-- by construction -->
 # - Look where the parameters are before you prune, and say what a sparsity is a share of. Nine tenths of the linear layers
@@ -1087,11 +1088,13 @@ run.finish()
 #   it loses no more than half a point. <!-- claims: accuracy-kept, kept-mean -->
 # - The file of a text classifier holds its words, too. With them, and read back, it is more than a hundred times smaller,
 #   and gives the same answers. <!-- claims: smaller-file, same-tokens, same-logits -->
-# - Pairs of words give a bag the order that it lacks, within the same number of parameters. <!-- claims: accurate-mean -->
+# - A million parameters can hold pairs of words as well as words. With them a bag is right on at least 87 % of the test
+#   reviews, on average over the seeds. <!-- claims: accurate-mean -->
 # - Report each network by itself. A mean over two kinds, or a network at chance, makes a verdict out of nothing.
 #   <!-- by construction -->
 #
-# **Read**
+# ## What to read
+#
 # - Maas et al. 2011, *Learning word vectors for sentiment analysis*: the reviews.
 # - Joulin et al. 2017, *Bag of tricks for efficient text classification*, and Joulin et al. 2016, *FastText.zip:
 #   compressing text classification models*, which also keeps words by their norm.
