@@ -12,8 +12,8 @@
 #
 # Pruning breaks a network and training mends it. But which training? Carry on gently. Repeat the whole schedule at full
 # learning rate. Put the surviving weights back to where they were early on. Or keep nothing but the shape, and train
-# the small network from scratch. Each has a well-known paper behind it, and the papers disagree. Here they all start
-# from the same masks and get the same number of steps.
+# the small network from scratch. Each has a well-known paper behind it, and the papers disagree. Here they start
+# from the same masks and, unless a bill says otherwise, get the same number of steps.
 #
 # **You will be able to**
 # - fine-tune, rewind the learning rate and rewind the weights, each in a few lines;
@@ -229,8 +229,8 @@ trained = train_digits(early, digits, PEAK, epochs=S.digit_epochs, seed=SEED)
 masks = pruning.global_masks(trained, 0.9)
 
 # %% [markdown]
-# Now three ways to put the early weights under the mask: the
-# cell's, the helper's and PyTorch's (`prune.custom_from_mask`). They must answer alike.
+# Now three ways to put the early weights under the mask: the cell's, the helper's and PyTorch's
+# (`prune.custom_from_mask`). They must answer alike.
 
 # %%
 library = deepcopy(early)
@@ -582,8 +582,8 @@ say(f"This run gave each way {S.epochs * (S.images // S.batch):,} steps.")
 
 # %% [markdown]
 # Two things changed between digits and photographs. The early weights are no longer ahead of fine-tuning: with so few
-# epochs, weights that have learned for a whole training are worth more than a promising start. And
-# the control, another start under the same mask, is far behind.
+# epochs, weights that have learned for a whole training are worth more than a promising start.
+# And the control, another start under the same mask, is far behind.
 #
 # A way to think about the rate: a rewound rate first undoes, then redoes. The more the pruning has broken, the less there
 # is to undo. If the budget ends before the rate has come down again, fine-tuning may win; you will see it happen in the
@@ -700,7 +700,7 @@ if {"dense", "cut"} <= set(tested):
 #
 # Read that last sentence with care. On the test photographs the small network from scratch beat even the **dense** one,
 # which is a warning: the dense network had a few epochs only, while half of the MACs buy more than twice as many. Part of
-# the lead is that the dense training was too short. Where a network has been trained to its end, the answer may differ,
+# the lead may be that the dense training was too short. Where a network has been trained to its end, the answer may differ,
 # and these runs do not say. Nor do they say that pruned weights are worthless: they say what they cost.
 #
 # Compare also the rate with fine-tuning. If your run was the quick one, fine-tuning is ahead by far, and in the full runs
@@ -820,7 +820,7 @@ run.claim("regularises", "With 30 % wrong labels, accuracy that removing 95 % of
 # %% [markdown]
 # Look at the right-hand side first, and at its first row. The network that was simply **not trained again** gains, too.
 # Whatever pruning gains over the second training, this part of it is not pruning's: it is what the second training spoils,
-# because that is when the wrong labels are learned. So three differences must stand side by side: pruning against the
+# which learns the last of the wrong labels by heart. So three differences must stand side by side: pruning against the
 # same training, no extra training against the same, and pruning against no extra training. The third is what the pruning
 # itself is worth.
 
@@ -1032,8 +1032,7 @@ run.finish()
 #   than the choice of the mask. Try it before anything clever. <!-- claims: rate-matters, mask-matters -->
 # - A winning ticket needs two controls: other weights in the same mask, and the same weights in another mask. Here it
 #   passed both. <!-- claims: ticket, mask-matters -->
-# - Under one mask, trained weights beat a new start after the same steps, on photographs, too.
-#   <!-- claims: inherit -->
+# - Under one mask and after the same steps, trained weights beat a new start on photographs. <!-- claims: inherit -->
 # - Zeros do not stay zero by themselves. The mask has to act at every step. <!-- claims: masks-hold, masks-hold-photos -->
 # - “The same budget” includes the training of the network that was pruned. Say which budget you mean.
 #   <!-- by construction -->
