@@ -407,7 +407,7 @@ verdicts = evidence.conclude(
     *(
         evidence.Comparison(
             f"careless against careful, {task}", 100 * (trap[task]["careless"] - trap[task]["careful"]),
-            [100 * (rows[1][task] - rows[0][task]) for rows in told_before],
+            tuple(100 * (rows[1][task] - rows[0][task]) for rows in told_before),
         )
         for task in trap
     )
@@ -646,7 +646,7 @@ verdicts = evidence.conclude(
     *(
         evidence.Comparison(
             f"{count} labels: {a} against {b}", mean_lead(found, count, a, b),
-            [mean_lead(table, count, a, b) for table in full_runs.values()],
+            tuple(mean_lead(table, count, a, b) for table in full_runs.values()),
         )
         for count in (100, 500)
         for a, b in pairs
@@ -847,7 +847,7 @@ asked = {
 }
 verdicts = evidence.conclude(
     *(
-        evidence.Comparison(what, depth[a][at] - depth[b][by], [m[a][at] - m[b][by] for m in on_digits])
+        evidence.Comparison(what, depth[a][at] - depth[b][by], tuple(m[a][at] - m[b][by] for m in on_digits))
         for what, ((a, at), (b, by)) in asked.items()
     )
 )  # fmt: skip
@@ -952,7 +952,7 @@ verdicts = evidence.conclude(
     evidence.Comparison(
         "500 labels: transfer, in the way that validation chose, against from scratch",
         100 * gain if PROFILE == "full" else None,
-        [100 * value for value in evidence.claimed("07_transfer_resnet", "500-labels")],
+        tuple(100 * value for value in evidence.claimed("07_transfer_resnet", "500-labels")),
     )
 )  # fmt: skip
 run.finish()

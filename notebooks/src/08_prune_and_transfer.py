@@ -467,7 +467,7 @@ full_runs = [scored[seed] | ordered[seed] for seed in scored if seed in ordered]
 def compare(a, b, what=None):
     """Compare two ways, in this run and in the published ones."""
     own = 100 * (mine[a] - mine[b]) if {a, b} <= {*mine} else None
-    return evidence.Comparison(what or f"“{a}” against “{b}”", own, [100 * (row[a] - row[b]) for row in full_runs])
+    return evidence.Comparison(what or f"“{a}” against “{b}”", own, tuple(100 * (row[a] - row[b]) for row in full_runs))
 
 
 of_scores = evidence.conclude(compare(NEW, "magnitude"), compare(NEW, OLD), compare(NEW, "not cut"))
@@ -589,7 +589,7 @@ cuts = evidence.conclude(
         evidence.Comparison(
             f"{ratio:g} times fewer MACs against the dense network",
             heights[place] - heights[0] if PROFILE == "full" else None,
-            [walk[place] - walk[0] for walk in walks],
+            tuple(walk[place] - walk[0] for walk in walks),
         )
         for place, ratio in enumerate(times, start=1)
     )
@@ -804,7 +804,7 @@ of_test = evidence.conclude(
     *(
         evidence.Comparison(
             f"{called[a]} against {called[b]}", 100 * (own_test[a].accuracy - own_test[b].accuracy),
-            [100 * (models[a]["accuracy"] - models[b]["accuracy"]) for models in by_model.values()],
+            tuple(100 * (models[a]["accuracy"] - models[b]["accuracy"]) for models in by_model.values()),
         )
         for a, b in ((PHONE, DENSE), (PHONE, SMALL), (DENSE, SMALL))
     )
