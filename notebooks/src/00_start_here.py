@@ -82,7 +82,7 @@ currencies = ["bytes", "parameters", "MACs", "milliseconds"]
 for i, (station, currency) in enumerate(zip(stations, currencies, strict=True)):
     ax.add_patch(plt.Rectangle((3 + i, 3.35), 0.74, 0.9, facecolor="#EEEEEE", edgecolor="black"))
     ax.text(3.37 + i, 3.97, station, ha="center", va="center", fontsize=11)
-    ax.text(3.37 + i, 3.6, currency, ha="center", va="center", fontsize=10, fontweight="bold")
+    ax.text(3.37 + i, 3.6, currency, ha="center", va="center", fontsize=9.5)
     if i:
         ax.annotate("", (3 + i, 3.8), (2.74 + i, 3.8), arrowprops=dict(arrowstyle="->", lw=1.5))
 reach = {  # technique: how it reaches each of the four; "" where it does not

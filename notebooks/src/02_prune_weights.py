@@ -86,7 +86,7 @@ say(f"The trained network reads {accuracy(dense):.2%} of {len(validation):,} val
 # takes a row out of one matrix and a column out of the next, and they become smaller.
 
 # %% tags=["plumbing"]
-fig, axes = plt.subplots(1, 3, figsize=(8, 3.4))
+fig, axes = plt.subplots(1, 3, figsize=(8, 2))
 crossed = {(0, 1), (0, 4), (1, 0), (1, 2), (2, 3), (2, 4), (3, 0), (3, 1), (3, 2), (3, 3)}
 for i, (ax, title) in enumerate(zip(axes, ["dense", "masked", "neurons removed"], strict=True)):
     rows = [0, 2] if i == 2 else range(4)
@@ -268,7 +268,7 @@ show.figure(fig, alt=alt, table=table)
 run.record("one_shot_curves", table.reset_index())
 gap = table.loc[0.8, "magnitude, layer-wise"] - table.loc[0.8, "random, layer-wise"]
 run.claim("magnitude-beats-random", "At 80 % sparsity magnitude is more accurate than random by", gap, at_least=0.2)
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "magnitude against random, 80 % of each layer removed",
         100 * gap,
@@ -464,7 +464,7 @@ def leads(base):
     return tuple(100 * (a - b) for a, b in pairs if b is not None)
 
 
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "many small cuts against one, each with the learning rate as it comes",
         100 * (iterative - one_shot),
@@ -595,7 +595,7 @@ if errors:
         f"The published runs: **{sum(ratios) / len(ratios):.0f} times fewer weights**, {errors[0]:.2f} to {errors[-1]:.2f} % of the "
         f"test digits wrong ({len(errors)} networks)."
     )
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "test accuracy of the published sparse networks against the dense one",
         None,
