@@ -21,7 +21,7 @@ def _bytes_of(bytes_of: Callable[[int, int], int]) -> str:
             raise Wrong(said, hint="These are bits. A byte has eight of them.")
         if found == weights * -(-bits // 8):
             raise Wrong(said, hint="Here each code has a byte of its own. Packed, they share bytes.")
-        if found == weights * bits // 8:
+        if found == weights * bits // 8 and isinstance(found, int):
             raise Wrong(said, hint="The bits that are left over need a byte, too: round up.")
         raise Wrong(said, hint="Count the bits of all codes, divide by eight, and round up to a whole int.")
     return "The header and the scales come on top."

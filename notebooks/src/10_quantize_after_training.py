@@ -454,7 +454,7 @@ if of_sets:
 _ = evidence.conclude(
     evidence.Comparison("noise, against training images (the noise is drawn anew with each seed)",
                         points["training images"] - points["noise"],
-                        [100 * (found["noise"] - found["training images"]) for found in of_sets.values()])
+                        tuple(100 * (found["noise"] - found["training images"]) for found in of_sets.values()))
 )  # fmt: skip
 say(
     "By rule, in this run: "
@@ -682,7 +682,7 @@ elif VNNI:
 # %% tags=["plumbing"]
 def gained(ratios):
     """In per cent, how much faster."""
-    return [100 * (each - 1) for each in ratios]
+    return tuple(100 * (each - 1) for each in ratios)
 
 
 def by_operators(pair):
@@ -702,8 +702,12 @@ _ = evidence.conclude(
 )  # fmt: skip
 say(
     f"In this run, u8 × s8 at batch {small} is {clock[small]['int8, u8 × s8'].ratio:.2f} times as fast as float32. Against "
-    f"the faster of eager PyTorch's two orders of memory, batch {large}, it is {right.ratio / best_eager:.1f} times; of "
-    f"that, a factor of {1 / best_eager:.1f} belongs to the runtime and the folded BatchNorm, not to the integers."
+    f"the faster of eager PyTorch's two orders of memory, batch {large}, it is {right.ratio / best_eager:.1f} times"
+    + (
+        f"; of that, a factor of {1 / best_eager:.1f} belongs to the runtime and the folded BatchNorm, not to the integers."
+        if best_eager < 1
+        else "."
+    )
 )
 
 # %% [markdown]
