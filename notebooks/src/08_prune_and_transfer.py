@@ -454,7 +454,9 @@ run.claim("same-steps", "Steps by which the longest and the shortest of the thre
 # ## 5. What the published seeds decide
 #
 # One seed decides little. So here are all full runs that exist: the mean difference of two ways, paired by seed, with its
-# interval; the comparisons of a list are decided together (notebook 05). First the scores, each cut trained again.
+# interval; the comparisons of a list are decided together (notebook 05). (One thing is known to be wrong with these runs, and
+# stands in `data/results/errata.json`: they come from two versions of this page's source, and ran with one thread and with
+# two.) First the scores, each cut trained again.
 
 
 # %% tags=["plumbing"]
