@@ -92,7 +92,7 @@ for i in range(3):
         left.add_patch(plt.Rectangle((9.2 + i, 2 + j), 1, 1, facecolor=face, edgecolor="#666666"))
 left.text(10.7, 1.2, "9 weights", ha="center", va="center", fontsize=11)
 left.text(3.5, -0.8, "the filter, in 3 of its 25 places", ha="center", va="center", fontsize=11)
-left.set_title("Convolution: each weight works everywhere", fontsize=12)
+left.set_title("Convolution: each weight, 25 times", fontsize=12)
 left.set(xlim=(-0.3, 12.6), ylim=(-1.4, 7.4), aspect="equal", anchor="N")
 for i in range(7):
     for j in range(4):
@@ -104,7 +104,7 @@ right.scatter([3] * 4, [1 + 4 * j / 3 for j in range(4)], s=90, color=show.COLOU
 right.text(0, -1.1, "7 inputs", ha="center", va="center", fontsize=11)
 right.text(3, -1.1, "4 outputs", ha="center", va="center", fontsize=11)
 right.text(1.5, 6.5, "28 weights", ha="center", va="center", fontsize=11)
-right.set_title("Linear: each weight works once", fontsize=12)
+right.set_title("Linear: each weight, once", fontsize=12)
 right.set(xlim=(-0.8, 3.8), ylim=(-1.7, 7.1))
 for ax in (left, right):
     ax.axis("off")
