@@ -283,7 +283,8 @@ say(
 
 # %% [markdown]
 # The seeds drew other random masks, and the verdict is theirs. Nothing is drawn when the smallest weights go: every run
-# measures the same two magnitude curves, of this one network. It keeps more under global pruning; another network may not.
+# measures the same two magnitude curves, of this one network. With half of its weights gone, or more, it keeps more under
+# global pruning; another network may not.
 #
 # Global pruning does not treat the layers alike. Look at what it leaves of each of them:
 
@@ -394,7 +395,7 @@ say(
 )
 
 # %% [markdown]
-# Neurons cost more accuracy, and buy something that single weights do not: a network that is smaller *for every
+# Here neurons cost more accuracy. They buy something that single weights do not: a network that is smaller *for every
 # runtime*. Section 9 puts both on the scales.
 #
 # ## 6. One cut, or many small ones with training between?
