@@ -158,7 +158,7 @@ def show_arms(table, title):
         ax.plot(100 * table[name], [place] * len(table), "o", color=show.COLOURS[0], alpha=0.6)
         ax.plot(100 * table[name].mean(), place, "|", color="black", markersize=20, markeredgewidth=2)
     ax.set_yticks(range(table.shape[1]), list(table))
-    ax.invert_yaxis()
+    ax.set_ylim(table.shape[1] - 0.5, -0.5)
     ax.set(title=title, xlabel="validation accuracy (%): dots are students, the bar their mean")
     means = pd.DataFrame({"mean (%)": 100 * table.mean()})
     show.figure(fig, alt=f"Validation accuracy. {show.in_words(means, '{:.2f}')}", table=100 * table.T)
@@ -659,8 +659,9 @@ pairs.append(("taught by all three", "labels alone, whole reviews"))
 verdicts = evidence.conclude(*(compared("reviews_validation", bag_scores, *pair) for pair in pairs))
 
 # %% [markdown]
-# The second control joined late, so fewer published runs have it. Three seeds are few, too: a gain of half a point could
-# hide in intervals of this width. What they do not decide stays open.
+# The second control joined late, so fewer published runs have it. Three seeds are few, too: a gain of half a point can hide
+# behind intervals of this width. And an interval may just miss 0 while its line still says "not to be told apart": the
+# lines of a list are decided together, and the more lines, the clearer each must be. What they do not decide stays open.
 #
 # ## 5. Does a better recipe leave less to teach?
 #
@@ -689,7 +690,7 @@ for place, recipe in enumerate(order):
     ax.plot(added[recipe].mean(), place, "|", color="black", markersize=20, markeredgewidth=2)
 ax.axvline(0, color="black", linewidth=1)
 ax.set_yticks(range(3), order)
-ax.invert_yaxis()
+ax.set_ylim(2.5, -0.5)
 ax.set(title="What the teacher adds to each recipe, in this run",
        xlabel="points of validation accuracy: dots are students, the bar their mean")  # fmt: skip
 table = pd.DataFrame({"points added": {recipe: added[recipe].mean() for recipe in order}})
