@@ -9,6 +9,34 @@ from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("21.1")
+def _share_of_zeros(share: Callable[[torch.nn.Module], float]) -> str:
+    nn = torch.nn
+    net = nn.Sequential(nn.Embedding(90, 10), nn.Flatten(), nn.Linear(20, 5))
+    with torch.no_grad():
+        net[2].weight.zero_()
+        net[2].bias.fill_(-1.0)
+        net[0].weight[0, :5] = 0.0
+    before = [p.clone() for p in net.parameters()]
+    zeros = [int((p == 0).sum()) for p in net.parameters()]
+    counts = [p.numel() for p in net.parameters()]
+    found, right = float(share(net)), sum(zeros) / sum(counts)
+    said = f"{sum(zeros)} of {sum(counts):,} parameters are zero, {right:.4f} of all; yours: {found:.4g}."
+    if not all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)):
+        raise Wrong("The network was changed.", hint="Look and do not touch: compare with 0, in a new tensor.")
+    if abs(found - right) < 1e-5:
+        return "Of everything: an embedding counts, and so does a bias."
+    if abs(found - sum(z / n for z, n in zip(zeros, counts, strict=True)) / len(counts)) < 1e-5:
+        raise Wrong(
+            said, hint="A mean of the layers' shares lets five biases weigh as much as 900 weights. Count first."
+        )
+    if abs(found - zeros[1] / (counts[1] + counts[2])) < 1e-5 or abs(found - zeros[1] / counts[1]) < 1e-5:
+        raise Wrong(said, hint="That is the linear layer alone. model.parameters() has the embedding, too.")
+    if found > 1:
+        raise Wrong(said, hint="A fraction is asked for: divide by the number of all parameters.")
+    raise Wrong(said, hint="Zeros of all parameters over the number of all parameters; == 0 tells, and not < a bound.")
+
+
+@exercise("21.2")
 def _really_removed(judge: Callable[..., bool]) -> str:
     example = torch.randn(5, 3, 8, 8)
     before = _small_net(12, 10)
@@ -77,7 +105,7 @@ def _candidates(before: torch.nn.Sequential) -> list[tuple[str, torch.nn.Module,
     ]
 
 
-@exercise("21.2")
+@exercise("21.3")
 def _loss_faults(inspect: Callable[..., set[str]]) -> str:
     functional = torch.nn.functional
     inputs, labels = torch.randn(6, 8), torch.arange(6)
@@ -137,7 +165,7 @@ def _say_which_fault(said: str, found: set[str], expected: set[str]) -> None:
     raise Wrong(f"For {said} you returned {found!r}.", hint=f"Only these two words: {', '.join(hints)}.")
 
 
-@exercise("21.3")
+@exercise("21.4")
 def _share_of_the_whole(guess: Callable[[], float], *, measured: float) -> str:
     return within_factor(
         guess,

@@ -17,7 +17,7 @@
 # **You will be able to**
 # - write the affine quantizer (scale, zero point, rounding, saturation) and get PyTorch's numbers, every one;
 # - say what a bit is worth in decibels, and what a step for each channel or a better range is worth in bits;
-# - tell two errors apart: that of the weights, and that of the layer's output, which the network feels;
+# - tell apart the error of the weights, that of a layer's output, and the mistakes of the network;
 # - train through rounding, with a step size that is learned;
 # - store a network of 2-bit weights in 2 bits a weight, and prove it.
 #
@@ -650,7 +650,7 @@ say(
 # **Predict** which of the four keeps the most accuracy, and which the least.
 #
 # While we are at it, measure two errors. One is that of the weights, as so far. The other is that of the layer's *output*,
-# which is what the next layer sees. If a filter $w$ becomes $\hat w$ and meets the inputs $x$, its output is off by
+# the only thing that the next layer sees. If a filter $w$ becomes $\hat w$ and meets the inputs $x$, its output is off by
 # $(\hat w - w)\,x$, with a mean square of
 #
 # $$(\hat w - w)\,M\,(\hat w - w)^\top, \qquad M = \overline{x\,x^\top}.$$
@@ -783,16 +783,19 @@ verdicts = evidence.conclude(
 
 # %% [markdown]
 # Read the table before the verdicts. All published runs quantize one and the same trained network, so together they count
-# as one measurement; the published network is also another than the one of *quick*. On one of them least squares lost to
-# min/max, on the other it won, while in decibels of the weights it was ahead on both. So neither rule is the better one,
-# and the SQNR of the weights does not tell who will win.
+# as one measurement, and theirs is another network than that of *quick*. On one of them least squares lost to min/max, on
+# the other it won, while the weights' SQNR was higher for least squares on both. So neither rule is the better one as such,
+# and the SQNR of the weights does not tell which will win.
 #
-# Why can it mislead? It counts the error of every weight alike. Least squares buys many small roundings for a few large
-# weights that it cuts off. Roundings go up and down, and cancel in a sum. What is cut off always goes the same way, towards
-# zero, and after a ReLU all inputs are positive: these errors add up. The lesson has three parts. Rule and granularity
-# work together; compare them on the network, not on its weights. A step for each channel leaves less to cut off in the first
-# place. And an error should be measured where it does harm, at the output, by $M$. Notebook 18 uses the same rounding on
-# a transformer.
+# Does the output's SQNR tell? In *quick* it is higher for least squares as well. Both are means of squares, over all numbers
+# and then over the layers. A network may stumble over one layer alone, or over errors that all point the same way: what is
+# cut off always moves towards zero, while roundings go up and down and partly cancel. Which it is here you can find out
+# (exercise 09.5).
+#
+# The lesson has three parts. Rule and granularity work together, so choose them together, by what the network answers. A
+# higher SQNR is a reason to try a grid, and no proof. And the nearest level is not the only one: rounding for the output uses
+# the same grid, makes the weights' error larger and the output's smaller, and in this run's table you see what that was
+# worth. No published run has measured it yet. Notebook 18 rounds a transformer in the same way.
 #
 # ## 7. A step that is learned
 #
@@ -1238,9 +1241,10 @@ exercises.check("09.4", predicted_bytes, measured=measured)
 
 # %% [markdown]
 # **09.5 · Open: where would you spend the bits?** You have three bits a weight on average for the photographs' network, and
-# each layer may have its own number, `quantize_model(net, weights={"stem.conv": 4, …})`. Which layers get more, which less,
-# and by which rule? Write down your rule before you try it, choose by validation images, and say how you would find out
-# whether it was luck. There is no solution to look up; notebook 11 comes back to the question.
+# each layer may have its own number and its own rule: `quantize_model(net, weights={"conv1": 3}, method="minmax")` rounds one
+# layer and leaves the others alone. Begin with that: which layer costs the most, by which rule? Then say which layers get more
+# bits and which fewer, and why. Write down your rule before you try it, choose by validation images, and say how you would
+# find out whether it was luck. There is no solution to look up.
 
 # %% [markdown]
 # ## What was measured
@@ -1286,7 +1290,7 @@ run.finish()
 #   cheap. <!-- claims: k-means -->
 # - In four bits, least-squares ranges channel by channel kept more of the photographs' accuracy than the simplest grid. Rule
 #   and granularity were changed together there. <!-- claims: a-better-ruler -->
-# - SQNR counts the error of every weight alike; the network feels the error of a layer's output. Compare grids on the network.
+# - SQNR is a mean of squares; it does not count mistakes. Choose rule and granularity together, by what the network answers.
 #   <!-- by construction -->
 # - Eight bits needed no training here. With two, training gave LeNet-5 back what rounding had taken; in four, the
 #   photographs' network lost less than a point of test accuracy. <!-- claims: eight-bits, training-repairs, two-bits, cifar-four-bits -->

@@ -50,8 +50,32 @@ def _by_requires_grad(loss, student, teacher, inputs, labels):
     return found | ({"labels are ignored"} if same else set())
 
 
+def _mean_of_shares(model):
+    return sum(float((p == 0).float().mean()) for p in model.parameters()) / len(list(model.parameters()))
+
+
+def _linear_only(model):
+    return next(float((m.weight == 0).float().mean()) for m in model if isinstance(m, torch.nn.Linear))
+
+
+def _number_of_zeros(model):
+    return sum(int((p == 0).sum()) for p in model.parameters())
+
+
+def _not_positive(model):
+    return float(torch.cat([p.flatten() for p in model.parameters()]).le(0).float().mean())
+
+
 CASES = {
     "21.1": Case(
+        [
+            (_mean_of_shares, "Count first"),
+            (_linear_only, "linear layer alone"),
+            (_number_of_zeros, "A fraction is asked for"),
+            (_not_positive, "over the number of all"),
+        ]
+    ),
+    "21.2": Case(
         [
             (_not_more, "not at most as much"),
             (_by_zeros, "Zeros are stored"),
@@ -60,14 +84,14 @@ CASES = {
             (_by_parameters_and_macs, "shapes of the answers"),
         ]
     ),
-    "21.2": Case(
+    "21.3": Case(
         [
             (_by_backward, "stores none"),
             (_teacher_only, "with other labels the second time"),
             (_by_requires_grad, "allow_unused=True"),
         ]
     ),
-    "21.3": Case(
+    "21.4": Case(
         [(lambda: 0.9, "nearly all of the network"), (lambda: 0.9 * 200 / 1_020_400, "Nine tenths of 20,200")],
         {"measured": 0.9 * 20_200 / 1_020_400},
     ),
