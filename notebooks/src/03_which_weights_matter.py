@@ -81,9 +81,9 @@ def apart(key, first, second, column, *, scope=None):
     tables = [pd.DataFrame(rows) for rows in evidence.measurements("03_which_weights_matter", key).values()]
     if scope is not None:  # accuracies against the share removed: their mean, in points
         means = [table[table["scope"] == scope].mean(numeric_only=True) for table in tables]
-        return [100 * float(mean[first] - mean[second]) for mean in means]
+        return tuple(100 * float(mean[first] - mean[second]) for mean in means)
     tables = [table.set_index("score")[column] for table in tables]
-    return [float(table[first] - table[second]) for table in tables]
+    return tuple(float(table[first] - table[second]) for table in tables)
 
 
 def against(what, key, own, first, second, column="correlation"):
@@ -118,12 +118,12 @@ for values, label, colour, line in [
     ax.plot(way, values, line, color=colour, label=label)
 ax.plot(1, here, "o", color=show.COLOURS[6], markersize=9)
 ax.plot([0] * 3, [valley(0), here - g0 + h0 / 2, here - g0], "D", color=show.COLOURS[6], markersize=5)
-for height, text in [
-    (valley(0) + 0.02, "true damage"),
-    (here - g0 + h0 / 2 - 0.07, "both terms"),
-    (here - g0 - 0.08, "first term"),
+for height, text, away, side in [
+    (valley(0), "true damage", (10, 4), "left"),
+    (here - g0 + h0 / 2, "both terms", (-8, -16), "right"),
+    (here - g0, "first term", (-8, -18), "right"),
 ]:
-    ax.annotate(text, (0, height), xytext=(-8, 0), textcoords="offset points", ha="right", fontsize=11)
+    ax.annotate(text, (0, height), xytext=away, textcoords="offset points", ha=side, fontsize=11)
 ax.annotate("", (0.02, 0.42), xytext=(1, 0.42), arrowprops={"arrowstyle": "->", "color": show.COLOURS[6]})
 ax.text(0.5, 0.34, "removing the weight: a step of $-w$", ha="center", fontsize=11)
 ax.set(
@@ -784,13 +784,13 @@ said = [
     for where, table in (("Inside", inside), ("Across", across))
     for what, *pair in pairs
 ]
-fallen = [
+fallen = tuple(
     a - b
     for a, b in zip(
         *(apart("filters_agreement", "L1 norm", "random", f"{where}, correlation") for where in ("inside", "across")),
         strict=True,
     )
-]
+)
 own = [table.loc["L1 norm", "correlation"] - table.loc["random", "correlation"] for table in (inside, across)]
 said.append(
     evidence.Comparison("What the L1 norm adds to random, inside against across", float(own[0] - own[1]), fallen)
@@ -979,7 +979,7 @@ def with_suffering(table, column):
 
 past = [pd.DataFrame(rows) for rows in evidence.measurements("03_which_weights_matter", "layers").values()]
 guessed = [
-    evidence.Comparison(name, with_suffering(layers, name), [with_suffering(table, name) for table in past])
+    evidence.Comparison(name, with_suffering(layers, name), tuple(with_suffering(table, name) for table in past))
     for name in ("trace", "trace / weight", "OBD of that half", "sum of single damages")
 ]
 say(f"Rank correlation over the {len(layers)} layers with what was measured:")
