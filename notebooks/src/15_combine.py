@@ -462,9 +462,9 @@ def ahead(found, net, one, other):
     """Return by how many points (order, losses) `one` leads `other`, by seed; nothing where one was not run."""
     keys = [[(net, order, loss) for loss in losses] for order, losses in (one, other)]
     if not all(key in found for part in keys for key in part):
-        return []
+        return ()
     first, second = (np.mean([found[key] for key in part], axis=0) for part in keys)
-    return list(100 * (first - second))
+    return tuple(100 * (first - second))
 
 
 pairs = {
@@ -637,11 +637,11 @@ say(
     )
     + "."
 )
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "narrowing while learning against cutting at once, validation",
         100 * (accuracy(narrowed) - accuracy(at_once)),
-        [100 * (each["narrowed while learning"] - each["cut at once"]) for each in earlier],
+        tuple(100 * (each["narrowed while learning"] - each["cut at once"]) for each in earlier),
     )
 )
 CUT = 25 * 6 + 25 * 6 * 8 + 16 * 8 * 9 + 9 * 10  # weights of the published widths: 6 and 8 filters, 9 neurons
@@ -797,9 +797,9 @@ pd.Series(road).map("{:.1%}".format).to_frame("validation accuracy")
 # %% tags=["plumbing"]
 roads = evidence.measurements("15_combine", "road").values()
 last = f"{S.photo_bits} bits, folded"
-evidence.conclude(
+_ = evidence.conclude(
     *[
-        evidence.Comparison(what, 100 * (road[a] - road[b]), [100 * (each[a] - each[b]) for each in roads if a in each])
+        evidence.Comparison(what, 100 * (road[a] - road[b]), tuple(100 * (each[a] - each[b]) for each in roads))
         for what, a, b in (
             ("filters out and taught, against dense", "taught", "dense"),
             ("rounding, against the taught network", last, "taught"),
@@ -892,11 +892,11 @@ say(
     f"Removing filters gave {ratio_of(runtime_clock, LEAN)}, integers {ratio_of(float_clock, INT8)} on top. (99 % intervals.)"
 )
 speeds = [clocked(f"cifar_base-combined{end}", name)[0] for end, name in (("-int8", INT8), ("", LEAN))]
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "int8 against the lean network in float, both as multiples of the dense network's speed in the same runtime",
         runtime_clock[INT8].ratio - runtime_clock[LEAN].ratio,
-        [one - other for one, other in zip(*speeds, strict=True)],
+        tuple(one - other for one, other in zip(*speeds, strict=True)),
     ),
     unit="times",
     words=("faster", "slower"),
@@ -979,9 +979,9 @@ for what, one, other in against:
     pair = [[model.accuracy for model in published_models(name.format("cifar_base"))] for name in (one, other)]
     mine = [tests[name.format(S.net)].accuracy for name in (one, other)]
     comparisons.append(
-        evidence.Comparison(what, 100 * (mine[0] - mine[1]), [100 * (a - b) for a, b in zip(*pair, strict=True)])
+        evidence.Comparison(what, 100 * (mine[0] - mine[1]), tuple(100 * (a - b) for a, b in zip(*pair, strict=True)))
     )
-evidence.conclude(*comparisons)
+_ = evidence.conclude(*comparisons)
 
 # %% [markdown]
 # Three seeds are few, and four comparisons share the risk of a false one: "not to be told apart" here means "not
@@ -1136,7 +1136,8 @@ run.finish()
 #   photo-int8-runtime, photos-combined, photos-combined-int8 -->
 # - Part of any speed-up over eager PyTorch belongs to the runtime. Say what you compare with. <!-- claims:
 #   photo-int8-eager, photo-int8-runtime -->
-#
+
+# %% [markdown]
 # **Read**
 # - Han, Mao and Dally 2016, *Deep Compression*: prune, share, code.
 # - Wang, Wang, Cai and others 2020, *APQ: Joint Search for Network Architecture, Pruning and Quantization Policy*: not
