@@ -384,7 +384,7 @@ said = [
         "Magnitude against the first term": ("magnitude", "first order |gw|"),
     }.items()
 ]
-evidence.conclude(*said, unit="in rank correlation")
+_ = evidence.conclude(*said, unit="in rank correlation")
 
 # %% [markdown]
 # *Rank correlation* (Spearman's) asks only for the order: 1 if the score puts the weights in the order of their true
@@ -498,7 +498,7 @@ said = [
     against("Size of the change: $|gw|$ against magnitude", "weights_agreement", lenet_table,
             "first order |gw|", "magnitude", "with its size"),
 ]  # fmt: skip
-evidence.conclude(*said, unit="in rank correlation")
+_ = evidence.conclude(*said, unit="in rank correlation")
 
 # %% [markdown]
 # And nine tenths at once, each score against `random`:
@@ -508,7 +508,7 @@ said = [
     against(name[0].upper() + name[1:], "weights_agreement", lenet_table, name, "random", CUT)
     for name in ("magnitude", "first order |gw|", "second order ½hw²", "gradient", "both terms, signed")
 ]
-evidence.conclude(*said, unit="nats")
+_ = evidence.conclude(*said, unit="nats")
 
 # %% [markdown]
 # The score that keeps the most of the formula makes the worst cut, far worse than drawing lots. Why? **Because of its sign.**
@@ -795,7 +795,7 @@ own = [table.loc["L1 norm", "correlation"] - table.loc["random", "correlation"] 
 said.append(
     evidence.Comparison("What the L1 norm adds to random, inside against across", float(own[0] - own[1]), fallen)
 )
-evidence.conclude(*said, unit="in rank correlation")
+_ = evidence.conclude(*said, unit="in rank correlation")
 margin = inside.loc["squared Taylor", "correlation"] - inside.loc["random", "correlation"]
 run.claim(
     "taylor-beats-random", "Rank correlation inside the layers, squared Taylor above random", margin, at_least=0.1
@@ -909,7 +909,7 @@ for question, what, first, second in [
     found = apart("filter_curves", first, second, "", scope=question)
     said.append(evidence.Comparison(f"{question}, {what}", 100 * float(mean[first] - mean[second]), found))
 say("Accuracy kept, mean over the shares:")
-evidence.conclude(*said)
+_ = evidence.conclude(*said)
 gain = layerwise["squared Taylor"].mean() - layerwise["random"].mean()
 run.claim(
     "taylor-keeps-more", "Accuracy kept, squared Taylor above random, the same share of each layer", gain, at_least=0.03
@@ -983,7 +983,7 @@ guessed = [
     for name in ("trace", "trace / weight", "OBD of that half", "sum of single damages")
 ]
 say(f"Rank correlation over the {len(layers)} layers with what was measured:")
-evidence.conclude(*guessed, unit="in rank correlation", words=("above 0", "below 0"))
+_ = evidence.conclude(*guessed, unit="in rank correlation", words=("above 0", "below 0"))
 
 # %% [markdown]
 # Eight layers are few. But the trace looks at one layer as a whole and never at a single removal, and it has something to say.
@@ -1007,7 +1007,7 @@ found = pd.concat(
 kept = pd.concat(
     [pd.DataFrame(rows) for rows in evidence.measurements("03_which_weights_matter", "filter_curves").values()]
 ).groupby("scope")
-kept = kept.mean(numeric_only=True).T
+kept = kept.mean(numeric_only=True).T.loc[list(scores)]
 verdict = pd.DataFrame({
     "it costs": costs,
     "rank inside": inside["rank"].astype(int),
