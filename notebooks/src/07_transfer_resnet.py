@@ -267,6 +267,10 @@ def predicted_times_faster():
     ### END SOLUTION
 
 
+# %% [markdown]
+# The labelled photographs are drawn from the pool, as many cats as dogs; the number of the draw says which.
+
+
 # %%
 def drawn(count, draw):
     """Draw `count` photographs of the pool, as many cats as dogs; return their indices."""
@@ -281,6 +285,9 @@ def pick(split, chosen):
 
 few = pick(pool, drawn(S.counts[0], FIRST))
 HEAD = dict(optimizer="adam", lr=0.02, progress=False)
+
+# %% [markdown]
+# Now the same training twice: the body in every epoch, and the features once.
 
 # %%
 each = training.fit(frozen, few, epochs=S.cached, batch_size=25, seed=SEED, **HEAD)
@@ -494,6 +501,10 @@ def begin(way, draw):
         training.seed_everything(draw)
         return nets.resnet18(classes=2)
     return training.freeze(start(draw), but=["layer4.1", "fc"]) if way == "last block" else start(draw)
+
+
+# %% [markdown]
+# Whatever it starts from, the training is the same call. *Lower rates* only adds its factors to it.
 
 
 # %%

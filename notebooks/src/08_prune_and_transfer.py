@@ -188,6 +188,9 @@ def widths(model):
     return pd.Series({name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)})
 
 
+# %% [markdown]
+# Ask `torch-pruning` first, in the usual three lines, and then the course's helper, for the larger half of each layer's filters.
+
 # %%
 by_library = deepcopy(frozen)
 tp.pruner.BasePruner(by_library, TWO, importance=tp.importance.MagnitudeImportance(p=1), pruning_ratio=0.5,
