@@ -1298,7 +1298,8 @@ run.finish()
 # - Fake quantization saves nothing. The file is small when the codes are packed, and it counts when it was read back.
 #   <!-- claims: two-bit-file, four-bit-file -->
 #
-# **Read**
+# ## To read
+#
 # - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
 #   Efficient Integer-Arithmetic-Only Inference*: the affine grid, and folding.
 # - Esser, McKinstry, Bablani, Appuswamy and Modha 2020, *Learned Step Size Quantization*.

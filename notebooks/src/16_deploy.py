@@ -1171,7 +1171,8 @@ run.finish()
 # - Hand over a file and one command, and test it where PyTorch cannot be imported. <!-- claims: predictor, command -->
 # - Counting bytes tells you what is possible, the clock what is there. <!-- by construction -->
 #
-# **Read**
+# ## To read
+#
 # - Gale, Zaharia, Young and Elsen 2020, *Sparse GPU Kernels for Deep Learning*: what it takes to make unstructured zeros
 #   pay.
 # - Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu and Micikevicius 2021, *Accelerating Sparse Deep Neural

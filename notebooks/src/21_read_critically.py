@@ -1332,7 +1332,8 @@ say(
 # - Your own notebook deserves the same treatment. So does this one: each number in it was computed when it ran, or stands in
 #   a transcript that says when. <!-- by construction -->
 #
-# **Read**
+# ## To read
+#
 # - Pineau, Vincent-Lamarre, Sinha, Larivière, Beygelzimer, d'Alché-Buc, Fox and Larochelle 2021, *Improving Reproducibility in Machine
 #   Learning Research*: a checklist, and what it changed.
 # - Blalock, Gonzalez Ortiz, Frankle and Guttag 2020, *What is the State of Neural Network Pruning?*: eighty-one papers that can hardly
