@@ -64,7 +64,8 @@ say(evidence.timetable("08_prune_and_transfer"))
 # %% [markdown]
 # Three settings carry the experiment. `labels` says how many cats and dogs have a label. `ratio` is how many times fewer MACs
 # the rivals of sections 3 and 4 have. `first` and `second` are the epochs of training before and after a cut: every order of
-# work gets their sum, and no more. The other settings are sizes and lengths.
+# work gets their sum, and no more. The other settings are sizes and lengths. The drawing shows the three orders of work that this
+# page compares.
 
 # %% tags=["plumbing"]
 OLD, NEW = "Taylor, old task", "Taylor, new task"
