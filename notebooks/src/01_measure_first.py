@@ -685,8 +685,9 @@ say(
 )
 
 # %% [markdown]
-# With one digit `fc1` looks unremarkable: its share of the time is near its share of the MACs. But a share hides how fast a layer works,
-# because all shares must add up to the whole. So divide: how many nanoseconds does one MAC take, layer by layer?
+# With one digit `fc1` looks unremarkable: its share of the time is near its share of the MACs. But a share hides how fast a
+# layer works, because all shares must add up to the whole. So divide: how many nanoseconds does one MAC take, layer by
+# layer?
 #
 # **Predict.** A MAC of `fc1` and one of `conv2` are the same arithmetic. Which takes longer, and does the batch change that?
 

@@ -486,8 +486,8 @@ _ = evidence.conclude(
 #
 # ## 7. As far as it goes
 #
-# Why stop between epochs at all? A **gradual** schedule cuts every few steps while the network trains. With the progress $t$ from
-# 0 to 1 and the final sparsity $s_f$, each step drops the same fraction of what is left, as the rounds above did:
+# Why stop between epochs at all? A **gradual** schedule cuts every few steps while the network trains. With the progress $t$
+# from 0 to 1 and the final sparsity $s_f$, each step drops the same fraction of what is left, as the rounds above did:
 #
 # $$s(t) = 1 - (1 - s_f)^t.$$
 
