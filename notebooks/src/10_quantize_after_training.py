@@ -1106,7 +1106,8 @@ run.finish()
 #   accuracy. <!-- claims: dynamic-file, dynamic-lost -->
 # - Its range is that of the batch, so an image's logits can depend on its neighbours. <!-- by construction -->
 #
-# **Read**
+# ## What to read
+#
 # - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
 #   Efficient Integer-Arithmetic-Only Inference*: section 2 is sections 1 and 2 here.
 # - Krishnamoorthi 2018, *Quantizing Deep Convolutional Networks for Efficient Inference: A Whitepaper*.

@@ -95,7 +95,7 @@ fig, (ax, flow) = plt.subplots(1, 2, figsize=(8.8, 3.2), width_ratios=(1, 2))
 x = np.linspace(-0.49, 3.49, 797)
 ax.plot(x, np.round(x), color=show.COLOURS[0], label="forward")
 ax.plot(x, x, color=show.COLOURS[4], linestyle="--", label="backward")
-ax.set(xlabel="weight, in steps", ylabel="what the layer sees", xticks=range(4), yticks=range(4))
+ax.set(xlabel="weight, in steps", ylabel="what the layer sees", xticks=range(4), yticks=range(4), ylim=(-0.8, 4.7))
 ax.legend(loc="upper left", fontsize=9.5)
 flow.set(xlim=(0, 100), ylim=(0, 40))
 flow.axis("off")
@@ -114,7 +114,7 @@ for start, end, depth in ((91, 70, 0.3), (64, 11, 0.12)):
 flow.text(51, 33, "forward: what the shipped network will do", ha="center", fontsize=10)
 flow.text(51, 1, "backward: through the layer, around the rounding", ha="center", fontsize=10)
 show.figure(fig, alt="Left: rounding as a staircase, used forward, and a straight line through it, used backward. Right: a "
-            "float weight is rounded to 16 levels, goes through the layer to the loss; the gradient returns from the loss to "
+            "float weight is rounded to 16 levels, goes through the layer to the loss; the gradient returns through the layer to "
             "the float weight around the rounding.")  # fmt: skip
 
 # %% [markdown]
@@ -740,7 +740,8 @@ run.finish()
 #   measure. <!-- by construction -->
 # - Old code in FX mode can be ported to PT2E, and nearly all answers stay the same. <!-- claims: ported -->
 #
-# **Read**
+# ## What to read
+#
 # - Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko 2018, *Quantization and Training of Neural Networks for
 #   Efficient Integer-Arithmetic-Only Inference*: section 3 is section 4 here.
 # - Wu, Judd, Zhang, Isaev and Micikevicius 2020, *Integer Quantization for Deep Learning Inference: Principles and
