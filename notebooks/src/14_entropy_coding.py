@@ -13,8 +13,7 @@
 # A pruned and quantized network is a list of small whole numbers. Some of them come all the time, others hardly ever.
 # Give each the same five bits, and the frequent ones pay for the rare ones. **Entropy coding** writes what is frequent
 # with few bits and what is rare with many. The network stays the same, bit for bit: only the file gets shorter. How
-# short it can get, nobody has to guess. Shannon gave the bound in 1948, and you will come within a percent of it in
-# forty lines.
+# short it can get, nobody has to guess. Shannon gave the bound in 1948, and a short program comes close to it.
 #
 # **You will be able to**
 # - build a Huffman code, and say how far it stays above Shannon's bound;
@@ -99,7 +98,7 @@ for symbol in ("", *"aba"):
 for row, (symbol, begin, size) in enumerate(steps):
     right.barh(-row, 0.7 * size, left=begin, height=0.44, color=blue, edgecolor="black")
     right.barh(-row, 0.3 * size, left=begin + 0.7 * size, height=0.44, color=orange, edgecolor="black", hatch="//")
-    right.text(-0.04, -row, f"after “{symbol}”" if symbol else "at first", ha="right", va="center", fontsize=11)
+    right.text(-0.04, -row, f"after “{'aba'[:row]}”" if symbol else "at first", ha="right", va="center", fontsize=11)
     if row < 3:
         following = steps[row + 1]
         for near, far in ((following[1], following[1]), (sum(following[1:]), sum(following[1:]))):
