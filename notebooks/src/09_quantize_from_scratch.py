@@ -655,7 +655,7 @@ say(
 #
 # $$(\hat w - w)\,M\,(\hat w - w)^\top, \qquad M = \overline{x\,x^\top}.$$
 #
-# $M$ holds all that matters about the inputs; the folded cell collects it from calibration images, one matrix for each
+# $M$ holds all that this error needs to know of the inputs; the folded cell collects it from calibration images, one matrix for each
 # layer.
 
 
@@ -1102,7 +1102,7 @@ say(
     "alone, put the numbers into a fresh network, and got the same logits, bit for bit. Steps, biases and a header, and "
     "in the second file two layers of eight bits, keep them from being 16 and 8 times smaller. "
     + " ".join(
-        f"{name}: {saved:,.0f} bytes were saved by leaving out zeros, so many of the codes are zero."
+        f"{name}: {saved:,.0f} bytes were saved by leaving out zeros: that many of the codes are zero."
         for name, saved in gained.items()
         if saved > 0
     )

@@ -1179,7 +1179,8 @@ for row, name in enumerate(matrix.index):
 ax.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=40, ha="right", rotation_mode="anchor")
 ax.set_yticks(range(len(matrix)), [name if faulty[name] else f"mended: {name}" for name in matrix.index])
 ax.grid(False)
-ax.set(xlabel="check (✗ it fires, ✓ it passes, blank: it has nothing to look at)", ylabel="version of a snippet")
+ax.set_ylabel("version of a snippet")
+ax.set_xlabel("✗ it fires, ✓ it passes, blank: nothing to look at", loc="right")
 title = f"No check catches more than {best.max()} of {faulty.sum()} faulty versions"
 fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
 alt = "; ".join(f"{title} fires on {', '.join(fires.index[fires[title]]) or 'none'}" for title in fires)
@@ -1359,7 +1360,7 @@ def tensorflow(code, *needs):
     outcome = snippets.run_snippet(code, timeout=300) if installed and PROFILE != "smoke" else stored
     print(f"{outcome}\n[{outcome.source}]")
     if outcome.error != stored.error:  # another version, perhaps
-        print(f"It was otherwise in the {stored.source}:\n{stored}")
+        print(f"It was different in the {stored.source}:\n{stored}")
 
 
 # %% tags=["plumbing"]
