@@ -632,7 +632,10 @@ for ax, values in zip(axes, (of_draws, of_seeds), strict=True):
 leaders = {by_seed.xs(n, level="labels").mean(axis=1).idxmax() for n in (100, 500)}
 axes[0].set(ylabel="validation accuracy (%)", title="This run, over its draws", ylim=(40, 82))
 axes[1].set_title(f"Published, over {len(full_runs)} seeds")
-fig.suptitle(f"In the published runs “{'” and “'.join(sorted(leaders))}” leads at 100 and at 500 labels", fontsize=12)
+fig.suptitle(
+    f"In the published runs “{'” and “'.join(sorted(leaders))}” has the highest mean at 100 and at 500 labels",
+    fontsize=12,
+)
 fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
 spoken = "; ".join(f"{way}, {n:,} labels: {100 * np.mean(v):.1f}" for (way, n), v in of_seeds.items())
 alt = f"Validation accuracy (%) against labelled photographs, with 95 % intervals. Published, mean over the seeds: {spoken}."
