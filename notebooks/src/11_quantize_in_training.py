@@ -4,7 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
-#   reads: [09_quantize_from_scratch]
+#   reads: [09_quantize_from_scratch, 10_quantize_after_training]
 # ---
 
 # %% [markdown]
