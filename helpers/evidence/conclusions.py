@@ -30,11 +30,10 @@ def conclude(*comparisons: Comparison, unit: str = "points", words: tuple[str, s
     numbers that are not finite.
     """
     checks.not_empty("comparisons", comparisons)
-    several = [each for each in comparisons if len(each.published) > 1]
-    zeros = [[0.0] * len(each.published) for each in several]
-    p_values = [paired_p(each.published, zero) for each, zero in zip(several, zeros, strict=True)]
+    several = [place for place, each in enumerate(comparisons) if len(each.published) > 1]
+    p_values = [paired_p(comparisons[place].published, [0.0] * len(comparisons[place].published)) for place in several]
     decided = dict(zip(several, holm(p_values) if p_values else [], strict=True))
-    verdicts = [_verdict(each, decided.get(each), words) for each in comparisons]
+    verdicts = [_verdict(each, decided.get(place), words) for place, each in enumerate(comparisons)]
     say("\n".join(_line(each, said, unit, words) for each, said in zip(comparisons, verdicts, strict=True)))
     return verdicts
 
