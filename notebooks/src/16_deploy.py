@@ -856,11 +856,11 @@ run.claim("removal-pays", f"Speed of a dense layer with a tenth of the weights, 
 unstacked = speed.stack().unstack("form")
 ahead = (unstacked["removed: a smaller dense layer"] > unstacked[kernels].max(axis=1)).mean()
 conclude_speed(
-    faster(f"CSR of PyTorch with {half:.0%} zeros against dense, one input", half_zeros.ratio,
+    faster(f"CSR of PyTorch with {half:.0%} zeros against dense: the largest layer, one input", half_zeros.ratio,
            evidence.claimed(NAME, "half-is-not-enough")),
-    faster(f"The best sparse form with {most:.1%} zeros against dense, one input", best_sparse.ratio,
+    faster("The best sparse form against dense: the largest share of zeros, the largest layer, one input", best_sparse.ratio,
            evidence.claimed(NAME, "sparse-pays")),
-    faster(f"A dense layer with a tenth of the weights against the whole one, {many} inputs", removed.ratio,
+    faster("A dense layer with a tenth of the weights against the whole one: the largest layer and batch", removed.ratio,
            evidence.claimed(NAME, "removal-pays")),
     doublings=True,
 )  # fmt: skip
