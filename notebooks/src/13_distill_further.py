@@ -498,7 +498,7 @@ run.record("photos_validation", scores)
 table = pd.DataFrame({"validation accuracy (%)": {way: 100 * score for way, score in scores.items()}})
 fig = show.bars(
     table.iloc[:, 0].to_dict(),
-    title=f"This run: {S.photos:,} photographs, {counted(S.photo_epochs, 'epoch')}, one seed",
+    title=f"This run: {S.photos:,} photographs,\n{counted(S.photo_epochs, 'epoch')}, one seed",
     xlabel="validation accuracy (%)",
     label="{:.1f}",
 )
@@ -650,10 +650,7 @@ bag_scores = {name: accuracy(bag, unseen_reviews) for name, bag in bags.items()}
 
 # %% tags=["plumbing"]
 run.record("reviews_validation", bag_scores)
-table = pd.DataFrame({"validation accuracy (%)": {name: 100 * score for name, score in bag_scores.items()}})
-fig = show.bars(table.iloc[:, 0].to_dict(), title=f"This run: bags that learned from {len(whole):,} reviews, one seed",
-                 xlabel="validation accuracy (%)", label="{:.1f}")  # fmt: skip
-show.figure(fig, alt=f"Accuracy of {len(bags)} bags. {show.in_words(table, '{:.1f}')}", table=table)
+show_arms(pd.DataFrame([bag_scores]), f"This run: bags taught on\n{len(whole):,} reviews, one seed")
 pairs = [(name, "labels alone") for name in bags if name.startswith("taught")]
 pairs.append(("taught by all three", "labels alone, whole reviews"))
 verdicts = evidence.conclude(*(compared("reviews_validation", bag_scores, *pair) for pair in pairs))
