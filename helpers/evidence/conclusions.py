@@ -71,6 +71,8 @@ def _beside(own: float | None, verdict: str, words: tuple[str, str], low: float,
     if own is None:
         return ""
     if verdict in words:
-        same_way = own > 0 if verdict == words[0] else own < 0
-        return ", too" if same_way else ", the other way: one seed of a short run. Believe the published ones"
+        if (own > 0) is (verdict == words[0]) and own != 0:
+            return ", too"
+        way = "the other way" if own else "no difference"
+        return f", {way}: one seed of a short run. Believe the published ones"
     return ", as one seed may say" if low <= own <= high else ": one seed, which decides nothing"

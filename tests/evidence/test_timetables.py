@@ -2,7 +2,7 @@
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.evidence import reading, schema, timetable
+from helpers.evidence import reading, schema, timetables
 from tests.evidence.evidence_examples import NB, finished
 
 SOURCE = """\
@@ -38,7 +38,7 @@ def test_what_is_folded_is_not_read(tmp_path, monkeypatch):
     assert evidence.reading_minutes(NB) == 0
     paths.write_atomically(tmp_path / "src" / f"{NB}.py", SOURCE.encode())
     words = len(["[markdown]", "#", "one", "two", "three"])
-    assert evidence.reading_minutes(NB) == words / timetable.WORDS_PER_MINUTE + 2 / timetable.LINES_PER_MINUTE
+    assert evidence.reading_minutes(NB) == words / timetables.WORDS_PER_MINUTE + 2 / timetables.LINES_PER_MINUTE
 
 
 def test_expected_seconds_come_from_published_results():
