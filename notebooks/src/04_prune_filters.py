@@ -293,8 +293,8 @@ pd.concat({f"{kind}, batch {batch}": measure.verdict_table(v) for (kind, batch),
 # A convolution is a dense matrix product, and multiplies by zero as carefully as by anything else. Three quarters of the
 # multiplications are of no use, and nothing like a fourfold speed-up arrives.
 #
-# Yet with a full batch in eager PyTorch your clock may well say "faster", by some percent. A copy of the dense network, the
-# control, is not faster; so it is neither luck nor the place in memory. Who is it? Take the network apart, and time a convolution
+# Yet with a full batch in eager PyTorch your clock may well say "faster", by some percent. If the control, a copy of the dense
+# network, is not faster, then it is neither luck nor the place in memory. What is it? Take the network apart, and time a convolution
 # and the pooling alone, on the maps that each network hands to them. A third set of maps holds the *same numbers* as the dense
 # network's, sorted within each channel.
 
@@ -314,7 +314,7 @@ with torch.inference_mode():
 pd.concat({part: measure.verdict_table(found) for part, found in alone.items()})
 
 # %% [markdown]
-# The convolution does not care. The pooling does, and even for the same numbers in another order. PyTorch's pooling on a CPU is a
+# On a quiet machine the convolution does not care. The pooling does, and even for the same numbers in another order. PyTorch's pooling on a CPU is a
 # loop that *compares*: is this pixel larger than the largest so far? The processor guesses each answer in advance and works on; a
 # wrong guess costs it the work of many steps. In sorted maps it guesses well, and in a channel of zeros it is never wrong. ONNX
 # Runtime's pooling takes the larger of two numbers without such a fork in the road, and its clock sees nothing.
