@@ -819,7 +819,8 @@ of_test = evidence.conclude(
 # %% [markdown]
 # The savings are large in every seed, and different in each, because each chose another cut: a rule of choice that stops at half
 # a point is decided by a handful of photographs. Against the small network three such different choices decide nothing, though
-# the mean is on the side of the pretrained one. And compare the two rows of times: the small network, which nobody had to
+# the mean is on the side of the pretrained one. (Of three comparisons decided together, an interval that only just clears 0 is
+# not enough.) And compare the two rows of times: the small network, which nobody had to
 # prune, outran the mildest of these cuts.
 #
 # If a pretrained network lies around, what it knows is a gift, and pruning is how to carry it. If it has to be trained first,
