@@ -68,11 +68,11 @@ def _graded(cell: "NotebookNode") -> "list[NotebookNode]":
 
 def _apart(code: str) -> tuple[str, str]:
     """Return the answer and, from the statement that checks it on, the rest of a cell; "" is what there is not."""
-    lines, end = code.splitlines(), 0
+    lines = code.splitlines()
     for node in ast.parse(code).body:
         if CHECK.search("\n".join(lines[node.lineno - 1 : node.end_lineno])):
-            return "\n".join(lines[:end]).strip(), "\n".join(lines[end:]).strip()
-        end = node.end_lineno or end
+            first = node.lineno - 1
+            return "\n".join(lines[:first]).strip(), "\n".join(lines[first:]).strip()
     return code, ""
 
 

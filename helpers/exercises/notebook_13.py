@@ -45,7 +45,7 @@ def _committee(pooled: Callable[[list[torch.Tensor]], torch.Tensor]) -> str:
 def _other_mean(by_probabilities: Callable[[list[torch.Tensor]], torch.Tensor]) -> str:
     for teachers, rows, classes, spread in ((2, 4, 10, 2.0), (3, 5, 3, 4.0), (2, 3, 4, 2_000.0)):
         answers = [spread * torch.randn(rows, classes, dtype=torch.float64) for _ in range(teachers)]
-        expected = sum(torch.distributions.Categorical(logits=answer).probs for answer in answers) / teachers
+        expected = torch.stack([torch.distributions.Categorical(logits=each).probs for each in answers]).mean(dim=0)
         given = by_probabilities([answer.clone() for answer in answers])
         found = _logits(given, (rows, classes), "One row of logits for each example; the teachers are averaged away.")
         if torch.allclose(found.softmax(dim=1), expected, atol=1e-6) and not found.isinf().any():

@@ -35,9 +35,7 @@ def _most_units(most_units: Callable[[int, int], int]) -> str:
             raise Wrong(said, hint="Each unit brings a bias of four bytes, and the other layers have 34 of them.")
         if found == len(fits):
             raise Wrong(said, hint="That is one too many: the limit is not to be passed. Round down.")
-        raise Wrong(
-            said, hint="Take off what does not depend on the units, and divide by what one unit costs."
-        )
+        raise Wrong(said, hint="Take off what does not depend on the units, and divide by what one unit costs.")
     return "Right: the width follows from the budget, not from a search."
 
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
+from torch import nn
 
 from helpers.exercises.checking import Wrong, exercise, within_factor
 
 
 @exercise("21.1")
 def _share_of_zeros(share: Callable[[torch.nn.Module], float]) -> str:
-    nn = torch.nn
-    net = nn.Sequential(nn.Embedding(90, 10), nn.Flatten(), nn.Linear(20, 5))
+    net: Any = nn.Sequential(nn.Embedding(90, 10), nn.Flatten(), nn.Linear(20, 5))
     with torch.no_grad():
         net[2].weight.zero_()
         net[2].bias.fill_(-1.0)

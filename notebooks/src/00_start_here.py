@@ -832,7 +832,7 @@ say(
 
 # %% tags=["plumbing"]
 tested = [{model.name: model.accuracy for model in result.models} for result in published]
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         "test accuracy with a tenth of the weights, retrained, against the dense network",
         100 * (accuracy["a tenth of the weights"] - accuracy["dense"]),

@@ -267,7 +267,7 @@ say(
     f"{zeros:.0%} of the weights are zero, and the masked network does {measure.count_macs(masked, ONE):,} MACs, "
     f"like the dense one. How much longer does it take, in percent of the dense network's time?"
 )
-evidence.conclude(
+_ = evidence.conclude(
     *(
         evidence.Comparison(
             f"{kind}, batch {batch}",
@@ -788,7 +788,7 @@ say(
     + ("Here uniform and global were one network, so the trial had nothing to decide between them. " if twins else "")
     + f"We go on with **{scope}, {chosen}**: the scope by this trial, the loss by the settings. What the trials say:"
 )
-evidence.conclude(
+_ = evidence.conclude(
     *(
         evidence.Comparison(what, None if twins and i == 0 else own[i], tuple(race[i] for race in theirs))
         for i, what in enumerate(
@@ -901,7 +901,7 @@ say(
     f"(99 %: {low:.2f} to {high:.2f}). The share of the saving that arrived, in points from all of it:"
 )
 cut_there = [next(name for name in table.index if name.startswith("filters")) for table in past_time]
-evidence.conclude(
+_ = evidence.conclude(
     *(
         evidence.Comparison(
             column,
@@ -942,7 +942,7 @@ for r in (8, 1):
         if column in table
     )
     rounder.append(evidence.Comparison(f"ONNX Runtime, batch {S.batches[1]}, {name}", mine, found))
-evidence.conclude(*rounder, words=("slower", "faster"))
+_ = evidence.conclude(*rounder, words=("slower", "faster"))
 say(f"The published cut is rounded to multiples of 16, this run's to multiples of {S.round_to}.")
 
 # %% [markdown]

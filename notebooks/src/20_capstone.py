@@ -72,6 +72,10 @@ pd.DataFrame(
 ).T  # fmt: skip
 
 # %% [markdown]
+# Where do such numbers come from? The bytes from the place where the model must live: the flash of a small controller, the first
+# packet of a page, a QR code. The accuracy from what a mistake costs. The speed from how long a person waits, or from how many
+# answers a day one machine must give. Nobody hands you all three at once; asking for them is the first part of the job.
+#
 # Each column can be met alone without any skill. An empty file is small, the dense network is accurate, and one that always
 # says "7" is fast. The art is to meet all three with *one* file, and that is why they stand in one row.
 #
@@ -332,7 +336,7 @@ tables = [
     for rows in evidence.measurements("20_capstone", "contest").values()
 ]
 first, rival = "pruned, 4 bits", "thin and dense"
-evidence.conclude(
+_ = evidence.conclude(
     evidence.Comparison(
         f"*{first}* against *{rival}*, trained as long as here",
         100 * (contest["accuracy"][first] - contest["accuracy"][rival]),
@@ -346,6 +350,10 @@ say(
 )
 
 # %% [markdown]
+# Why is a thin network with floats no match here, although it has fewer weights and all of them in full precision? Count once more:
+# 115,000 bytes hold 28,750 floats. They hold about 77,000 weights of four bits with a byte for the way to each, and those were
+# picked from 430,500 that had been trained together. The thin network must find its few by itself, and in a few minutes.
+#
 # What the thin network would reach with LeNet-5's training is another question. Whoever reports a contest should say how long each
 # side was trained; here the settings say it.
 #
@@ -437,8 +445,10 @@ run.finish()
 # - Pruning and fewer bits together keep more of a trained network within the same bytes than either alone. Count it: half a byte
 #   and a gap, against four bytes and a gap. <!-- by construction -->
 # - Choose on validation, touch test once, and say how many networks stand behind a number. <!-- claims: capstone-test -->
+
+# %% [markdown]
+# ## What to read
 #
-# **Read**
 # - Blalock et al. 2020, *What is the State of Neural Network Pruning?*: why budgets must be stated before one compares.
 # - Bouthillier et al. 2021, *Accounting for Variance in Machine Learning Benchmarks*.
 #

@@ -33,7 +33,7 @@ CASES = {
         [
             (lambda a, b: a[0] >= b[0] and a[1] <= b[1], "Twins do not dominate"),
             (lambda a, b: a[0] > b[0] and a[1] < b[1], "Better in one of the two"),
-            (lambda a, b: a[0] > b[0], "worse in either"),
+            (lambda a, b: a[0] >= b[0] and a != b, "worse in either"),
         ]
     ),
     "19.3": Case(
