@@ -136,7 +136,7 @@ S = evidence.settings(
                scored=64, photos=128, photo_views=1, retrain=(1, 1), batch=64, lr=0.02, photo_bits=4, calibration=20,
                digits_seen=200, photos_seen=100, tested=200, timings=20),
     quick=dict(ratio=30, digits=6_144, views=2, digit_batch=64, epochs=3, tune=1,
-               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(768, 2, 2, 10, 3), steep=(1_536, 2), photo_order=(256, 1, 2, 5, 4),
+               bits=dict(conv1=4, conv2=3, fc1=3, fc2=3), bias=5, order=(768, 2, 2, 10, 3), steep=(1_024, 2), photo_order=(256, 1, 2, 5, 4),
                widths=(6, 12, 20), wide=(6, 12, 40), budget=6_000, thin=(6, 3), thin_lr=4e-3,
                net="cifar_small", cut=2.0, round_to=8, scored=500, photos=3_072, photo_views=1, retrain=(2, 1), batch=64,
                lr=0.02, photo_bits=4, calibration=100, digits_seen=2_500, photos_seen=1_000, tested=4_000, timings=30),
