@@ -255,7 +255,7 @@ def _notebooks(args: argparse.Namespace) -> int:
     from helpers.course import readme, staleness
 
     failures: list[str] = []
-    waiting = list(args.chosen)
+    waiting = staleness.in_reading_order(args.chosen)
     # Another round builds those that show what the round before has measured.
     chosen = _to_build(waiting, again=args.again)
     while chosen:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,23 @@ def _why_stale(source: Path) -> str:
     if not _gives_published_time(source, path):
         return "gives another time for the full profile than the results"
     return ""
+
+
+def in_reading_order(sources: list[Path]) -> list[Path]:
+    """Return sources by number, but those that show the results of others after these; NotebookError for a circle."""
+    by_name = {source.stem: source for source in sources}
+    shown = {name: by_name.keys() if "all" in reads(source) else reads(source) for name, source in by_name.items()}
+    sorter = TopologicalSorter({name: {*names} & by_name.keys() - {name} for name, names in shown.items()})
+    ordered: list[str] = []
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise NotebookError(f"notebooks show each other's results: {' → '.join(error.args[1])}") from None
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        ordered += ready
+        sorter.done(*ready)
+    return [by_name[name] for name in ordered]
 
 
 def _gives_published_time(source: Path, built: Path) -> bool:

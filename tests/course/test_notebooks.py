@@ -161,6 +161,19 @@ def store(course: Path, source: Path) -> None:
     nbformat.write(notebook, course / "notebooks" / f"{source.stem}.ipynb")
 
 
+def test_a_notebook_that_shows_others_is_built_after_them(course):
+    """And `all` after everybody; its own results count as nobody's."""
+    headers = {"00_a": "[02_c]", "01_b": "[all]", "02_c": "[02_c]", "03_d": "[]"}
+    sources = []
+    for name, names in headers.items():
+        sources.append(course / f"{name}.py")
+        sources[-1].write_text(f"# ---\n# jupyter:\n#   reads: {names}\n# ---\n")
+    assert [source.stem for source in staleness.in_reading_order(sources)] == ["02_c", "03_d", "00_a", "01_b"]
+    sources[2].write_text("# ---\n# jupyter:\n#   reads: [00_a]\n# ---\n")
+    with pytest.raises(NotebookError, match="notebooks show each other's results: .*00_a"):
+        staleness.in_reading_order(sources)
+
+
 @pytest.mark.parametrize(
     ("file", "code", "expected"),
     [
