@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+HOW_TO_READ = (
+    "Accuracies are of the last epoch, never of the best one; ± is the standard deviation over n seeds. Beside the "
+    "dense networks and the models without a file, the recipes are shown that no other one beats in both test "
+    "accuracy and bytes; being picked, they look a little better than they are (notebook 19 measures by how much). A "
+    "row of n = 1 says nothing about its recipe's spread. “Fewer weights” counts weights, no biases; never compare it"
+    " with a file's ratio (÷). “Run” names the commit (of older runs, which did not record it, the notebook's "
+    f"source), the machine and torch's threads; {MIXED} marks seeds of several sources."
+)
+
+
 def leaderboard(*, build: bool = True, damaged: list[str] | None = None) -> "pd.DataFrame":
     """Return the `board` of every task in one table, with the columns task and own.
 
@@ -135,11 +145,5 @@ def _readme_provenance() -> str:
     machines = sorted({machine_text(result.provenance["machine"]) for result in results})
     return (
         f"Measured on {'; '.join(machines)}, the latest on {latest['started'][:10]} with torch {latest['torch']} and "
-        f"helpers {latest['helpers_version']}. Accuracies are of the last epoch, never of the best one; ± is the standard "
-        "deviation over n seeds. Beside the dense networks and the models without a file, the recipes are shown that no "
-        "other one beats in both test accuracy and bytes; being picked, they look a little better than they are (notebook "
-        "19 measures by how much). A row of n = 1 says nothing about its recipe's spread. “Fewer weights” counts weights, "
-        "no biases; never compare it with a file's ratio (÷). “Run” names the commit (of older runs, which did not record "
-        f"it, the notebook's source), the machine and torch's threads; {MIXED} marks seeds of several sources."
-        + "".join(f"\n- *Erratum.* {line}" for line in errata())
+        f"helpers {latest['helpers_version']}. {HOW_TO_READ}" + "".join(f"\n- *Erratum.* {line}" for line in errata())
     )

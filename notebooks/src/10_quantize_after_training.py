@@ -59,7 +59,7 @@ from helpers.files import write_dense
 
 # %% tags=["plumbing"]
 PAGE = "10_quantize_after_training"
-run = evidence.start(PAGE, profile=PROFILE, seed=SEED)
+run = evidence.start("10_quantize_after_training", profile=PROFILE, seed=SEED)
 say(evidence.timetable(PAGE))
 show.style()
 

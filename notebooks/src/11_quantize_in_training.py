@@ -54,7 +54,7 @@ from helpers.evidence import say
 
 # %% tags=["plumbing"]
 PAGE = "11_quantize_in_training"
-run = evidence.start(PAGE, profile=PROFILE, seed=SEED)
+run = evidence.start("11_quantize_in_training", profile=PROFILE, seed=SEED)
 say(evidence.timetable(PAGE))
 show.style()
 
