@@ -63,5 +63,6 @@ def _row(name: str, question: str) -> str:
     if not (chapters.BUILT / f"{name}.ipynb").exists():
         return f"| {name} | {question} | *coming* | |"
     seconds = (evidence.expected_seconds(name, profile) for profile in ("quick", "full"))
-    times = " | ".join("–" if each is None else duration(each) for each in seconds)
-    return f"| [{name}](notebooks/{name}.ipynb) | {question} | {times} |"
+    quick, full = ("–" if each is None else duration(each) for each in seconds)
+    full += f", with {other[:2]}" if (other := evidence.run_with(name)) else ""
+    return f"| [{name}](notebooks/{name}.ipynb) | {question} | {quick} | {full} |"

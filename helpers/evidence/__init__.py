@@ -27,7 +27,7 @@ from helpers.evidence.records import Claim, Model, Result
 from helpers.evidence.runs import runs, technique
 from helpers.evidence.schema import PROFILES, ClaimError
 from helpers.evidence.tables import format_leaderboard, leaderboard, readme_table
-from helpers.evidence.timetables import expected_seconds, reading_minutes, timetable
+from helpers.evidence.timetables import expected_seconds, reading_minutes, run_with, timetable
 
 __all__ = [
     "GOALS",
@@ -62,6 +62,7 @@ __all__ = [
     "reading_minutes",
     "readme_table",
     "recorded",
+    "run_with",
     "runs",
     "say",
     "settings",

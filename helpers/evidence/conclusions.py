@@ -55,7 +55,7 @@ def _verdict(each: Comparison, p: float | None, words: tuple[str, str]) -> str:
 def _line(each: Comparison, verdict: str, unit: str, words: tuple[str, str]) -> str:
     n = len(each.published)
     if n < 2:
-        runs = "no full run is published" if n == 0 else f"one full run is published ({each.published[0]:+.2f})"
+        runs = "no published run has measured it" if n == 0 else f"one full run is published ({each.published[0]:+.2f})"
         return f"- {each.what}: **{verdict}**; {runs}.{_own(each.own, unit, ', a hint and no more')}"
     mean = mean_std(each.published).mean
     low, high = paired_interval(each.published, [0.0] * n)
@@ -71,7 +71,7 @@ def _beside(own: float | None, verdict: str, words: tuple[str, str], low: float,
     if own is None:
         return ""
     if verdict in words:
-        if (own > 0) is (verdict == words[0]) and own != 0:
+        if own and bool(own > 0) == (verdict == words[0]):
             return ", too"
         way = "the other way" if own else "no difference"
         return f", {way}: one seed of a short run. Believe the published ones"

@@ -28,9 +28,19 @@ def timetable(notebook: str) -> str:
         f"reading about {minutes:.0f} minutes" if minutes else "reading",
         "*smoke* under half a minute",
         f"*quick* about {duration(quick)}" if quick else "*quick* at most two minutes",
-        f"*full* about {duration(full)} for each seed" if full else "*full* not published yet",
+        f"*full* about {duration(full)} for each seed{_together(notebook)}" if full else "*full* not published yet",
     ]
     return f"**Time**: {', '.join(parts)}."
+
+
+def run_with(notebook: str) -> str:
+    """Return the name of the chapter that was one with `notebook` when its full results ran: the times are of both."""
+    found = {r.provenance.get("together_with", "") for r in results_in(paths.RESULTS / "full", notebook)}
+    return max(found, default="")
+
+
+def _together(notebook: str) -> str:
+    return f", together with notebook {other[:2]}" if (other := run_with(notebook)) else ""
 
 
 def reading_minutes(notebook: str) -> float:

@@ -67,7 +67,7 @@ def _dominates(dominates: Callable[[tuple[float, int], tuple[float, int]], bool]
             if right:
                 raise Wrong(said, hint="Better in one of the two is enough, if the other is as good.")
             raise Wrong(said, hint="It must not be worse in either: more accurate and larger is no domination.")
-    return "Right, twins included."
+    return "Twins included."
 
 
 @exercise("19.3")
@@ -94,4 +94,4 @@ def _count_networks(count: Callable[[list[tuple[float, int, int]]], int]) -> str
     ]:
         if (found := count(list(rows))) != right:
             raise Wrong(f"For {len(rows)} runs {rows} you count {found!r}; right: {right}.", hint=hint)
-    return "Right: n is a number of networks."
+    return "n is a number of networks."

@@ -19,7 +19,7 @@ def _bytes_of(bytes_of: Callable[[int, int, int], float]) -> str:
         if found == float(weights * bits + 32 * biases):
             raise Wrong(said, hint="Those are bits. A byte has eight.")
         raise Wrong(said, hint="Weights times bits, divided by eight, and four bytes for each bias.")
-    return "Right. The header and the scales of the rows come on top."
+    return "The header and the scales of the rows come on top."
 
 
 @exercise("20.3")
@@ -36,7 +36,7 @@ def _most_units(most_units: Callable[[int, int], int]) -> str:
         if found == len(fits):
             raise Wrong(said, hint="That is one too many: the limit is not to be passed. Round down.")
         raise Wrong(said, hint="Take off what does not depend on the units, and divide by what one unit costs.")
-    return "Right: the width follows from the budget, not from a search."
+    return "The width follows from the budget, not from a search."
 
 
 @exercise("20.2")

@@ -11,7 +11,7 @@
 # # 00 · Start here: what can be made smaller, what does it cost, and how do I know?
 #
 # A trained network is mostly numbers that it could do without. In the next half hour you delete nine tenths of one,
-# round another to eight bits, and weigh what is left on four scales. Two of the scales will not move. Why they do not, and
+# round another to eight bits, and weigh what is left. The work and the waiting will not move. Why they do not, and
 # what moves them, is what this course is about.
 #
 # **You will be able to**
@@ -363,7 +363,7 @@ show.figure(fig, alt=alt, table=table)
 run.record("one_cut", table.reset_index())
 
 # %% [markdown]
-# Which digits are these? Look at some: some of them would make you hesitate, too.
+# Which digits are these? Would you have hesitated, too?
 
 # %% tags=["plumbing"]
 became = training.predict(cut, digits.inputs).argmax(1)
@@ -622,8 +622,8 @@ exercises.check("00.4", digits_until_even)
 # ## 6. Pictures, speech, text: where is there something to save?
 #
 # Compression pays where the parameters or the operations are. Are they in the same place? Look at three networks of the
-# size that runs on a phone: MobileNetV3 names what is in a picture, a small convolutional LSTM turns a second of sound
-# into letters, a small transformer judges 200 words of text. (PyTorch's *meta* device builds them without giving them any
+# size that runs on a phone: MobileNetV3 names what is in a picture, two convolutions and an LSTM turn a second of
+# sound into letters, a small transformer judges 200 words of text. (PyTorch's *meta* device builds them without giving them any
 # memory: shapes are enough to count.)
 
 
@@ -691,7 +691,7 @@ for ax, (name, table) in zip(axes, kinds.items(), strict=True):
     share = share[share.max(axis=1) >= 1]
     show.bars(share, title=name.capitalize(), xlabel="", label="{:.0f} %", ax=ax)
     alt += f" In {name}, {show.in_words(share)}"
-axes[-1].set_xlabel("share of the network (%), from 1 % on")
+axes[-1].set_xlabel("share of the network (%); kinds below 1 % left out")
 table = pd.concat(kinds, names=["network", "kind of layer"])
 show.figure(fig, alt=alt, table=table)
 
@@ -746,7 +746,8 @@ say("There is a GPU; training uses it." if this_machine["gpu"] else "There is no
 # Much that is written about compression is true of another network, another machine, or a table that was never rerun. So
 # this course holds itself to rules that you can check:
 #
-# - **No result in the text is typed by hand.** The sentences with numbers in them were written by the cells above them.
+# - **Measured numbers are not typed by hand.** The cells above them write them; where a sentence sums up in words, a claim or a
+#   published verdict stands behind it.
 # - **Claims are decided by code.** If one does not hold, the notebook stops, here or on anybody's machine.
 # - **One run decides nothing about A against B.** The published seeds decide, and your own run stands beside them.
 # - **A file counts when it was read back** and gave the same answers; **a time** when it differs by more than a network
@@ -777,7 +778,7 @@ exercises.check(PESSIMIST, lambda: 990, measured=measured)
 
 # %% [markdown]
 # In the published notebooks the solutions are folded away below their exercise. `make student` writes versions without
-# them. And `make course` runs all notebooks and ends with a table of every model in them, the **leaderboard**.
+# them. And notebook 19 sets every model of the course side by side, the **leaderboard**.
 #
 # ### Exercise 00.5 — open
 #

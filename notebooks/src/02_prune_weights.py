@@ -479,9 +479,9 @@ _ = evidence.conclude(
 )
 
 # %% [markdown]
-# Training after the cut is what counts: without it the network guesses. Whether the cut comes in one piece or in several is
+# Training after the cut is what counts: without it the network does little better than guess. Whether the cut comes in one piece or in several is
 # another question, and only the lines above answer it. The first of them compares what most people would run, and mixes
-# cuts with learning rates. The second one is the fair comparison; where it says that no full run is published, it is still
+# cuts with learning rates. The second one is the fair comparison; where it says that no published run has measured it, it is still
 # to be run. (The full profile cuts further than *quick*, and trains longer after it: the same experiment, at a harder place.)
 #
 # ## 7. As far as it goes
@@ -849,7 +849,7 @@ exercises.check("02.4", neuron_scores, accuracy_by=accuracy_by)
 # %% [markdown]
 # One network, one sparsity: that is an observation and no law. Notebook 03 asks the question properly.
 #
-# **02.5 · Open.** No check, and no single right answer. Section 6 compares two ways at one sparsity. Is `far` the place where
+# **02.5 · Open.** No check, and no single right answer. Section 6 compares three ways at one sparsity. Is `far` the place where
 # small cuts would show, if anywhere? Choose another sparsity and another number of rounds, and write down beforehand what
 # difference you would call real, given how far the published seeds lie apart. Then run it with three seeds. What may you
 # conclude, and what would you need to conclude more?
@@ -881,7 +881,7 @@ run.finish()
 # - A small magnitude is a good reason to go. Random pruning is the control that shows it.
 #   <!-- claims: magnitude-beats-random -->
 # - After a deep cut it is training that brings the answers back. <!-- claims: training-repairs -->
-# - Pruned while it trains, LeNet-5 keeps fewer than one weight in a hundred, and misreads less than one test digit in a
+# - In the published runs LeNet-5, pruned while it trains, keeps fewer than one weight in a hundred, and misreads less than one test digit in a
 #   hundred. <!-- claims: 108x, error-at-108x -->
 # - A ratio of weights is no ratio of bytes: positions, biases and a header take their share of the smaller file.
 #   <!-- claims: fewer-weights, smaller-file -->

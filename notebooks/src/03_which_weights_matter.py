@@ -511,7 +511,7 @@ said = [
 _ = evidence.conclude(*said, unit="nats")
 
 # %% [markdown]
-# The score that keeps the most of the formula makes the worst cut, far worse than drawing lots. Why? **Because of its sign.**
+# The score that keeps the most of the formula makes the worst cut, far worse than drawing lots. Why? **Its sign is the first suspect.**
 # Sorted by $|gw|$, the weights that do *nothing* go first. Sorted with the sign, those go first whose removal *promises the
 # most*: weights with a large $g\,w$, far from idle. One such step may help. Hundreds of thousands of them, all in the
 # direction that was downhill at the start, go far beyond the place where the slope was measured. The formula holds for small
@@ -530,7 +530,7 @@ say(
 
 # %% [markdown]
 # So a signed prediction answers "will it help?", and for many removals at once you want "does it matter?". Keep this in mind:
-# in section 6 the same thing happens to the true damage itself.
+# in section 6 the order of the true damage may fall into the same trap.
 
 # %% tags=["plumbing"]
 half = len(learned) // 2
@@ -837,7 +837,7 @@ say(
 # any training, and count what is left: the same share of each layer, or, globally, wherever the scores are lowest. One more
 # order joins in, which no score can have: that of the **true damage**, the filters that did the least harm first.
 #
-# **Predict**: by how many points does the true damage win?
+# **Predict**: does the order of the true damage win, and by how many points?
 
 
 # %%
@@ -1123,7 +1123,8 @@ run.finish()
 #
 # - Taylor's formula is behind most scores. Ask which term a score keeps, and what it assumes about the other.
 #   <!-- by construction -->
-# - Gradients, products with the Hessian, its diagonal and its largest eigenvalues can be computed for networks of any size. On
+# - Gradients and products with the Hessian can be computed for networks of any size, its largest eigenvalues and its diagonal
+#   estimated; a sampled diagonal can drown in its noise. On
 #   a tiny one they agree with exact values: check them there first.
 #   <!-- claims: gradient-exact, hessian-exact, diagonal-exact, trace-sampled, diagonal-sampled, eigenvalues-exact -->
 # - The squared Taylor score follows the true damage of filters far better than chance does, and keeps far more accuracy than

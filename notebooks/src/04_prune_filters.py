@@ -202,7 +202,7 @@ blocks = [name.removesuffix(".conv") for name in layers.index if name.endswith("
 masked = silence(dense, {name: larger_half(dense.get_submodule(name).conv.weight) for name in blocks})
 
 # %% [markdown]
-# **Predict.** Half of the filters are zero, so three quarters of the multiplications are of no use. How many times faster is
+# **Predict.** Half of the filters are zero, so nearly three quarters of the multiplications are of no use. How many times faster is
 # the masked network in eager PyTorch? And in ONNX Runtime, which optimises the graph before it runs it?
 #
 # For ONNX Runtime, BatchNorm is **folded** into the convolutions, as every runtime does anyway. Nearly all networks below share
@@ -294,7 +294,7 @@ pd.concat({f"{kind}, batch {batch}": measure.verdict_table(v) for (kind, batch),
 # multiplications are of no use, and nothing like a fourfold speed-up arrives.
 #
 # Yet with a full batch in eager PyTorch your clock may well say "faster", by some percent. If the control, a copy of the dense
-# network, is not faster, then it is neither luck nor the place in memory. What is it? Take the network apart, and time a convolution
+# network, is not faster, the place in memory is not the reason. Luck is not ruled out. Is there a cause? Take the network apart, and time a convolution
 # and the pooling alone, on the maps that each network hands to them. A third set of maps holds the *same numbers* as the dense
 # network's, sorted within each channel.
 
@@ -824,7 +824,7 @@ run.record("fine_tuning_seconds", seconds, timing=True)
 # in blocks of that size. A layer with 17 channels may then cost as much as one with 24 or 32. That is why `choose_filters`
 # rounds. The next cell makes the same cut again with other multiples, at nearly the same MACs; these networks are only timed.
 #
-# **Predict**: what does the clock say of channels that are not rounded?
+# **Predict**: what does the clock say about channels that are not rounded?
 
 # %% tags=["plumbing"]
 roundings = {S.round_to: pruned} | {r: cut(score, scope, S.ratios[0], r) for r in S.roundings if r != S.round_to}
@@ -921,7 +921,7 @@ if PROFILE == "full":
               interval=last[pruned_name].cleared)  # fmt: skip
 
 # %% [markdown]
-# Where something is missing, where does it stay? Pooling, ReLU and the sums of the residual blocks shrink with the channels, not
+# Where part of the saving is missing, where did it go? Pooling, ReLU and the sums of the residual blocks shrink with the channels, not
 # with their square. Each call has its price, whatever the layer's size, and eager PyTorch pays it for each layer.
 #
 # And the roundings? The time of the other cuts against the rounder one, in points of the dense network's time:
@@ -1007,7 +1007,7 @@ if published:
 
 # %% [markdown]
 # Read this with care. In the published runs the thin network is much smaller than the pruned one: it is faster and less accurate,
-# and that is no verdict on pruning. In the quick profile the two have the same MACs, and one seed of a short training stands for each.
+# and that is no verdict on pruning. In the quick profile the two have nearly the same MACs, and one seed of a short training stands for each.
 # **Which of the two is better at equal MACs is not decided on this page.**
 #
 # The training bill decides with it. If the large network exists already, pruning it is cheap. If it has to be trained first, its
@@ -1131,7 +1131,8 @@ run.finish()
 #   right, the network answers like the silenced one. <!-- claims: surgery, residual-surgery, same-as-helper, same-as-library -->
 # - After the cut, record BatchNorm's statistics again: that alone gives back many points. <!-- claims: refresh -->
 # - After the cut, make a new optimizer: the old one trains what was removed. <!-- claims: all-trained -->
-# - More than half of the MACs gone and a fine-tuning later, less than a point of accuracy was lost, and ONNX Runtime was clearly faster.
+# - In the published runs more than half of the MACs went, less than a point of test accuracy was lost after fine-tuning, and ONNX
+#   Runtime was clearly faster.
 #   <!-- claims: fewer-macs, accuracy-kept, faster -->
 # - MACs are a promise. Ask which share of it arrived, in which runtime, at which batch size. <!-- by construction -->
 # - The competitor of a pruned network is a small dense one with the same MACs, with the training bill of both on the table.

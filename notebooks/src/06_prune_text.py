@@ -382,9 +382,7 @@ verdicts = evidence.conclude(
 # %% [markdown]
 # The published runs had the first two arms only, asked about another block. They decide that the two splits differ
 # on the same questions. How much of it is flattery and how much punishment, the third arm says, and no published run has
-# it yet: in one run of two thousand questions, another training of the same network moves the score by about as much. (A
-# larger measurement on equal questions, made apart from this page, found both: the random split flatters, and such blocks
-# punish, by less.) And the first arm is mild: only half of each film's other reviews are in it, where a random split of
+# it yet: in one run of two and a half thousand questions, a difference this small may be the training's luck. And the first arm is mild: only half of each film's other reviews are in it, where a random split of
 # eight to one to one leaves four fifths.
 #
 # What follows for this page? Everything below is trained and judged on the blocks of `data.imdb()`. That may cost its
@@ -837,7 +835,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# "90 % sparse" has two readings, and both are used. **All weights**: the smallest tenth of the whole network stays,
+# "90 % sparse" has two readings, and both are used. **All weights**: the largest tenth of the whole network stays,
 # embedding included. **Beside the embedding**: the embedding stays whole, and the smallest nine tenths of the other 20,000
 # weights go. Only the second one strikes the recurrent weights with certainty. What counts is what each network loses
 # against *itself*, not against the others.
@@ -944,7 +942,7 @@ if on_file:
 # of the LSTM; among four comparisons that is not enough, see Holm's rule in notebook 05.) That is no proof that they stand pruning
 # equally well; it says that the sentence "recurrent networks suffer more" does not follow from these runs. Where all
 # weights are cut, what the plain RNN loses and what the LSTM loses lie apart, and the CNN is no better off than the LSTM. The
-# bag hardly notices, in either.
+# bag, once retrained, hardly notices, in either.
 #
 # And mind what the first reading measures: which weights a global cut takes depends on how large the embedding's numbers
 # are beside the others, which the initial values decide as much as the training.

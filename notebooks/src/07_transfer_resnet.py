@@ -423,7 +423,7 @@ verdicts = evidence.conclude(
 # %% [markdown]
 # The old task suffers. Whether the new one gains or loses, the published seeds do not decide, and it hardly matters: this is an
 # adaptation that nobody asked for and nobody recorded. The cached features of section 3 are wrong for it, and a body that
-# several heads share breaks the others. The mend is the inner loop of the cell: frozen BatchNorm layers stay in evaluation
+# several heads share breaks the others. The remedy is the inner loop of the cell: frozen BatchNorm layers stay in evaluation
 # mode. `training.fit` does it for every BatchNorm whose scale and shift are frozen.
 #
 # ## 5. How much of the body should learn?
@@ -670,10 +670,11 @@ verdicts = evidence.conclude(
 )  # fmt: skip
 
 # %% [markdown]
-# So the pretrained weights are worth a lot, and a body that stays frozen leaves a part of that on the table. With 500 labels the
+# So the pretrained weights are worth a lot, and a body that stays frozen leaves a part of that on the table. (It also had
+# another optimizer, and saw no moved pictures: the difference is of the whole recipe.) With 500 labels the
 # network in which everything may move beat every other way; with 100 it did so too, except that it cannot be told apart from
-# *lower rates*. That elegant idea did not pay here. It had a handicap: every way had the same peak rate and the same few
-# steps, so lower rates also mean less learning. With more steps or a higher rate it might catch up; nobody tried that here.
+# *lower rates*. That elegant idea did not pay here. It had a handicap: the ways that fine-tune had the same peak rate and the
+# same few steps, so lower rates also mean less learning. With more steps or a higher rate it might catch up; nobody tried that here.
 #
 # What does not depend on luck is the cost. The frozen body needs one pass forward for each photograph, and then none. Training
 # all layers needs about three in every epoch: one forward, and two backward. So try the ways in the order of the table, the

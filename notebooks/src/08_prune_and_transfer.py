@@ -259,7 +259,8 @@ run.claim("same-as-library", "Tensors in which torch-pruning's cut of the traina
           differing(by_helper, thawed_copy), at_most=0)  # fmt: skip
 
 # %% [markdown]
-# From here on nothing is frozen: in the published runs of notebook 07, training all layers beat every other way.
+# From here on nothing is frozen: in the published runs of notebook 07, training all layers beat every other way
+# with 500 labels.
 #
 # ## 3. Which filters does the new task need?
 #
@@ -495,7 +496,7 @@ of_orders = evidence.conclude(
 )
 
 # %% [markdown]
-# The first line is the finding of this page, and not what one would expect: **pruning first was ahead**, by under a point, and it
+# The first line is the finding of this page, and not what one would expect: **pruning first was ahead**, by three quarters of a point on average, and it
 # was the cheapest order as well. Its network is small from the first step, so all of its training goes to the filters that stay.
 # But read the last line before you make a law of it. The two orders of the first line also used different scores, because
 # whoever cuts first can only ask the old task. Give both the old task's score, and the seeds no longer tell the orders apart. So
@@ -541,7 +542,8 @@ for ratio in S.curve:
     curve[ratio], lost[ratio] = net, base - accuracy(net)
 
 # %% [markdown]
-# Which one goes to the phone is chosen here, on validation: the smallest one that loses at most half a point. (The
+# Which one goes to the phone is chosen here, on validation: the smallest one that loses at most half a point;
+# if none does, the mildest cut. (The
 # losses need not grow from cut to cut: each network has had more training than the one before.)
 # Why not a whole one, if that is what we are ready to lose? The validation photographs were used for choosing, so they
 # flatter the choice, and so few of them hardly tell a loss of one point from a loss of half a point (exercise 08.4).

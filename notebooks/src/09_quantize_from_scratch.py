@@ -194,7 +194,7 @@ pd.DataFrame({"value": x, "code": codes.int(), "stands for": values, "error": va
 # ### The same numbers from PyTorch
 #
 # PyTorch finds the range with **observers** and rounds with `fake_quantize`, *fake* because the result is a float again.
-# (It also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 10 says what replaced
+# (It also has integer tensors, `torch.quantize_per_tensor`; they are deprecated, and notebook 11 says what replaced
 # them.) The helper has both in `quantization`. Random tensors, 2 to 8 bits, both kinds of grid, one for the whole tensor
 # (**per tensor**) or one for each row (**per channel**): do the three ever disagree?
 
@@ -642,7 +642,7 @@ say(
 #
 # ### Less error, fewer right answers?
 #
-# Two rows of this page do not fit together. Section 5's simplest variant is a min/max grid, one for a whole layer. The
+# In the quick profile, two rows of this page do not fit together. Section 5's simplest variant is a min/max grid, one for a whole layer. The
 # even levels of this section are one grid for a layer, too, but the best by squared error: SQNR can only rise. Take three
 # bits, the photographs' network, and change one thing at a time: the **rule** that finds the range (min/max or least
 # squares) and the **granularity** (one step a layer, or one for each channel).
@@ -795,7 +795,7 @@ verdicts = evidence.conclude(
 # The lesson has three parts. Rule and granularity work together, so choose them together, by what the network answers. A
 # higher SQNR is a reason to try a grid, and no proof. And the nearest level is not the only one: rounding for the output uses
 # the same grid, makes the weights' error larger and the output's smaller, and in this run's table you see what that was
-# worth. No published run has measured it yet. Notebook 18 rounds a transformer in the same way.
+# worth. No published run has measured it yet.
 #
 # ## 7. A step that is learned
 #
@@ -1292,8 +1292,8 @@ run.finish()
 #   and granularity were changed together there. <!-- claims: a-better-ruler -->
 # - SQNR is a mean of squares; it does not count mistakes. Choose rule and granularity together, by what the network answers.
 #   <!-- by construction -->
-# - Eight bits needed no training here. With two, training gave LeNet-5 back what rounding had taken; in four, the
-#   photographs' network lost less than a point of test accuracy. <!-- claims: eight-bits, training-repairs, two-bits, cifar-four-bits -->
+# - Eight bits needed no training here. With two, training gave LeNet-5 back most of what rounding had taken; in four, the
+#   photographs' network of the published runs lost less than a point of test accuracy. <!-- claims: eight-bits, training-repairs, two-bits, cifar-four-bits -->
 # - Train with BatchNorm as it is; fold it afterwards, in evaluation mode: no code changes. <!-- claims: same-codes -->
 # - Fake quantization saves nothing. The file is small when the codes are packed, and it counts when it was read back.
 #   <!-- claims: two-bit-file, four-bit-file -->

@@ -316,14 +316,14 @@ run.claim("int8-static", "Validation accuracy lost by int8 in ONNX Runtime", los
 run.claim("int8-file", "Times smaller than the float32 file", ratio, at_least=3.8 if S.net == "cifar_base" else 3.2)
 say(
     f"Without a minute of training: {in_points(100 * lost)}, and a file {ratio:.2f} times smaller. Not 4 times: "
-    "scales, biases of four bytes, and the graph itself do not shrink."
+    "scales were added, biases keep four bytes, and the graph itself grows."
 )
 if (wide := first_published("static")) is not None:
     reach = 100 * np.ptp(statistics.image_interval(wide["int8"], FULL.validation)[:2]) / 2
     say(
         f"Published, `{FULL.net}`: {in_points(100 * (wide['float32'] - wide['int8']))}. The seeds have no part in it: they "
-        f"quantize one and the same network. On {FULL.validation:,} photographs an accuracy is known to about "
-        f"{reach:.1f} points, so a difference of a few hundredths is no loss and no gain. Section 8 asks the test images."
+        f"quantize one and the same network. Both name the same {FULL.validation:,} photographs, so a few hundredths of a point "
+        "are one photograph that changed sides. Section 8 asks the test images."
     )
 
 # %% [markdown]
@@ -465,7 +465,7 @@ say(
         if wide
         else ""
     )
-    + ". With 256 levels, a long tail costs the others little."
+    + ". Between the two rules no difference shows here."
 )
 
 # %% [markdown]
@@ -1097,11 +1097,12 @@ run.finish()
 # ## What to remember
 #
 # - A layer in integers is the same sum: integer products, integer additions, one float for each output. A runtime and
-#   twelve lines of your own get the same codes. <!-- claims: integer-layer -->
+#   seven lines of your own get the same codes. <!-- claims: integer-layer -->
 # - BatchNorm in evaluation is a multiplication and an addition, and the convolution before it can do both. Fold it in
 #   evaluation mode. <!-- claims: folding -->
 # - int8 after training costs little on the test images, in either library. <!-- claims: test-int8, test-pt2e -->
-# - The calibration images must look like those to come. The wrong ones, such as one grey image, ruin the network.
+# - Calibration images must fill the ranges that later images need. Sets that leave them too short, such as one grey image, ruin
+#   the network.
 #   <!-- claims: a-bad-set -->
 # - Look into the file. A converted graph can be small in what it reads, and still carry the float weights along.
 #   <!-- claims: pt2e-integers, int8-file -->

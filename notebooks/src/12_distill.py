@@ -926,10 +926,10 @@ run.finish()
 #   error to PyTorch. <!-- claims: batchmean -->
 # - The teacher is frozen, in evaluation mode, and sees the same view as the student. Then its answers can be looked up.
 #   <!-- claims: teacher-calm, teacher-untrained, same-looked-up -->
-# - Soft targets with labels taught our tiny students more than labels alone. <!-- claims: teacher-helps -->
+# - Soft targets with labels, of a teacher that had seen more digits, taught our tiny students more than labels alone. <!-- claims: teacher-helps -->
 # - Hinton's student made fewer errors when taught, in validation and in test, although both students saw the same moved
 #   digits. <!-- claims: hinton, hinton-saved -->
-# - A student can read a digit that it was only told about. <!-- claims: never-shown -->
+# - A student can read most examples of a digit that it was only told about. One with labels alone finds some, too, by elimination. <!-- claims: never-shown -->
 # - The control has the same inputs and the same steps. And ask whose data the gain comes from. <!-- by construction -->
 #
 # ## What to read

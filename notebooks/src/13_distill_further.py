@@ -13,7 +13,7 @@
 # Notebook 12 had one student, one teacher and one temperature. Here all three change. You look for the temperature, take
 # apart what a teacher knows and what it has merely seen, let a network show another one *where to look* on photographs,
 # and have a recurrent network teach a bag of words. Some of it pays, some of it does not, and at the end you improve the
-# recipe until you see what is left for a teacher to add.
+# recipe, and ask what is left for a teacher to add.
 #
 # **You will be able to**
 # - choose a temperature, and say why it does not carry over to another student;
@@ -721,7 +721,7 @@ verdicts = evidence.conclude(*gains, *steps)
 # published student has five times the digits, and repeats its few digits five times as often.
 #
 # The three recipes are mild. On ImageNet, with a strong recipe (long, with heavy augmentation and smoothed labels), a
-# student can even lose by plain distillation; the table below has such a row. Three of the reasons that were found:
+# student is reported to lose by plain distillation; the table below has such a row. Three of the reasons that were found:
 #
 # - the recipe already does what the teacher did: it smooths the targets and forbids certainty;
 # - a teacher that was itself trained with smoothed labels has forgotten what is like what (Müller, Kornblith and Hinton
@@ -777,7 +777,7 @@ if feedback.right:
     with_it = [tiny(mixed, other, seed) for seed in SEEDS]
     say(
         f"Taught by the mean of probabilities: {np.mean(with_it):.1%}; by the mean of logits: "
-        f"{students['both LeNets'].mean():.1%} ({len(SEEDS)} students of this run each, which decide nothing)."
+        f"{students['both LeNets'].mean():.1%} ({len(SEEDS)} students each, in this run; that decides nothing)."
     )
 
 # %% [markdown]

@@ -330,7 +330,7 @@ pd.Series(accounts).map("{:.1f}".format).to_frame("times smaller")
 
 # %% [markdown]
 # And the numbers that papers print. Not every row counts the same things, so read a ratio only together with its
-# account. (`False` in the last column: we know the number from another paper that quotes it.)
+# account. (`False` in the last column: nobody has checked the number in the paper itself yet.)
 
 # %% tags=["plumbing"]
 literature = evidence.literature("mnist", model="LeNet-5").dropna(subset="file_ratio")
@@ -703,8 +703,7 @@ run.finish()
 # - Writer and reader can learn the probabilities together, in contexts, and nothing has to be stored. You can recompute
 #   the length of such a file by hand. <!-- claims: same-positions -->
 # - Both sides must compute the same probabilities to the last bit. Whole numbers do. <!-- by construction -->
-# - Written with fixed lengths, the same weights take a file at least a tenth longer. Coding changes not one logit.
-#   <!-- claims: coded-beats-fixed -->
+# - Written with fixed lengths, the same weights take a file at least a tenth longer. <!-- claims: coded-beats-fixed -->
 # - A ratio of bits that were counted is not a ratio of files that were written. Ask what was left out. <!-- by
 #   construction -->
 

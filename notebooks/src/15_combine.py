@@ -265,7 +265,7 @@ run.record("lenet5_seconds", seconds, timing=True)
 say(f"Rounded: {before_tuning:.2%}. Trained with the rounding, biases rounded as well: {accuracy(tuned):.2%}.")
 
 # %% [markdown]
-# The last line but one **codes** it, the last one reads the file back into a new network and compares logits bit for
+# In the cell before the last, `write_coded` **codes** it, and `verify` reads the file back into a new network and compares logits bit for
 # bit. Where are the bytes? "Plain" is what is written without a code: steps, names and shapes. **Predict**: do values
 # or positions take more?
 
@@ -528,7 +528,7 @@ say(
 by_ranking
 
 # %% [markdown]
-# Two things go wrong by codes that are not the order's. A border between a handful of magnitudes has ties, and their
+# Ranking by codes does two kinds of harm that have nothing to do with the order. A border between a handful of magnitudes has ties, and their
 # place breaks them, not their worth. And the floats are thrown away: nearly all weights that stay begin again with the
 # same magnitude. Only what the floats do not mend can be the order itself, and how much that is, no published run
 # has measured. Before you blame an order, look at what the cut left.
@@ -1124,7 +1124,7 @@ run.finish()
 # - Pruning, quantization and coding multiply, because each removes something else: weights, bits of a weight, and what
 #   the statistics of the rest let one guess. Together they made LeNet-5's file more than two hundred times smaller.
 #   <!-- claims: lenet5-file, coding-pays -->
-# - LeNet-5 fits into about four kilobytes or less, and still makes fewer than one mistake in a hundred. <!-- claims:
+# - LeNet-5 fits into about four kilobytes, and still makes fewer than one mistake in a hundred. <!-- claims:
 #   bytes, error -->
 # - At such a size everything counts: positions, biases, steps, names. A ratio of values alone is not a ratio of files.
 #   <!-- by construction -->
@@ -1135,7 +1135,8 @@ run.finish()
 # - The thin network makes do with less than a hundredth of the weights, and on average fewer than one mistake in a
 #   hundred. <!-- claims: thin-weights, thin-error -->
 # - One set of weights, two files: a coded one at least twenty times smaller, an int8 one at least three times faster
-#   than the dense network in the same runtime. Each costs at most a point on average. <!-- claims: photo-file,
+#   than the dense network in the same runtime. Each lost less than a point on average over
+#   three seeds, which does not yet decide that another training would. <!-- claims: photo-file,
 #   photo-int8-runtime, photos-combined, photos-combined-int8 -->
 # - Part of any speed-up over eager PyTorch belongs to the runtime. Say what you compare with. <!-- claims:
 #   photo-int8-eager, photo-int8-runtime -->

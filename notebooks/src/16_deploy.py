@@ -383,7 +383,7 @@ say(
     f"Against our two dozen lines, which have a clock of their own, ONNX Runtime is {1 / by_hand['the cells'].ratio:.0f} times as "
     "fast. "
     + (
-        "What it gains over PyTorch is mostly not the rewriting of the graph. It is good kernels, and no Python between them."
+        "What it gains over PyTorch is mostly not the rewriting of the graph. The rest is kernels and what lies between them; section 4 shows how much of it a larger batch takes away."
         if against_eager > by_level["all"].ratio ** 2
         else ""
     )
@@ -420,7 +420,7 @@ run.claim("any-batch", "Largest relative difference between photographs one by o
 # ## 4. Threads, batches, and what "fast" means
 #
 # Two numbers are called speed. **Latency** is how long one caller waits. **Throughput** is how many photographs leave in
-# a second. A batch raises the one and, for a while, the other: filters are fetched once for all its photographs, and
+# a second. A larger batch raises latency and, for a while, throughput: filters are fetched once for all its photographs, and
 # the cost of each call is shared. More threads cut a large call into parts, and must meet again at its end, at every
 # operator.
 #
@@ -1164,9 +1164,10 @@ run.finish()
 #   <!-- by construction -->
 # - Importing PyTorch alone takes more time and memory than a whole answer of ONNX Runtime. Measure each in a process of its
 #   own. <!-- claims: memory, start-up -->
-# - A mask makes the file no smaller. In a format that skips zeros, half of them is not enough; nearly all of them is.
+# - A mask makes the file no smaller. In PyTorch's CSR, with one input, half zeros are slower than dense; nearly all zeros are much faster.
 #   <!-- claims: mask-file, half-is-not-enough, sparse-pays -->
-# - Try a smaller dense layer first: a tenth of the weights, removed and not zeroed, is faster with the ordinary kernel.
+# - Try a smaller dense layer first: a tenth of the weights, removed and not zeroed, is faster with the ordinary kernel. What
+#   it costs in accuracy, compare notebooks 04 and 05.
 #   <!-- claims: removal-pays -->
 # - Hand over a file and one command, and test it where PyTorch cannot be imported. <!-- claims: predictor, command -->
 # - Counting bytes tells you what is possible, the clock what is there. <!-- by construction -->

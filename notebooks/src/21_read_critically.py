@@ -60,7 +60,7 @@ run = evidence.start("21_read_critically", profile=PROFILE, seed=SEED)
 say(evidence.timetable("21_read_critically"))
 
 # %% [markdown]
-# The idea of the page in one picture. Running the code is the first check, not the last:
+# The idea of the page in one picture. Running the code is the first check, not the last.
 
 # %% tags=["plumbing"]
 show.style()
@@ -552,7 +552,7 @@ stopped_by("wrong-mean", bag, "ValueError")
 # Dimension 0 is the reviews. The mean is taken over *them*, so there is an answer for each place in a review: first
 # word, second word. The loss compares 50 answers with 64 labels and stops. We are lucky. Had the reviews been
 # as long as the batch is large, nothing would have stopped. Let us make that happen, with made-up reviews: of 200 words
-# that carry an opinion, kind reviews use one half and unkind ones the other, in every fifth place; all other
+# that carry an opinion, kind reviews use one half and unkind ones the other, in about one place of five; all other
 # words are noise.
 
 
@@ -684,7 +684,7 @@ def beats_guessing(version):
 # %% [markdown]
 # ## 6. Channels that are still there
 #
-# *Structured pruning and transfer learning in PyTorch* **says**: structured pruning removes whole channels, so that
+# *Structured Pruning and Transfer Learning for Lightweight PyTorch Models* **says**: structured pruning removes whole channels, so that
 # ordinary hardware gets faster; here are 20 % of a convolution's channels pruned. The call is `global_unstructured` with
 # the L1 criterion. (The article has one small convolution. Ours are wider, so that a clock could notice.)
 
@@ -791,8 +791,8 @@ said = evidence.conclude(
 
 # %% [markdown]
 # Zeros are multiplied like any other number, so MACs, which are counted by shapes, stay what they were. The network with
-# whole channels of zeros still computes each one. (If the clock finds a few hundredths there, they do not come from work left
-# out.) Only the last network has less to do, and its second convolution doubly so: fewer channels come in, and fewer go
+# whole channels of zeros still computes each one. (The clock may find a few hundredths there. The multiplications are the
+# same, so the cause is another one, and this page has not looked for it.) Only the last network has less to do, and its second convolution doubly so: fewer channels come in, and fewer go
 # out.
 
 # %% tags=["plumbing"]
@@ -895,7 +895,7 @@ run.claim(
 run.claim("learned-well", "Share of the digits on which it agrees with that teacher", agrees, at_least=0.5)
 
 # %% [markdown]
-# It learned well: everything that a random network knows. No line of the code trains the teacher, or loads one.
+# It learned well: most of what a random network knows. No line of the code trains the teacher, or loads one.
 #
 # Two more things about the loss. **Predict**: into how many tensors does `loss.backward()` write gradients? And does it cost
 # anything that the teacher takes part?
@@ -1023,7 +1023,7 @@ keep("… teacher, labels, temperature", faulty=False, after=taught, inputs=exam
 # %% [markdown]
 # ## 8. One that is nearly right
 #
-# *Structured pruning and transfer learning in PyTorch* **says**: take a ResNet-18, freeze it, put a head for ten classes on,
+# *Structured Pruning and Transfer Learning for Lightweight PyTorch Models* **says**: take a ResNet-18, freeze it, put a head for ten classes on,
 # and train the head alone. (The article loads ImageNet's weights. Who learns does not depend on that, so ours are random.)
 
 # %% tags=["plumbing"]
@@ -1319,7 +1319,7 @@ say(
 # ## What to remember
 #
 # - A notebook remembers what you forgot. Run code from the top, in a process that knows nothing. <!-- claims: fresh, imported-elsewhere, not-imported -->
-# - An exception is the kind error. The other kind prints "distilled": the student had learned everything that an untrained
+# - An exception is the kind error. The other kind prints "distilled": the student had learned most of what an untrained
 #   teacher knows. <!-- claims: no-data, learned-well, learned-nothing -->
 # - Zeros are not removal. Count numbers, multiplications and bytes, and hold a percentage against the whole.
 #   <!-- claims: no-channel, fewer-macs, only-linear -->
@@ -1342,7 +1342,8 @@ say(
 # - Pimentel, Murta, Braganholo and Freire 2019, *A Large-scale Study about Quality and Reproducibility of Jupyter Notebooks*.
 # - Hinton, Vinyals and Dean 2015, *Distilling the Knowledge in a Neural Network*: the loss that the seventh snippet meant.
 #
-# **Next**: your own network. Notebook 20, the capstone, gives you a budget, and a judge that does not trust your numbers.
+# **This is the last page.** If you have not handed in a network of your own yet: notebook 20 has a budget, and a judge that does
+# not trust your numbers.
 
 # %% [markdown]
 # ## Appendix: for readers of TensorFlow

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -23,14 +24,16 @@ def said(capsys, *comparisons, **options):
     [
         (2.33, CLEAR, "higher", "This run: +2.33 points, too."),
         (-1.0, CLEAR, "higher", f"This run: -1.00 points, {OTHER_WAY}"),
+        (np.float64(2.33), CLEAR, "higher", "This run: +2.33 points, too."),
+        (np.float32(-2.0), [-4.0, -5.0, -6.0], "lower", "This run: -2.00 points, too."),
         (0.0, CLEAR, "higher", OTHER_WAY.replace("the other way", "no difference")),
         (2.33, [-4.0, -5.0, -6.0], "lower", OTHER_WAY),
         (-2.0, [-4.0, -5.0, -6.0], "lower", "This run: -2.00 points, too."),
         (1.0, NOISE, "not to be told apart", "This run: +1.00 points, as one seed may say."),
         (99.0, NOISE, "not to be told apart", "This run: +99.00 points: one seed, which decides nothing."),
         (1.0, [2.0], "not decided", "one full run is published (+2.00). This run: +1.00 points, a hint and no more."),
-        (1.0, [], "not decided", "no full run is published. This run: +1.00 points, a hint and no more."),
-        (None, [], "not decided", "no full run is published."),
+        (1.0, [], "not decided", "no published run has measured it. This run: +1.00 points, a hint and no more."),
+        (None, [], "not decided", "no published run has measured it."),
     ],
 )  # fmt: skip
 def test_the_published_seeds_decide(own, published, verdict, ends, capsys):

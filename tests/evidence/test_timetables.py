@@ -50,3 +50,7 @@ def test_expected_seconds_come_from_published_results():
     assert evidence.expected_seconds(NB, "full") == 150
     assert "*full* about 2 min for each seed" in evidence.timetable(NB)
     assert "*quick* at most two minutes" in evidence.timetable(NB)
+    result.provenance["together_with"] = "03_which_weights_matter"
+    paths.write_atomically(reading.data_file(NB, "full", 1), schema.dump(result.record()))
+    assert evidence.run_with(NB) == "03_which_weights_matter" and evidence.run_with("04_prune_filters") == ""
+    assert "*full* about 2 min for each seed, together with notebook 03" in evidence.timetable(NB)
