@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from helpers.core import checks, paths
-from helpers.evidence.reading import results_in
+from helpers.core import checks
+from helpers.core.checks import as_float
+from helpers.evidence.reading import published
 from helpers.evidence.recording import say
 from helpers.statistics import holm, mean_std, paired_interval, paired_p
 
@@ -40,7 +41,7 @@ def conclude(*comparisons: Comparison, unit: str = "points", words: tuple[str, s
 
 def claimed(notebook: str, claim: str) -> list[float]:
     """Return what the published full runs of a notebook measured for a claim, by seed, if it was finite."""
-    found = [c.value for r in results_in(paths.RESULTS / "full", notebook) for c in r.claims if c.id == claim]
+    found = [c.value for r in published(notebook) for c in r.claims if c.id == claim]
     return [value for value in found if value is not None]
 
 
@@ -64,7 +65,7 @@ def _line(each: Comparison, verdict: str, unit: str, words: tuple[str, str]) -> 
 
 
 def _own(own: float | None, unit: str, comment: str) -> str:
-    return "" if own is None else f" This run: {checks.number('own', own):+.2f} {unit}{comment}."
+    return "" if own is None else f" This run: {checks.number('own', as_float('own', own)):+.2f} {unit}{comment}."
 
 
 def _beside(own: float | None, verdict: str, words: tuple[str, str], low: float, high: float) -> str:

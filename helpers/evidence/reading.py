@@ -49,6 +49,11 @@ def read(path: Path) -> Result:
     return result
 
 
+def published(notebook: str) -> list[Result]:
+    """Return the published full results of `notebook`, one for each seed."""
+    return results_in(paths.RESULTS / "full", notebook)
+
+
 def measurements(notebook: str, key: str, *, profile: str = "full") -> dict[int, Any]:
     """Return what each run of `notebook` recorded as `key`, by seed; this machine's own (build) go first."""
     checks.choice("profile", profile, PROFILES)

@@ -4,7 +4,7 @@ import re
 
 from helpers.core import checks, paths
 from helpers.core.durations import duration
-from helpers.evidence.reading import results_in
+from helpers.evidence.reading import published, results_in
 from helpers.evidence.schema import PROFILES
 from helpers.statistics import mean_std
 
@@ -35,7 +35,7 @@ def timetable(notebook: str) -> str:
 
 def run_with(notebook: str) -> str:
     """Return the name of the chapter that was one with `notebook` when its full results ran: the times are of both."""
-    found = {r.provenance.get("together_with", "") for r in results_in(paths.RESULTS / "full", notebook)}
+    found = {r.provenance.get("together_with", "") for r in published(notebook)}
     return max(found, default="")
 
 

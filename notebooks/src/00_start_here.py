@@ -44,7 +44,7 @@ import torchvision
 from torch import nn
 
 from helpers import checkpoints, data, evidence, exercises, measure, pruning, show, training
-from helpers.core import modules, paths, system
+from helpers.core import modules, system
 from helpers.course import readme
 from helpers.evidence import say
 from helpers.files import read, verify, write_dense, write_sparse
@@ -523,7 +523,7 @@ alt = f"Bars in percent of the dense network. {show.in_words(percent)}"
 show.figure(fig, alt=alt, table=scales.T)
 
 # %% tags=["plumbing"]
-published = evidence.reading.results_in(paths.RESULTS / "full", "00_start_here")
+published = evidence.published("00_start_here")
 timed = {"a tenth of the weights": "lenet5-tenth", "8-bit weights": "lenet5-8-bit"}
 
 

@@ -44,7 +44,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import data, evidence, exercises, files, measure, nets, runtime, show, training
-from helpers.core import modules, paths
+from helpers.core import modules
 from helpers.evidence import say
 
 run = evidence.start("01_measure_first", profile=PROFILE, seed=SEED)
@@ -717,7 +717,7 @@ alt = f"Points for four layers on a logarithmic axis of nanoseconds for one MAC.
 show.figure(fig, alt=alt, table=per_mac)
 
 # %% tags=["plumbing"]
-published = evidence.reading.results_in(paths.RESULTS / "full", "01_measure_first")
+published = evidence.published("01_measure_first")
 
 
 def fc1_against_conv2(rows, batch):

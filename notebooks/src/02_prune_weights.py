@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from helpers import checkpoints, data, distillation, evidence, exercises, measure, nets, pruning, show, training
-from helpers.core import modules, paths
+from helpers.core import modules
 from helpers.evidence import say
 from helpers.files import verify, write_dense, write_sparse
 
@@ -60,7 +60,7 @@ S = evidence.settings(
               ratio=110, epochs=26, timings=100),
 )  # fmt: skip
 show.style()
-published = evidence.reading.results_in(paths.RESULTS / "full", "02_prune_weights")
+published = evidence.published("02_prune_weights")
 say(f"This run: profile **{PROFILE}**, `far` {S.far:.0%}, `ratio` {S.ratio}, `epochs` {S.epochs}.")
 
 # %%

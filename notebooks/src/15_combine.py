@@ -55,7 +55,7 @@ from helpers import (
     show,
     training,
 )
-from helpers.core import modules, paths
+from helpers.core import modules
 from helpers.evidence import say
 
 # %% tags=["plumbing"]
@@ -168,7 +168,7 @@ def saved(name):
 
 def published_models(name):
     """Return the records of a model in the published full runs, by seed."""
-    results = evidence.reading.results_in(paths.RESULTS / "full", "15_combine")
+    results = evidence.published("15_combine")
     return [model for result in results for model in result.models if model.name == name]
 
 

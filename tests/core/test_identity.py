@@ -545,4 +545,4 @@ def test_all_notebooks_take_few_seconds():
     start = time.process_time()
     found = {identity.sha256(source.read_bytes(), package=REAL) for source in SOURCES}
     assert time.process_time() - start < 10  # it is one, on a machine that does nothing else
-    assert len(found) == len(SOURCES) == 16
+    assert len(found) == len(SOURCES) >= 20

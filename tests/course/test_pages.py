@@ -7,7 +7,6 @@ import jupytext
 import pytest
 
 from helpers import evidence
-from helpers.core import paths
 from helpers.course import chapters
 
 SOURCES = chapters.sources()
@@ -78,7 +77,7 @@ def test_what_is_to_be_remembered_stands_on_published_claims(source):
     assert 3 <= len(bullets) <= 9
     unbound = [bullet for bullet in bullets if not BOUND.search(bullet)]
     assert not unbound, unbound
-    published = evidence.reading.results_in(paths.RESULTS / "full", source.stem)
+    published = evidence.published(source.stem)
     for bullet in bullets:
         for claim in re.findall(r"[\w-]+\b", bullet.partition("<!-- claims: ")[2].removesuffix(" -->")):
             found = [each for result in published for each in result.claims if each.id == claim]
