@@ -30,6 +30,20 @@ def find(names: Iterable[str] = ()) -> list[Path]:
     return sorted(chosen) if chosen else available
 
 
+def curriculum() -> dict[str, str]:
+    """Return the question that each notebook answers, by its name: what stands behind the colon of its title.
+
+    Raises NotebookError for a source without such a title.
+    """
+    found = {}
+    for source in sources():
+        title = re.search(r"^# # \d\d · [^:\n]+: (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+        if title is None:
+            raise NotebookError(f"{source.stem} has no title such as “# # 02 · Prune weights: how many does it need?”")
+        found[source.stem] = title[1][0].upper() + title[1][1:]
+    return found
+
+
 def is_timed(source: Path) -> bool:
     """Return whether a notebook compares times, and so has to run alone on the machine."""
     return re.search(r"\b(time_interleaved|judge)\(", source.read_text(encoding="utf-8")) is not None

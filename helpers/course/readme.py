@@ -8,28 +8,6 @@ from helpers.core.durations import duration
 from helpers.course import chapters
 
 README = paths.ROOT / "README.md"
-CURRICULUM = {
-    "00_start_here": "What can be made smaller, what does it cost, and how do I know?",
-    "01_measure_first": "Where do a CNN's parameters, operations, bytes and milliseconds sit?",
-    "02_prune_weights": "How many weights does it really need?",
-    "03_which_weights_matter": "Magnitude, gradient, Taylor, Hessian: which score predicts the true damage?",
-    "04_prune_filters": "Why is a masked network not faster, and what does real removal buy?",
-    "05_after_pruning": "Fine-tune, rewind, or train the small network from scratch?",
-    "06_prune_text": "Where are a text classifier's parameters, and do recurrent nets suffer more?",
-    "07_transfer_resnet": "What does a pretrained ResNet-18 buy with 100 labels?",
-    "08_prune_and_transfer": "Prune first or transfer first?",
-    "09_quantize_from_scratch": "Uniform, non-uniform, adaptive: what does each bit buy?",
-    "10_quantize_after_training": "Dynamic and static int8: is it really faster here?",
-    "11_quantize_in_training": "Four bits, QAT: which layers hurt, and what does training repair?",
-    "12_distill": "What does a teacher add: labels, logits, temperature?",
-    "13_distill_further": "Attention, several teachers, from recurrent nets to bags: what else can be taught?",
-    "14_entropy_coding": "How short can a file be? Gaps, Huffman, range coding",
-    "15_combine": "In which order, and how small can the file get?",
-    "16_deploy": "From notebook to runtime: ONNX Runtime, threads, sparse kernels",
-    "19_leaderboard": "Everything on one Pareto front",
-    "20_capstone": "Your own model, under the eyes of a judge",
-    "21_read_critically": "Published snippets that do not do what they say, executed and mended",
-}
 
 
 def render(text: str) -> str:
@@ -56,7 +34,7 @@ def write() -> None:
 
 def _map() -> str:
     head = ["| notebook | the question it answers | quick | full, each seed |", "|---|---|---|---|"]
-    return "\n".join(head + [_row(name, question) for name, question in CURRICULUM.items()])
+    return "\n".join(head + [_row(name, question) for name, question in chapters.curriculum().items()])
 
 
 def _row(name: str, question: str) -> str:

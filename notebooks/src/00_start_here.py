@@ -45,7 +45,7 @@ from torch import nn
 
 from helpers import checkpoints, data, evidence, exercises, measure, pruning, show, training
 from helpers.core import modules, system
-from helpers.course import readme
+from helpers.course import chapters
 from helpers.evidence import say
 from helpers.files import read, verify, write_dense, write_sparse
 
@@ -136,7 +136,7 @@ def points(notebook, claim, *, gains=False):
 
 def linked(numbers):
     """Return links to the chapters with these numbers."""
-    names = {name[:2]: name for name in readme.CURRICULUM}
+    names = {name[:2]: name for name in chapters.curriculum()}
     return ", ".join(f"[{number}]({names[number]}.ipynb)" for number in numbers.split(", "))
 
 
@@ -869,7 +869,7 @@ run.finish()
 # %% tags=["plumbing"]
 say(
     "| notebook | the question it answers |\n|---|---|\n"
-    + "\n".join(f"| [{name}]({name}.ipynb) | {question} |" for name, question in readme.CURRICULUM.items())
+    + "\n".join(f"| [{name}]({name}.ipynb) | {question} |" for name, question in chapters.curriculum().items())
 )
 
 # %% [markdown]
