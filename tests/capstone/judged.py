@@ -11,11 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers import files, nets, runtime, training  # noqa: F401  read once, before the forks, not in each
 from helpers.capstone import answering, sandbox
 from helpers.data import Split
-from helpers.files import architectures, encoding, writing  # noqa: F401
-from helpers.nets import resnet  # noqa: F401
 
 # Ten patterns and some noise: digits that a linear layer can tell apart.
 GENERATOR = torch.Generator().manual_seed(0)
