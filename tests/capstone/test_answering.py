@@ -1,11 +1,14 @@
 """What runs in the sandbox: it answers, it says what was tried, and whoever replaces its functions learns nothing."""
 
+import gc
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,22 @@ def ask(content, source, split=FEW, *, export=False):
 
 
 # ---------------------------------------------------------------- honest
+
+
+def test_garbage_from_before_is_not_the_modules_doing(content):
+    """A process cleared it away behind the guard: a temporary folder was deleted, and the module was blamed."""
+    gc.disable()
+    try:
+        left = [tempfile.TemporaryDirectory()]
+        left.append(left)
+        del left
+        collecting = SOURCE.replace("super().__init__()", "super().__init__()\n        __import__('gc').collect()")
+        assert collecting != SOURCE
+        assert share_right(ask(content, collecting).ways[0].batches, FEW) == 1
+    finally:
+        gc.enable()
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()
 
 
 def test_a_module_answers_what_it_answers_here(content):
@@ -412,6 +431,7 @@ BEHIND = """
 import io, json, os, sys
 sys.dont_write_bytecode = True
 exec(compile(sys.stdin.readline() and JUDGED, "judged", "exec"))
+from helpers import files, quantization, training  # once, and not in each of the forked processes
 from helpers.capstone import asking
 class Patch:
     setattr = staticmethod(setattr)

@@ -134,7 +134,7 @@ def refused(judged, criterion, words):
     assert not judged.passed
     assert judged.failed[0] == criterion or criterion in judged.failed
     said = judged.table().loc[criterion, "measured"]
-    assert words in said, said
+    assert words in said, judged.table().to_string()
 
 
 def test_a_pickle_is_not_even_opened(tmp_path):
