@@ -5,7 +5,7 @@ network. What comes from `helpers.fetching` has been verified byte by byte.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from helpers import fetching
-from helpers.core import checks
+from helpers.core import checks, paths
 
 # Mean and standard deviation of the training pixels, scaled to [0, 1]; CIFAR-10's per channel (red, green,
 # blue).
@@ -33,17 +33,21 @@ Review = tuple[str, int]
 class Split(Generic[Inputs, Labels]):
     """Inputs and their labels, of equal length: two tensors, or lists of texts and of whole numbers.
 
-    `is_test` marks the test split, which nothing may be fitted to: what calibrates refuses it.
+    `is_test` marks the test split, which nothing may be fitted to: what calibrates refuses it. `groups` numbers what
+    belongs together, such as the reviews of a film; None: each example stands for itself.
     """
 
     inputs: Inputs
     labels: Labels
     is_test: bool = False
+    groups: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if the lengths differ."""
         if len(self.inputs) != len(self.labels):
             raise ValueError(f"inputs has {len(self.inputs):,} examples and labels {len(self.labels):,}")
+        if self.groups is not None and len(self.groups) != len(self.labels):
+            raise ValueError(f"groups numbers {len(self.groups):,} examples of {len(self.labels):,}")
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -53,7 +57,8 @@ class Split(Generic[Inputs, Labels]):
         """Return the first n examples; ValueError unless 1 ≤ n ≤ len(self)."""
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(self):
             raise ValueError(f"n={n!r}; allowed: a whole number from 1 to {len(self):,}")
-        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n])
+        groups = None if self.groups is None else self.groups[:n]
+        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n], groups=groups)
 
 
 class Dataset(NamedTuple, Generic[Inputs, Labels]):
@@ -142,16 +147,17 @@ def imdb(*, official: bool = False) -> Dataset[list[str], list[int]]:
     2011, "Learning word vectors for sentiment analysis"). With `official=True` it is 22,500 / 2,500 / 25,000:
     the official test split, and the validation split taken from the official training split.
 
-    Splits are contiguous blocks of each label's reviews, in the order in which the source lists them: the
-    first for training, then validation, then test. Do not shuffle before splitting. Neighbours in that order
-    review the same film, and up to 30 do; a random split puts reviews of one film, with one label, on both sides,
-    and a classifier that has learned the names of films and actors scores about two points too high on it.
-    Blocks part the reviews of a film with one label, but not the film: of the 2,500 test reviews 863 are of a
-    film that training knows, each under the other label, which costs such a classifier about one point
-    (data/imdb_films.json has the film of each review; notebook 06 compares three ways to split). What blocks
-    cannot part are the few reviews that the data holds twice, at distant places: 19 texts.
+    No film has reviews in two of the default's splits. There are up to 30 reviews of a film; with some of them in
+    training, a classifier that has learned names of films and actors is flattered, or misled where training shows the
+    other label (notebook 06 measures both). data/imdb_films.json has the film of each review; films under which the
+    data holds the same text count as one. `groups` are the films: what is measured on a split is an interval over
+    them. Which films are held out is a random choice, the same for every seed of every notebook.
 
-    Within a split the labels alternate, so that the first n examples are balanced, whatever n.
+    The official training split comes without films here, so its validation split is the last block of each label, and
+    may hold films that training shows under the other label. Its test split has no film in common with training.
+
+    Within a split the labels alternate, so that the first n examples are balanced, whatever n; the reviews of a label
+    keep the order of the source.
 
     Raises sources.SourceError if the data is neither cached nor to be had.
     """
@@ -160,7 +166,8 @@ def imdb(*, official: bool = False) -> Dataset[list[str], list[int]]:
         train, validation = _blocks(_reviews(folder / "train.jsonl"), shares=(9, 1))
         (test,) = _blocks(_reviews(folder / "test.jsonl"), shares=(1,))
         return _dataset(train, validation, test)
-    return _dataset(*_blocks(_reviews(fetching.fetch("imdb") / "reviews.jsonl"), shares=(8, 1, 1)))
+    reviews = _reviews(fetching.fetch("imdb") / "reviews.jsonl")
+    return _dataset(*_by_film(reviews, _films(reviews), held_out=2_500))
 
 
 def _dataset(
@@ -214,3 +221,49 @@ def _blocks(reviews: Sequence[Review], *, shares: tuple[int, ...]) -> list[Split
         splits.append(Split([text for pair in pairs for text in pair], [0, 1] * (end - start)))
         start = end
     return splits
+
+
+def _films(reviews: Sequence[Review]) -> list[int]:
+    """Return the number of each review's film; films under which the same text is listed have one number."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    known = json.loads((paths.DATA / "imdb_films.json").read_bytes())
+    lists = iter(known["negative"]), iter(known["positive"])
+    films = [next(lists[label]) for _, label in reviews]
+    first: dict[str, int] = {}
+    same = [first.setdefault(text, film) for (text, _), film in zip(reviews, films, strict=True)]
+    links = coo_array((np.ones(len(films)), (same, films)), shape=(known["films"],) * 2)
+    number = connected_components(links, directed=False)[1]
+    return [int(number[film]) for film in films]
+
+
+def _by_film(
+    reviews: Sequence[Review], films: Sequence[int], *, held_out: int
+) -> Iterator[Split[list[str], list[int]]]:
+    """Yield train, validation and test; the last two hold `held_out` reviews each, all of whole films.
+
+    In random order each film goes to test if both labels still have room for its reviews there, or else to validation,
+    or else to train. In a split the labels alternate. Raises ValueError if a label has more reviews than the other, or
+    what is held out does not come out even.
+    """
+    labels = np.array([label for _, label in reviews])
+    of_film = np.zeros((max(films) + 1, 2), int)
+    np.add.at(of_film, (films, labels), 1)
+    room = np.full((3, 2), held_out // 2)
+    room[0] = len(reviews)
+    goes_to = np.zeros(len(of_film), int)
+    for film in np.random.default_rng(0).permutation(len(of_film)):
+        goes_to[film] = next(part for part in (2, 1, 0) if (of_film[film] <= room[part]).all())
+        room[goes_to[film]] -= of_film[film]
+    parts = goes_to[films]
+    for part in range(3):
+        pairs = zip(*(np.flatnonzero((parts == part) & (labels == label)) for label in (0, 1)), strict=True)
+        places = [int(place) for pair in pairs for place in pair]
+        if part and len(places) < held_out:
+            raise ValueError(f"held_out={held_out}; allowed: what whole films make up")
+        yield Split(
+            [reviews[place][0] for place in places],
+            [reviews[place][1] for place in places],
+            groups=[films[place] for place in places],
+        )

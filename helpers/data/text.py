@@ -70,7 +70,7 @@ def examples(split: Split[list[str], list[int]], text: Field, label: LabelField)
         if not example.text:
             raise ValueError(f"split.inputs[{index}]={split.inputs[index]!r} has no tokens; allowed: at least one")
     dataset = Examples(made, named)
-    dataset.is_test = split.is_test
+    dataset.is_test, dataset.groups = split.is_test, split.groups
     return dataset
 
 
@@ -125,12 +125,13 @@ def batches(
 def as_split(dataset: Examples, words: Sequence[str]) -> Split[Int64[Tensor, "n length"], Int64[Tensor, " n"]]:
     """Return all examples in their order as two tensors, padded at the end to the longest: what `fit` takes.
 
-    `words` is the vocabulary (`build_vocabulary(...).itos`). The test split's examples make a test split again. Raises
-    what `vocabulary.encode` raises.
+    `words` is the vocabulary (`build_vocabulary(...).itos`). The test split's examples make a test split again, and
+    groups stay. Raises what `vocabulary.encode` raises.
     """
     tokens = encode([example.text for example in dataset.examples], words)
     labels = torch.tensor([example.label for example in dataset.examples])
-    return Split(torch.from_numpy(tokens), labels, is_test=getattr(dataset, "is_test", False))
+    is_test, groups = getattr(dataset, "is_test", False), getattr(dataset, "groups", None)
+    return Split(torch.from_numpy(tokens), labels, is_test, groups)
 
 
 def by_length(train: Split[Tensor, Tensor], batch_size: int, generator: torch.Generator) -> Sequence[Tensor]:

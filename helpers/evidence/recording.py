@@ -24,6 +24,7 @@ from helpers.core.paths import build_dir, sha256, text_sha256, write_atomically
 from helpers.evidence.reading import build_file
 from helpers.evidence.records import Claim, Model, Result
 from helpers.evidence.schema import PROFILES, ClaimError, as_json, checked_text, checked_whole, dump, number
+from helpers.statistics import effective_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,22 +101,25 @@ class Run:
     def test(self, name: str, model: "nn.Module", split: "Split") -> "Evaluation":
         """Evaluate `model` on the test `split` and log that it was done: the only way to touch test data.
 
+        Of a split with groups it also logs how many independent answers these are worth (`statistics.effective_size`).
         Raises ValueError for a split that is not marked as the test split (`is_test`).
         """
-        from helpers.training import evaluate
+        from helpers.training import evaluate, predict
 
         checked_text("name", name)
         if not getattr(split, "is_test", False):
             raise ValueError("split.is_test=False; allowed: the test split, such as that of data.mnist()")
         evaluation = evaluate(model, split)
-        self._tests.append(
-            {
-                "name": name,
-                "accuracy": float(evaluation.accuracy),
-                "correct": int(evaluation.correct),
-                "count": int(evaluation.count),
-            }
-        )
+        logged: dict[str, Any] = {
+            "name": name,
+            "accuracy": float(evaluation.accuracy),
+            "correct": int(evaluation.correct),
+            "count": int(evaluation.count),
+        }
+        if split.groups is not None:
+            right = predict(model, split.inputs).argmax(1) == split.labels
+            logged["independent"] = effective_size(right.double().tolist(), split.groups)
+        self._tests.append(logged)
         return evaluation
 
     def model(

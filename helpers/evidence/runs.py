@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OWN = "19"  # the notebook that shows the board does not stand on it
-DESIGN_EFFECT = {"imdb": 1.5}  # so many reviews tell as much as one independent one: those of a film are judged alike
+DESIGN_EFFECT = {"imdb": 1.5}  # of results that do not say how many independent reviews theirs are worth
 SAME_SIZE = 1.1  # files whose sizes are further apart are not those of one network
 DENSE = ("dense", "a thin dense net")  # techniques of networks that nothing was taken from
 
@@ -89,12 +89,12 @@ def _measured(model: Model | None) -> dict[str, float]:
 def _images(model: Model, evaluations: Sequence[Mapping[str, Any]]) -> float:
     """Return how many independent test images the accuracy is of, from the log: by name or else by the accuracy.
 
-    Of reviews that come in groups, a film's, fewer are independent (Kish 1965, "Survey sampling", section 8.2).
+    Of reviews that come in groups, a film's, fewer are independent (`statistics.effective_size`).
     """
     same = [e for e in evaluations if abs(e["accuracy"] - model.accuracy) < 1e-12]
     named = [e for e in same if e["name"] == model.name]
-    counts = {e["count"] for e in named or same}
-    return counts.pop() / DESIGN_EFFECT.get(model.task, 1.0) if len(counts) == 1 else math.nan
+    counts = {e.get("independent", e["count"] / DESIGN_EFFECT.get(model.task, 1.0)) for e in named or same}
+    return counts.pop() if len(counts) == 1 else math.nan
 
 
 def technique(model: Model, base: Model | None = None, notebook: str = "") -> str:

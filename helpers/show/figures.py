@@ -1,4 +1,4 @@
-"""The house style of figures and the two figures that recur.
+"""The house style of figures and the three figures that recur.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008); markers, line styles and hatches tell the
 series apart in a grey print as well. Each figure is shown by `figure`, with alt text and, folded away, the
@@ -8,7 +8,7 @@ table of its numbers.
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -164,4 +164,37 @@ def bars(
     assert isinstance(fig, Figure)
     if columns > 1 and not fig.legends:  # one for all panels, where it hides no bar
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    return fig
+
+
+def dots(
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    label: str = "{:,.4g}",
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw a row for each name, the first on top: a dot for each run, a bar at their mean, and its number (`label`).
+
+    The axis need not begin at zero, since places are compared and not lengths. Returns the figure. Raises ValueError
+    without names, and for one without values.
+    """
+    checks.not_empty("values", values)
+    if ax is None:
+        ax = plt.subplots(figsize=(8.0, 1.4 + 0.42 * len(values)))[1]
+    for row, (name, runs) in enumerate(values.items()):
+        found = np.asarray(checks.not_empty(f"values[{name!r}]", list(runs)), dtype=float)
+        colour = COLOURS[row % 7]
+        ax.plot(found, np.full(len(found), row), linestyle="", marker=MARKERS[row % 7], color=colour, alpha=0.6)
+        ax.plot([found.mean()] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=3)
+        ax.annotate(label.format(found.mean()), (1, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                    textcoords="offset points", va="center", fontsize=11, annotation_clip=False)  # fmt: skip
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    ax.margins(x=0.08)
+    ax.set(title=title, xlabel=xlabel)
+    fig = ax.get_figure()
+    assert isinstance(fig, Figure)
     return fig

@@ -76,6 +76,29 @@ def cluster_interval(
     """
     from scipy.stats import t
 
+    mean, error, count = _clustered(values, clusters)
+    reach = float(t.ppf((1 + checked_confidence(confidence)) / 2, count - 1)) * error
+    return mean - reach, mean + reach
+
+
+def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Return how many independent zeros and ones would tell as much of their mean as these, which come in clusters.
+
+    It is p (1 - p) / V for the mean p and its cluster-robust variance V (`cluster_interval`), and not more than there
+    are values: the number over the design effect (Kish 1965, "Survey sampling", section 8.2), to be used in an interval
+    for a fraction as Korn and Graubard 1998 do, "Confidence intervals for proportions with small expected number of
+    positive counts estimated from survey data". Where all values are the same, it is the number of clusters.
+
+    Raises ValueError as `cluster_interval`, and for a value that is neither 0 nor 1.
+    """
+    mean, error, count = _clustered(values, clusters)
+    if other := sorted({float(value) for value in values} - {0.0, 1.0}):
+        raise ValueError(f"values holds {other[0]}; allowed: 0 and 1")
+    return min(float(len(values)), mean * (1 - mean) / error**2) if error else float(count)
+
+
+def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, int]:
+    """Return mean, its cluster-robust standard error and the number of clusters."""
     array = checked_values("values", values, at_least=2)
     if array.ndim != 1:
         raise ValueError(f"values has the shape {array.shape}; allowed: one dimension")
@@ -88,9 +111,7 @@ def cluster_interval(
         raise ValueError(f"clusters holds {count} cluster; allowed: at least two")
     mean = float(array.mean())
     sums = np.bincount(places, weights=array - mean)
-    error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(array)
-    reach = float(t.ppf((1 + checked_confidence(confidence)) / 2, count - 1)) * error
-    return mean - reach, mean + reach
+    return mean, math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(array), count
 
 
 def _numbered(labels: list[Any]) -> list[int]:

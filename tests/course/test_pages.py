@@ -4,9 +4,11 @@ import ast
 import re
 
 import jupytext
+import nbformat
 import pytest
 
 from helpers import evidence
+from helpers.core import paths
 from helpers.course import chapters
 
 SOURCES = chapters.sources()
@@ -60,6 +62,19 @@ def test_a_page_shows_little_code_and_says_enough(source):
     visible = sum(len(lines_of(cell)) for cell in found if is_visible(cell))
     words = sum(len(cell.source.split()) for cell in found if cell.cell_type == "markdown")
     assert visible <= MOST_VISIBLE and words >= FEWEST_WORDS, f"{visible} visible lines, {words} words"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_a_page_opens_with_a_picture_of_what_was_found(source):
+    """The answer before the work: one folded cell, tagged so, that draws published results before section 2."""
+    notebook = nbformat.read(paths.NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    (place,) = [place for place, found in enumerate(tags) if "answer" in found]
+    (second,) = [place for place, cell in enumerate(notebook.cells) if cell.source.startswith("## 2.")][:1]
+    cell = notebook.cells[place]
+    assert "plumbing" in tags[place] and place < second
+    assert re.search(r"evidence\.(measurements|claimed|published|recorded|runs|board)\b|published", cell.source)
+    assert any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
 def remembered(source):

@@ -125,6 +125,20 @@ def test_grouped_bars_have_one_legend_that_hides_no_bar():
     assert not any(legend.get_window_extent().overlaps(ax.get_tightbbox()) for ax in axes)
 
 
+def test_dots_show_each_run_its_mean_and_its_number():
+    values = {"first": [1.0, 2.0, 6.0], "second": (4.5,)}
+    ax = show.dots(values, title="t", xlabel="%", label="{:.1f}").axes[0]
+    runs, means = ax.lines[::2], ax.lines[1::2]
+    assert [list(line.get_xdata()) for line in runs] == [[1, 2, 6], [4.5]]
+    assert [list(line.get_ydata()) for line in runs] == [[0, 0, 0], [1]]
+    assert [set(line.get_xdata()) for line in means] == [{3}, {4.5}]
+    assert [text.get_text() for text in ax.texts] == ["3.0", "4.5"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.yaxis_inverted() and len({line.get_marker() for line in runs}) == 2
+    given = plt.subplots()[1]
+    assert show.dots(values, title="t", xlabel="%", ax=given) is given.get_figure()
+
+
 def test_a_table_in_words():
     table = pd.DataFrame({"weights": [1000.4, 2], "MACs": [3, 4]}, index=["conv", "fc"])
     assert show.in_words(table) == "weights: conv 1,000, fc 2; MACs: conv 3, fc 4."
@@ -146,3 +160,7 @@ def test_bad_input():
         show.line_with_band([0, 1], {}, title="t", xlabel="x", ylabel="y")
     with pytest.raises(ValueError, match="values is empty"):
         show.bars({}, title="t", xlabel="x")
+    with pytest.raises(ValueError, match="values is empty"):
+        show.dots({}, title="t", xlabel="x")
+    with pytest.raises(ValueError, match=r"values\['a'\] is empty"):
+        show.dots({"a": []}, title="t", xlabel="x")
