@@ -131,7 +131,7 @@ def _network(requests: IO[bytes], replies: IO[bytes]) -> None:
     if export:
         exported(torch.nn.Linear(1, 1), torch.zeros(2, 1))  # what the exporter itself reads, it has read now
     limit()
-    gc.freeze()  # garbage from before stays where it is: clearing it away may delete a file, and is not the module's doing
+    gc.freeze()  # garbage from before stays: to clear it away may delete a file, which is not the module's doing
     with _Guard(student.files) as guard:  # in here, the student's code may have replaced whatever is called
         own = _own_numbers(student.model(0)) if source else 0  # a network of the course holds none of a student's
         graph = exported(student.model(0), torch.zeros(export)) if export else b""

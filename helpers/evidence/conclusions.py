@@ -26,16 +26,17 @@ def conclude(*comparisons: Comparison, unit: str = "points", words: tuple[str, s
 
     A verdict is the first of `words` if the mean difference over the published seeds is above 0 and the paired t-test
     tells it from 0, the second if it is below, and otherwise "not to be told apart"; with several comparisons, they are
-    decided together (`holm`). Below two published seeds it is "not decided". This run's own difference decides nothing,
-    it is one seed; where it points the other way, the line says so. Raises ValueError without comparisons, and for
-    numbers that are not finite.
+    decided together (`holm`), and the line says where that undid a verdict. Below two published seeds it is "not
+    decided". This run's own difference decides nothing, it is one seed; where it points the other way, the line says
+    so. Raises ValueError without comparisons, and for numbers that are not finite.
     """
     checks.not_empty("comparisons", comparisons)
     several = [place for place, each in enumerate(comparisons) if len(each.published) > 1]
     p_values = [paired_p(comparisons[place].published, [0.0] * len(comparisons[place].published)) for place in several]
     decided = dict(zip(several, holm(p_values) if p_values else [], strict=True))
     verdicts = [_verdict(each, decided.get(place), words) for place, each in enumerate(comparisons)]
-    say("\n".join(_line(each, said, unit, words) for each, said in zip(comparisons, verdicts, strict=True)))
+    lines = [_line(each, said, unit, words, len(several)) for each, said in zip(comparisons, verdicts, strict=True)]
+    say("\n".join(lines))
     return verdicts
 
 
@@ -53,14 +54,16 @@ def _verdict(each: Comparison, p: float | None, words: tuple[str, str]) -> str:
     return words[0] if mean_std(each.published).mean > 0 else words[1]
 
 
-def _line(each: Comparison, verdict: str, unit: str, words: tuple[str, str]) -> str:
+def _line(each: Comparison, verdict: str, unit: str, words: tuple[str, str], together: int) -> str:
     n = len(each.published)
     if n < 2:
         runs = "no published run has measured it" if n == 0 else f"one full run is published ({each.published[0]:+.2f})"
         return f"- {each.what}: **{verdict}**; {runs}.{_own(each.own, unit, ', a hint and no more')}"
     mean = mean_std(each.published).mean
     low, high = paired_interval(each.published, [0.0] * n)
-    found = f"{mean:+.2f} {unit} over {n} published seeds (95 %: {low:+.2f} to {high:+.2f})"
+    is_undone = verdict not in words and low < high and not low <= 0 <= high
+    alone = f"; one of {together} may leave out 0 by chance" if is_undone else ""
+    found = f"{mean:+.2f} {unit} over {n} published seeds (95 %: {low:+.2f} to {high:+.2f}{alone})"
     return f"- {each.what}: **{verdict}**, {found}.{_own(each.own, unit, _beside(each.own, verdict, words, low, high))}"
 
 

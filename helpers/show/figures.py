@@ -181,8 +181,9 @@ def dots(
     without names, and for one without values.
     """
     checks.not_empty("values", values)
+    is_alone = ax is None
     if ax is None:
-        ax = plt.subplots(figsize=(8.0, 1.4 + 0.42 * len(values)))[1]
+        ax = plt.subplots(figsize=(8.0, 1.6 + 0.42 * len(values)))[1]
     for row, (name, runs) in enumerate(values.items()):
         found = np.asarray(checks.not_empty(f"values[{name!r}]", list(runs)), dtype=float)
         colour = COLOURS[row % 7]
@@ -194,7 +195,11 @@ def dots(
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.grid(False, axis="y")
     ax.margins(x=0.08)
-    ax.set(title=title, xlabel=xlabel)
+    ax.set_xlabel(xlabel)
     fig = ax.get_figure()
     assert isinstance(fig, Figure)
+    if is_alone:  # over the whole figure: beside long names the axes are narrow
+        fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    else:
+        ax.set_title(title)
     return fig

@@ -55,11 +55,12 @@ def test_several_are_decided_together(capsys):
     alone, _ = said(capsys, Comparison("A", None, weak))
     together, lines = said(capsys, Comparison("A", None, weak), *(Comparison(name, None, NOISE) for name in "BCD"))
     assert alone == ["higher"] and together == ["not to be told apart"] * 4 and len(lines) == 4
+    assert ["one of 4 may leave out 0 by chance" in line for line in lines] == [True, False, False, False]
 
 
 def test_one_network_in_three_runs_proves_nothing(capsys):
-    verdicts, _ = said(capsys, Comparison("A", 1.0, [1.0, 1.0, 1.0]))
-    assert verdicts == ["not to be told apart"]
+    verdicts, (line,) = said(capsys, Comparison("A", 1.0, [1.0, 1.0, 1.0]))
+    assert verdicts == ["not to be told apart"] and "by chance" not in line
 
 
 @pytest.mark.parametrize("words", [("faster", "slower")])

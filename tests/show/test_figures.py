@@ -136,7 +136,18 @@ def test_dots_show_each_run_its_mean_and_its_number():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "second"]
     assert ax.yaxis_inverted() and len({line.get_marker() for line in runs}) == 2
     given = plt.subplots()[1]
-    assert show.dots(values, title="t", xlabel="%", ax=given) is given.get_figure()
+    assert show.dots(values, title="t", xlabel="%", ax=given) is given.get_figure() and given.get_title("left") == "t"
+
+
+def test_the_title_of_dots_is_not_cut_beside_long_names():
+    fig = show.dots(
+        {"a very long name of a row, as they come": [1, 2]},
+        title="A sentence of sixty characters, as titles are, is whole",
+        xlabel="x",
+    )
+    fig.canvas.draw()
+    (title,) = [text for text in fig.texts if text.get_text().startswith("A sentence")]
+    assert title.get_window_extent().x1 <= fig.bbox.x1
 
 
 def test_a_table_in_words():
