@@ -245,7 +245,7 @@ def _by_film(
 
     In random order each film goes to test if both labels still have room for its reviews there, or else to validation,
     or else to train. In a split the labels alternate. Raises ValueError if a label has more reviews than the other, or
-    what is held out does not come out even.
+    whole films do not make up what is held out.
     """
     labels = np.array([label for _, label in reviews])
     of_film = np.zeros((max(films) + 1, 2), int)
@@ -256,12 +256,12 @@ def _by_film(
     for film in np.random.default_rng(0).permutation(len(of_film)):
         goes_to[film] = next(part for part in (2, 1, 0) if (of_film[film] <= room[part]).all())
         room[goes_to[film]] -= of_film[film]
+    if room[1:].any():
+        raise ValueError(f"held_out={held_out}; allowed: what whole films make up, half of each label")
     parts = goes_to[films]
     for part in range(3):
         pairs = zip(*(np.flatnonzero((parts == part) & (labels == label)) for label in (0, 1)), strict=True)
         places = [int(place) for pair in pairs for place in pair]
-        if part and len(places) < held_out:
-            raise ValueError(f"held_out={held_out}; allowed: what whole films make up")
         yield Split(
             [reviews[place][0] for place in places],
             [reviews[place][1] for place in places],

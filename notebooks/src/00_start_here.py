@@ -53,6 +53,73 @@ run = evidence.start("00_start_here", profile=PROFILE, seed=SEED)
 say(evidence.timetable("00_start_here"))
 
 # %% [markdown]
+# The answer first: six recipes of this course, as the published runs measured them. Their names will soon mean something to
+# you. A mark is one run, a bar the mean of the runs. Beside it stands how many times smaller or faster the network became, and
+# what that cost in points of test accuracy (one point is one answer in a hundred). The **MACs** are the multiplications of one
+# answer, each with its addition. Mind the axis: each line to the right is ten times as far.
+
+# %% tags=["plumbing", "answer"]
+show.style()
+recipes = [  # what became smaller or faster, how, the page and the claim that hold the factor, the model that is left
+    ("file", "8-bit weights", "00_start_here", "short-file", "lenet5-8-bit"),
+    ("file", "fewer, shorter word vectors", "06_prune_text", "smaller-file", "imdb-bag"),
+    ("file", "prune, round, code", "15_combine", "lenet5-file", "lenet5-coded"),
+    ("MACs", "remove filters, then train", "04_prune_filters", "fewer-macs", "filters"),
+    ("speed", "another runtime", "01_measure_first", "onnx-batch-1", None),
+    ("speed", "8-bit arithmetic", "10_quantize_after_training", "int8-speed", "int8"),
+]
+
+
+def cost_in_points(page, wanted):
+    """Return by how many points of test accuracy the compressed models of a page's published runs fell short."""
+    by_run = [{model.name: model for model in result.models} for result in evidence.published(page)]
+    left = [(models, m) for models in by_run for m in models.values() if wanted and m.base and wanted in m.name]
+    return [100 * (models[m.base].accuracy - m.accuracy) for models, m in left]
+
+
+def in_short(lost):
+    """Say a mean cost in a few words."""
+    mean = sum(lost) / len(lost)
+    return f"{abs(mean):.{1 if abs(mean) >= 0.05 else 2}f} points {'lost' if mean >= 0 else 'gained'}"
+
+
+other_answers = evidence.claimed("01_measure_first", "onnx-answers")  # by another runtime, of the same weights
+found, costs = {}, {}
+for currency, how, page, claim, wanted in recipes:
+    name, lost = f"{currency}: {how}", cost_in_points(page, wanted)
+    found[name] = evidence.claimed(page, claim)
+    costs[name] = in_short(lost) if lost else "the same answers" if not any(other_answers) else "other answers"
+found = {name: factors for name, factors in found.items() if factors}
+if found:
+    best = {kind: max(max(v) for n, v in found.items() if n.startswith(kind)) for kind in ("file", "speed")}
+    fig, ax = plt.subplots(figsize=(8, 3.8))
+    for row, (name, factors) in enumerate(found.items()):
+        mean, kind = sum(factors) / len(factors), ["file", "MACs", "speed"].index(name.partition(":")[0])
+        ax.plot(factors, [row] * len(factors), "os^"[kind], color=show.COLOURS[kind], alpha=0.6)
+        ax.plot([mean] * 2, [row - 0.28, row + 0.28], color=show.COLOURS[kind], linewidth=3)
+        beside = f"{mean:.{0 if mean >= 100 else 1}f}×, {costs[name]}"
+        ax.annotate(beside, (1, row), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
+                    va="center", fontsize=11, annotation_clip=False)  # fmt: skip
+    ax.set_yticks(range(len(found)), list(found))
+    least, most = min(map(min, found.values())), max(map(max, found.values()))
+    ax.set(xscale="log", xlim=(min(1, 0.8 * least), 1.6 * most), ylim=(len(found) - 0.5, -0.5))
+    ax.set_xticks([1, 10, 100], ["1", "10", "100"])
+    ax.set_xlabel("times smaller or faster than the dense network")
+    ax.grid(False, axis="y")
+    fig.suptitle(
+        f"A file up to {best['file']:.0f} times smaller, an answer up to {best['speed']:.1f} times faster",
+        x=0.01, ha="left", fontsize=14, fontweight="bold",
+    )  # fmt: skip
+    table = pd.DataFrame.from_dict(found, orient="index").rename(columns=lambda run: f"run {run}")
+    table["accuracy"] = pd.Series(costs)
+    told = [f"{name}: {min(v):.2f} to {max(v):.2f} times, {costs[name]}" for name, v in found.items()]
+    show.figure(fig, alt=f"Factors of the published runs. {'; '.join(told)}.", table=table)
+else:
+    say("No page has published runs yet.")
+
+# %% [markdown]
+# Each recipe belongs to the network and the machine of its page; the map further down says where to find it.
+#
 # Every notebook opens like this, and then with its settings. A **profile** is a size of experiment. *smoke* is a rehearsal:
 # every cell runs, and the numbers mean nothing. *quick*, the default, gives real results in a minute or so. *full* gives
 # the published ones. Change the word in the first cell, and you have changed the experiment. Two settings matter here:
@@ -71,9 +138,9 @@ training.seed_everything(SEED)
 say(f"This run: profile **{PROFILE}**, `digits` {S.digits:,}, `retrain` {S.retrain:,}.")
 
 # %% [markdown]
-# Here is the whole idea in one picture. An answer takes a way through the machine: the file is read, the weights are
-# fetched from memory, they are multiplied and added, and somebody waits. On each stretch of that way something else is
-# paid. A technique helps only as far as it reaches.
+# Why do the factors lie so far apart? An answer has to make its way through the machine: the file is read, the weights are
+# fetched from memory, they are multiplied and added, and somebody waits. Each stretch of the way is paid in a currency of its
+# own, and a technique helps only as far as it reaches.
 
 # %% tags=["plumbing"]
 fig, ax = plt.subplots(figsize=(8, 3.9))
@@ -115,6 +182,7 @@ show.figure(fig, alt=alt)
 # %% [markdown]
 # And here is the map. Find your goal in the first column. The factors are those of the published runs, the lowest and the
 # highest of their seeds. Each belongs to one network and one machine: read them as "this has happened", not as a promise.
+# (What is known to be wrong with published runs stands in `data/results/errata.json`.)
 
 
 # %% tags=["plumbing"]
@@ -277,7 +345,8 @@ exercises.check("00.1", bytes_needed)
 
 # %% [markdown]
 # Compare with the file above. It is a little longer than its parameters: it also says which numbers belong where.
-#
+
+# %% [markdown]
 # ## 2. Delete the numbers that are almost nothing
 #
 # A weight close to zero adds almost nothing to the sum that it is part of. So sort all weights by size, and keep only the
@@ -518,7 +587,9 @@ scales = pd.DataFrame(
 )
 run.record("scales", scales.drop(columns="milliseconds").reset_index(names="network"))
 percent = (100 * scales / scales.loc["dense"]).drop("dense").T
-fig = show.bars(percent, title="Which scales moved?", xlabel="% of the dense net", label="{:.0f} %")
+in_file = " and ".join(f"{p:.0f} %" for p in percent.loc["bytes in the file"])
+title = f"Files shrink to {in_file}, MACs not at all"
+fig = show.bars(percent, title=title, xlabel="% of the dense network", label="{:.0f} %")
 alt = f"Bars in percent of the dense network. {show.in_words(percent)}"
 show.figure(fig, alt=alt, table=scales.T)
 

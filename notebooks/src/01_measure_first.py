@@ -51,6 +51,45 @@ run = evidence.start("01_measure_first", profile=PROFILE, seed=SEED)
 say(evidence.timetable("01_measure_first"))
 
 # %% [markdown]
+# The answer first: each row is one of the four scales, and shows how it is shared out among the parts of the network. Three
+# published runs weighed and timed them. `conv1` and `conv2` are the convolutions, `fc1` and `fc2` the linear layers, and
+# *the rest* is what has no parameters: ReLU, pooling, the calls themselves. Follow `fc1` from the top to the bottom.
+
+# %% tags=["plumbing", "answer"]
+show.style()
+published = evidence.published("01_measure_first")
+if published:
+    shares = {"parameters, bytes": [], "MACs": [], "time, one digit": [], "time, batch of 64": []}
+    for result in published:
+        held = {row["layer"]: 100 * row["share_parameters"] for row in result.measurements["layers"]}
+        times = pd.DataFrame(result.timings["time_by_layer"]).set_index("layer")
+        columns = ["% of the MACs", "% of the time, batch 1", "% of the time, batch 64"]
+        for scale, column in zip(shares, [pd.Series(held), *(times[c] for c in columns)], strict=True):
+            shares[scale].append(column.reindex(times.index, fill_value=0.0))
+    shares = {scale: pd.DataFrame(runs) for scale, runs in shares.items()}
+    fig, ax = plt.subplots(figsize=(8, 3.6))
+    places = {"conv1": 2, "conv2": 1, "fc1": 0, "fc2": 3, "the rest": 6}  # which colour and marker
+    for layer, look in places.items():
+        quiet = layer not in ("conv2", "fc1")
+        means = [runs[layer].mean() for runs in shares.values()]
+        ax.plot(means, range(4), ":" if quiet else "-", color=show.COLOURS[look], linewidth=1 if quiet else 2.5)
+        for row, runs in enumerate(shares.values()):
+            label = layer if row == 0 else None
+            ax.plot(runs[layer], [row] * len(runs), "so^Dv.X"[look], color=show.COLOURS[look], alpha=0.7, label=label)
+    ax.set_yticks(range(4), list(shares))
+    ax.set(xlim=(-3, 103), ylim=(3.4, -0.4), xlabel="share of the whole network (%), a mark for each run")
+    ax.grid(False, axis="y")
+    timed = shares["time, one digit"]["fc1"]
+    held = f"{shares['parameters, bytes']['fc1'].mean():.0f} % of the parameters"
+    title = f"fc1: {held}, {timed.min():.0f} to {timed.max():.0f} % of the time of one digit"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    fig.legend(loc="outside lower center", ncols=5, columnspacing=1.2)
+    table = pd.DataFrame({scale: runs.mean() for scale, runs in shares.items()})
+    show.figure(fig, alt=f"Shares in percent, means of {len(published)} runs. {show.in_words(table)}", table=table)
+else:
+    say("This page has no published runs yet.")
+
+# %% [markdown]
 # Three settings matter here: `epochs`, how often the network sees the training digits; `rounds`, in how many rounds two
 # variants are timed against each other; and `controls`, how often a network is compared with itself. The full profile
 # trains longer, on digits that are shifted at random, and times the same things in more rounds.
@@ -484,11 +523,11 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
 for ax, (name, samples) in zip(axes, designs.items(), strict=True):
     for label, place, sample, marker, colour in zip("AB", places[name], samples, "os", show.COLOURS, strict=False):
         ax.plot(place, sample, marker, color=colour, markersize=3, label=label)
-        ax.axhline(np.median(sample), color=colour, linestyle="-" if label == "A" else "--")
+        ax.axhline(np.median(sample), color=colour, linestyle="-" if label == "A" else "--", label=f"{label}'s median")
     ax.set_title(name, fontsize=12, fontweight="normal")
     ax.set(xlabel="call", ylim=(0.9, 1.7))
 axes[0].set_ylabel("milliseconds")
-axes[0].legend(loc="upper left", markerscale=2)
+axes[0].legend(loc="upper left", markerscale=2, ncols=2, fontsize=10)
 fig.suptitle("Taking turns cancels the drift", x=0.01, ha="left", fontsize=14, fontweight="bold")
 table = pd.DataFrame({name: [np.median(a), np.median(b)] for name, (a, b) in designs.items()}, index=["A", "B"])
 alt = f"Two panels with rising milliseconds and a line at each median. {show.in_words(table, '{:.2f} ms')}"
@@ -599,9 +638,10 @@ off = np.exp(np.log(comparisons[["one reading", "interleaved"]]).abs().max()) - 
 fig, ax = plt.subplots(figsize=(8, 4.2))
 number = np.arange(1, S.controls + 1)
 ax.plot(number, comparisons["one reading"], "s", color=show.COLOURS[5], label="one stopwatch reading each")
-ax.vlines(number, comparisons["from"], comparisons["to"], color="#999999", lw=4, label="its 99 % interval")
 ax.plot(number, comparisons["interleaved"], "o", color=show.COLOURS[0], ms=5, label="interleaved, median ratio")
-ax.set(title="A stopwatch finds differences where there are none", xlabel="comparison", ylabel="time of A / time of B")
+ax.vlines(number, comparisons["from"], comparisons["to"], color="#999999", lw=4, zorder=1, label="its 99 % interval")
+title = f"The same network: off by {off['one reading']:.0%} in single readings, {off['interleaved']:.0%} in turns"
+ax.set(title=title, xlabel="comparison", ylabel="time of A / time of B")
 ax.set(yscale="log")
 log_ticks(ax)
 ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -619,7 +659,8 @@ say(
 )
 say(
     f"With one reading each, A looked slower in {first_loses} of {S.controls} comparisons. A always went first. If that is far "
-    "from half of them, it was A that fetched the weights and woke the library, and B that profited: why turns are drawn at random."
+    "from half of them, suspect the order: A fetches the weights and wakes the library, and B profits. That is why turns are drawn "
+    "at random."
 )
 
 # %% [markdown]
@@ -686,9 +727,9 @@ say(
 )
 
 # %% [markdown]
-# With one digit `fc1` looks unremarkable: its share of the time is near its share of the MACs. But a share hides how fast a
-# layer works, because all shares must add up to the whole. So divide: how many nanoseconds does one MAC take, layer by
-# layer?
+# In the published runs (the picture at the top) `fc1` looks unremarkable with one digit: its share of the time is near its
+# share of the MACs. But a share hides how fast a layer works, because all shares must add up to the whole. So divide: how many
+# nanoseconds does one MAC take, layer by layer?
 #
 # **Predict.** A MAC of `fc1` and one of `conv2` are the same arithmetic. Which takes longer, and does the batch change that?
 
@@ -708,7 +749,10 @@ for column, marker, colour in zip(per_mac, "os", show.COLOURS, strict=False):
 ax.hlines(per_mac.index, per_mac.min(axis=1), per_mac.max(axis=1), color="#999999", zorder=0)
 ax.margins(y=0.15)
 ax.invert_yaxis()
-ax.set(title="One MAC takes longest in the smallest layer", xlabel="nanoseconds for one MAC", xscale="log")
+dear, cheap = per_mac["batch 1"].idxmax(), per_mac["batch 1"].idxmin()
+times_as_long = per_mac.loc[dear, "batch 1"] / per_mac.loc[cheap, "batch 1"]
+title = f"One digit: a MAC of {dear} takes {times_as_long:.0f} times as long as one of {cheap}"
+ax.set(title=title, xlabel="nanoseconds for one MAC (log scale)", xscale="log")
 ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
 ax.xaxis.set_major_formatter("{x:g}")
 ax.xaxis.set_minor_formatter(ticker.NullFormatter())
@@ -716,10 +760,8 @@ fig.legend(loc="outside lower center", ncols=2)
 alt = f"Points for four layers on a logarithmic axis of nanoseconds for one MAC. {show.in_words(per_mac, '{:.3f}')}"
 show.figure(fig, alt=alt, table=per_mac)
 
+
 # %% tags=["plumbing"]
-published = evidence.published("01_measure_first")
-
-
 def fc1_against_conv2(rows, batch):
     """Return how many times as long a MAC of fc1 takes as one of conv2, from their shares of MACs and time."""
     cost = {row["layer"]: row[f"% of the time, batch {batch}"] / (row["% of the MACs"] or 1) for row in rows}
@@ -739,7 +781,7 @@ say(
 )
 
 # %% [markdown]
-# Two things make a MAC dear. Each call has a price of its own, however small the layer: `fc2` pays it for very few MACs. And
+# Two things make a MAC expensive. Each call has a price of its own, however small the layer: `fc2` pays it for very few MACs. And
 # a weight has to be *fetched* before it is used. For one digit `fc1` fetches all of its weights and uses each of them once,
 # while a filter of `conv2` is fetched once and used in many places. The digits of a batch share the fetching, so there
 # `fc1` may catch up. Whether it does is a matter of the machine, of its caches above all, and the published runs come from

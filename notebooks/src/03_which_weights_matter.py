@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [03_which_weights_matter]
 # ---
 
 # %% [markdown]
@@ -45,6 +46,40 @@ from helpers.evidence import say
 # %% tags=["plumbing"]
 run = evidence.start("03_which_weights_matter", profile=PROFILE, seed=SEED)
 say(evidence.timetable("03_which_weights_matter"))
+
+# %% [markdown]
+# The answer first. A score puts the filters of a network in an order; removing them one by one gives their true order. The
+# picture shows how well the two agree: 1 is the same order, 0 is no better than drawing lots. On the left only filters of one
+# layer are compared with each other, on the right all filters of the network. A dot is one published run, a bar their mean: the
+# same trained network, judged with other images. Where each score comes from is what this page is about.
+
+# %% tags=["plumbing", "answer"]
+show.style()
+tables = evidence.measurements("03_which_weights_matter", "filters_agreement").values()
+if tables:
+    found = pd.concat(
+        [pd.DataFrame(rows).set_index("score") for rows in tables], keys=range(len(tables)), names=["run"]
+    )
+    drawn = ["squared Taylor", "L1 norm", "first-order Taylor", "L1 norm, folded", "OBD", "random"]
+    by_run = {where: found[f"{where}, correlation"].unstack() for where in ("inside", "across")}
+    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True)
+    for ax, (where, runs) in zip(axes, by_run.items(), strict=True):
+        show.dots({n: runs[n].tolist() for n in drawn}, title="", xlabel="rank correlation", label="{:.2f}", ax=ax)
+        ax.set_title({"inside": "Inside a layer", "across": "Across the network"}[where], fontsize=12)
+        ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    axes[1].set_yticklabels([])
+    leader = by_run["across"].mean().idxmax()
+    led = int((by_run["across"].idxmax(axis=1) == leader).sum())
+    title = f"Across the network, {leader} comes closest in {led} of {len(tables)} runs"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    means = pd.DataFrame({where: runs.mean() for where, runs in by_run.items()})
+    show.figure(
+        fig,
+        alt=f"Rank correlation with the true damage, means. {show.in_words(means.loc[drawn], '{:.2f}')}",
+        table=means,
+    )
+else:
+    say("This page has no published runs yet.")
 
 # %% [markdown]
 # The folded cell below holds the settings of the three profiles. Three of them matter. `train` images make the scores, and
@@ -316,7 +351,11 @@ flat_share = float((eigenvalues.abs() < eigenvalues[0] / 100).double().mean())
 
 # %% tags=["plumbing"]
 fig, ax = plt.subplots()
-ax.semilogy(range(1, 227), eigenvalues.abs().clamp(min=1e-12), marker=".", linestyle="", color=show.COLOURS[0])
+for sign, marker, label in ((1, ".", "bends upwards"), (-1, "x", "negative: bends downwards")):
+    at = (sign * eigenvalues > 0).nonzero().flatten()
+    ax.semilogy(at + 1, eigenvalues[at].abs(), marker, color=show.COLOURS[0 if sign > 0 else 4], label=label)
+ax.axhline(float(eigenvalues[0]) / 100, color="#999999", linestyle="--", label="a hundredth of the largest")
+ax.legend(loc="lower left")
 ax.set(
     title=f"{flat_share:.0%} of the directions are nearly flat",
     xlabel="eigenvalue, largest first",
@@ -370,10 +409,14 @@ for ax, name in zip(axes, ["first order |gw|", "both terms, signed"], strict=Tru
     ax.plot(guess, single, ".", color=show.COLOURS[0])
     ax.axline((0, 0), slope=1, color=show.COLOURS[1], linestyle="--")
     found = statistics.rank_correlation({"tiny": guess}, {"tiny": single}).value
-    part = "First term" if guess is first else "Both terms"
-    ax.set(xlabel="predicted damage (nats)", title=f"{part}: correlation {found:.2f}")
+    part = "First term, signed" if guess is first else "Both terms, signed"
+    ax.set(xlabel="predicted damage (nats)")
+    ax.set_title(f"{part}: correlation {found:.2f}", fontsize=12)
 axes[0].set_ylabel("true damage (nats)")
-alt = f"True against predicted damage, one point for each weight, with the line where they agree. {show.in_words(tiny_table[['correlation']], '{:.2f}')}"
+alt = (
+    "True against predicted damage, one point for each weight, with the line where they agree: first for the first term, then "
+    f"for both. {show.in_words(tiny_table[['correlation']], '{:.2f}')}"
+)
 show.figure(fig, alt=alt, table=tiny_table)
 run.record("tiny_agreement", tiny_table.reset_index(names="score"))
 said = [
@@ -516,6 +559,12 @@ _ = evidence.conclude(*said, unit="nats")
 # most*: weights with a large $g\,w$, far from idle. One such step may help. Hundreds of thousands of them, all in the
 # direction that was downhill at the start, go far beyond the place where the slope was measured. The formula holds for small
 # steps, and knows nothing of the products between two weights.
+#
+# Put the suspect on trial: keep the formula and take away the sign. **Predict** the loss when the same sums are sorted by their
+# *size*.
+
+# %%
+unsigned = loss_without(guesses["both terms, signed"].abs())
 
 # %% tags=["plumbing"]
 signed = guesses["both terms, signed"]
@@ -525,7 +574,8 @@ start = float(F.cross_entropy(logits, judged.labels))
 say(
     f"Added up over the nine tenths that the signed pair removes, the formula says that the loss will change by {float(signed[gone].sum()):+.2f} "
     f"nats. It changes by {lenet_table.loc['both terms, signed', CUT] - start:+.2f}, from {start:.3f}. Of the tenth of the weights with the largest "
-    f"$|gw|$, this cut removes {float((gone & loud).sum() / loud.sum()):.0%}."
+    f"$|gw|$, this cut removes {float((gone & loud).sum() / loud.sum()):.0%}. Without its sign the same score leaves a loss of "
+    f"**{unsigned:.3f}**, where random leaves {lenet_table.loc['random', CUT]:.3f}."
 )
 
 # %% [markdown]
@@ -628,8 +678,12 @@ harmful = int((every < 0).sum())
 largest = every.clamp(min=0).sort(descending=True).values.cumsum(0)
 few_hold_half = int((largest < largest[-1] / 2).sum()) + 1
 fig, ax = plt.subplots(figsize=(8, 4.5))
-for row, values in enumerate(damage.values()):
-    ax.plot(values, [row] * len(values), "|", markersize=14, color=show.COLOURS[row % 6])
+sides_of = {"it is missed": (every >= 0, "|", 0), "the network is better off without it": (every < 0, "x", 4)}
+rows_of = torch.cat([torch.full((len(values),), row) for row, values in enumerate(damage.values())])
+for label, (which, marker, colour) in sides_of.items():
+    size = 14 if marker == "|" else 6
+    ax.plot(every[which], rows_of[which], marker, markersize=size, color=show.COLOURS[colour], label=label)
+fig.legend(loc="outside lower center", ncols=2)
 ax.set_yticks(range(len(LAYERS)), [name.removesuffix(".conv") for name in LAYERS])
 ax.invert_yaxis()
 ax.set_xscale("symlog", linthresh=0.003)
@@ -752,7 +806,7 @@ inside_found, inside = agreement(scores, damage, within=True)
 across_found, across = agreement(scores, damage)
 
 # %% tags=["plumbing"]
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharex=True, sharey=True)
 questions = {
     "Inside: which filter of this layer?": (inside, consistency[1]),
     "Across: which filter of all?": (across, consistency[0]),
@@ -982,11 +1036,16 @@ guessed = [
     evidence.Comparison(name, with_suffering(layers, name), tuple(with_suffering(table, name) for table in past))
     for name in ("trace", "trace / weight", "OBD of that half", "sum of single damages")
 ]
-say(f"Rank correlation over the {len(layers)} layers with what was measured:")
+SUFFERED = "loss rises by, half removed"
+hit = sum(table["trace"].idxmax() == table[SUFFERED].idxmax() for table in past)
+say(
+    f"Here `{layers['trace'].idxmax()}` has the greatest trace, and `{layers[SUFFERED].idxmax()}` suffers most. In the published runs, whose "
+    f"network is larger, they are one layer in {hit} of {len(past)}. Over all {len(layers)} layers, the rank correlation with what was measured:"
+)
 _ = evidence.conclude(*guessed, unit="in rank correlation", words=("above 0", "below 0"))
 
 # %% [markdown]
-# Eight layers are few. But the trace looks at one layer as a whole and never at a single removal, and it has something to say.
+# Eight layers are few. Still, the trace never looks at a single removal, and it has something to say.
 # What needs no Hessian at all is to cut the layer and look, as notebook 02 did.
 #
 # ## 8. What each score costs, and what it is good for
@@ -1123,9 +1182,8 @@ run.finish()
 #
 # - Taylor's formula is behind most scores. Ask which term a score keeps, and what it assumes about the other.
 #   <!-- by construction -->
-# - Gradients and products with the Hessian can be computed for networks of any size, its largest eigenvalues and its diagonal
-#   estimated; a sampled diagonal can drown in its noise. On
-#   a tiny one they agree with exact values: check them there first.
+# - Gradients and products with the Hessian can be computed for networks of any size; its largest eigenvalues and its diagonal
+#   can be estimated. On a tiny network all of them agree with exact values: check them there first.
 #   <!-- claims: gradient-exact, hessian-exact, diagonal-exact, trace-sampled, diagonal-sampled, eigenvalues-exact -->
 # - The squared Taylor score follows the true damage of filters far better than chance does, and keeps far more accuracy than
 #   random filters do. <!-- claims: taylor-beats-random, taylor-keeps-more -->

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [04_prune_filters]
 # ---
 
 # %% [markdown]
@@ -63,6 +64,48 @@ run = evidence.start("04_prune_filters", profile=PROFILE, seed=SEED)
 say(evidence.timetable("04_prune_filters"))
 
 # %% [markdown]
+# The answer first, from three published runs. In the *masked* network half of the filters are set to zero, so that nearly three
+# quarters of its multiplications are of no use. From the others filters were really *removed*. **MACs** are the
+# multiplications of one answer, each with its addition. The time is that of ONNX Runtime, which runs a network without Python,
+# for a full batch of photographs. A mark is one run, a bar the mean.
+
+# %% tags=["plumbing", "answer"]
+show.style()
+answers = {}
+for result in evidence.published("04_prune_filters"):
+    took = pd.DataFrame(result.timings["time_left"]).set_index("network")
+    column = [name for name in took if name.startswith("ORT")][-1]
+    masked_took = took[column].get("masked") or result.timings["masked_time_left"][column]
+    macs, removed = result.measurements["macs_left"], next(name for name in took.index if name.startswith("filters"))
+    for name, share in {
+        "masked: MACs": macs.get("masked", macs["dense"]),
+        "masked: time": masked_took,
+        "removed: MACs": macs[removed],
+        "removed: time": took.loc[removed, column],
+        "removed, not rounded: time": took[column].get("not rounded"),
+    }.items():
+        answers.setdefault(name, []).extend([100 * share] if share else [])
+answers = {name: runs for name, runs in answers.items() if runs}
+if answers:
+    mean = {name: sum(runs) / len(runs) for name, runs in answers.items()}
+    fig = show.dots(answers, title="", xlabel="what is left of the dense network's (%)", label="{:.0f} %")
+    fig.suptitle(
+        f"A mask leaves {mean['masked: time']:.0f} % of the time, removal {mean['removed: time']:.0f} %",
+        x=0.01, ha="left", fontsize=14, fontweight="bold",
+    )  # fmt: skip
+    table = pd.DataFrame.from_dict(answers, orient="index").rename(columns=lambda number: f"run {number}")
+    show.figure(
+        fig, alt=f"Percent of the dense network's, means. {show.in_words(pd.DataFrame({'left': mean}))}", table=table
+    )
+    lost = [100 * value for value in evidence.claimed("04_prune_filters", "accuracy-kept")]
+    say(
+        f"The network with the filters removed was trained again after the cut, and ends {min(lost):.2f} to {max(lost):.2f} points of test "
+        "accuracy below the dense one. The last row has nearly the same MACs, in numbers of channels that are not round: section 8."
+    )
+else:
+    say("This page has no published runs yet.")
+
+# %% [markdown]
 # The folded cell below holds the settings of the three profiles. Three of them matter: `ratios` says how many times fewer MACs
 # (multiplications, each with an addition) the pruned network has; `round_to`, to which multiple its channels are rounded; and
 # `thin` names the competitor, a smaller dense network trained from scratch.
@@ -103,7 +146,7 @@ past = [result for result in past if result is not None]
 past_time = [pd.DataFrame(result.timings["time_left"]).set_index("network") for result in past]
 past_left = [result.measurements["macs_left"] for result in past]
 say(
-    f"`{S.net}` tells {base:.1%} of {len(validation):,} validation photographs right (ten classes), "
+    f"`{S.net}` gets {base:.1%} of {len(validation):,} validation photographs right (ten classes), "
     f"at {dense_macs:,} MACs each."
 )
 
@@ -293,8 +336,8 @@ pd.concat({f"{kind}, batch {batch}": measure.verdict_table(v) for (kind, batch),
 # A convolution is a dense matrix product, and multiplies by zero as carefully as by anything else. Three quarters of the
 # multiplications are of no use, and nothing like a fourfold speed-up arrives.
 #
-# Yet with a full batch in eager PyTorch your clock may well say "faster", by some percent. If the control, a copy of the dense
-# network, is not faster, the place in memory is not the reason. Luck is not ruled out. Is there a cause? Take the network apart, and time a convolution
+# Yet in eager PyTorch your clock may well say "faster", by some percent. If the control, a copy of the dense network, is not
+# faster, the place in memory is not the reason. Luck is not ruled out. Is there a cause? Take the network apart, and time a convolution
 # and the pooling alone, on the maps that each network hands to them. A third set of maps holds the *same numbers* as the dense
 # network's, sorted within each channel.
 
@@ -314,7 +357,7 @@ with torch.inference_mode():
 pd.concat({part: measure.verdict_table(found) for part, found in alone.items()})
 
 # %% [markdown]
-# On a quiet machine the convolution does not care. The pooling does, and even for the same numbers in another order. PyTorch's pooling on a CPU is a
+# On a quiet machine the convolution does not care. The pooling does, even when it gets the same numbers in another order. PyTorch's pooling on a CPU is a
 # loop that *compares*: is this pixel larger than the largest so far? The processor guesses each answer in advance and works on; a
 # wrong guess costs it the work of many steps. In sorted maps it guesses well, and in a channel of zeros it is never wrong. ONNX
 # Runtime's pooling takes the larger of two numbers without such a fork in the road, and its clock sees nothing.
@@ -323,7 +366,8 @@ pd.concat({part: measure.verdict_table(found) for part, found in alone.items()})
 # network in which pooling is a smaller part, cannot tell it from no difference at all.
 #
 # To save time where the time goes, the matrices must be *smaller*.
-#
+
+# %% [markdown]
 # ## 2. Surgery on two plain layers
 #
 # `conv2` hands its channels to `conv3` and to nobody else. Remove filter 7 of `conv2`, and four things have to go:
@@ -562,10 +606,9 @@ say(
 # either, and searches for the cut that saves the MACs we ask for, so that the comparison is fair. Channels are rounded to
 # multiples; section 8 shows why.
 #
-# And two scores: the L1 norm, and the squared **Taylor** score of notebook 03, which looks at a few training pictures.
-#
-# **Predict**: which of the four leaves the most accurate network right after the cut? And do you expect the same order once the
-# network has been repaired?
+# And two scores: the L1 norm, and the squared **Taylor** score of notebook 03, which looks at a few training pictures. That
+# makes four cuts. The table shows how many channels each group keeps. Where two columns are equal, the cuts can still differ in
+# *which* channels.
 
 # %%
 scores = {"L1": by_norm, "Taylor": pruning.group_scores(pruning.taylor_scores(dense, train.take(S.scored)), groups)}
@@ -581,30 +624,34 @@ def cut(score, scope, ratio, round_to):
 candidates = {arm: cut(*arm, S.ratios[0], S.round_to) for arm in arms}
 
 # %% tags=["plumbing"]
-after_cut = {arm: accuracy(net) for arm, net in candidates.items()}
-best = max(after_cut, key=after_cut.get)
 same = [pair for pair in combinations(arms, 2) if differing(candidates[pair[0]], candidates[pair[1]]) == 0]
 twins = (("Taylor", "uniform"), ("Taylor", "global")) in same
 alike = " ".join(
-    f"{', '.join(one)} and {', '.join(two)} are the very same network, channel for channel: rounded to multiples of {S.round_to}, "
-    "they have nothing left to differ in, and no comparison of the two means anything."
+    f"{', '.join(one)} and {', '.join(two)} are the very same network here, channel for channel: rounded to multiples of {S.round_to}, "
+    "they have nothing left to differ in. Count them as one, for no comparison of the two means anything."
     for one, two in same
 )
-say(
-    f"Right after the cut: {'; '.join(f'{score}, {scope} {value:.1%}' for (score, scope), value in after_cut.items())}. "
-    f"Highest is **{', '.join(best)}**; the whole network has {base:.1%}. {alike}"
-)
+say(alike or "No two of the four cuts are the same network.")
 widths = {"dense": dense} | {f"{score}, {scope}": net for (score, scope), net in candidates.items()}
 pd.DataFrame(
     {name: [group.channels for group in pruning.groups(net, TWO)] for name, net in widths.items()}, index=names
 )
 
 # %% [markdown]
-# The table shows how many channels each group keeps. Where two columns are equal, the cuts can still differ in *which* channels.
-#
+# **Predict**: which of these networks is the most accurate right after the cut, with nothing repaired?
+
+# %%
+after_cut = {arm: accuracy(net) for arm, net in candidates.items()}
+
+# %% tags=["plumbing"]
+best = max(after_cut, key=after_cut.get)
+said = "; ".join(f"{score}, {scope} {value:.1%}" for (score, scope), value in after_cut.items())
+say(f"Right after the cut: {said}. Highest is **{', '.join(best)}**; the whole network has {base:.1%}.")
+
+# %% [markdown]
 # ### BatchNorm remembers the old network
 #
-# Before you judge the four, look at BatchNorm. In evaluation it subtracts a **running mean** and divides by the root of a
+# Before you judge them, look at BatchNorm. In evaluation it subtracts a **running mean** and divides by the root of a
 # **running variance**, both recorded while the *dense* network trained. After the cut every layer gets other sums, and the
 # record is wrong. Nothing has to be trained to mend that: show the network some training pictures and record again.
 
@@ -627,6 +674,8 @@ def refresh(model, inputs):
 
 # %% [markdown]
 # The helper does the same, as the folded cell asserts. From here on we use the helper.
+#
+# **Predict**: how many points do fresh statistics give back? And will the order be the same as before?
 
 # %% tags=["plumbing"]
 pictures = train.inputs[: S.scored]
@@ -783,10 +832,13 @@ def ahead(race):
 
 
 own, theirs = ahead(dict(tried)), [ahead(race) for race in races]
+went_on = ["uniform" if race["uniform"] >= race["global"] else "global" for race in races]
+often = " and ".join(f"{kind} in {went_on.count(kind)}" for kind in dict.fromkeys(went_on))
+of_the_published = f"The published runs, by the same rule, went on with {often} of {len(races)}. " if races else ""
 say(
     f"Right after fresh statistics {before[scope]:.1%}, after the trial {tried[scope]:.1%}. "
     + ("Here uniform and global were one network, so the trial had nothing to decide between them. " if twins else "")
-    + f"We go on with **{scope}, {chosen}**: the scope by this trial, the loss by the settings. What the trials say:"
+    + f"We go on with **{scope}, {chosen}**: the scope by this trial, the loss by the settings. {of_the_published}What the trials say:"
 )
 _ = evidence.conclude(
     *(
@@ -824,7 +876,7 @@ run.record("fine_tuning_seconds", seconds, timing=True)
 # in blocks of that size. A layer with 17 channels may then cost as much as one with 24 or 32. That is why `choose_filters`
 # rounds. The next cell makes the same cut again with other multiples, at nearly the same MACs; these networks are only timed.
 #
-# **Predict**: what does the clock say about channels that are not rounded?
+# **Predict**: what does the clock say about channels that are not rounded? (It will speak in section 9, of all networks at once.)
 
 # %% tags=["plumbing"]
 roundings = {S.round_to: pruned} | {r: cut(score, scope, S.ratios[0], r) for r in S.roundings if r != S.round_to}
@@ -946,8 +998,8 @@ _ = evidence.conclude(*rounder, words=("slower", "faster"))
 say(f"The published cut is rounded to multiples of 16, this run's to multiples of {S.round_to}.")
 
 # %% [markdown]
-# Nearly the same multiplications, in ragged numbers of channels, and the runtime gives much of the saving back. Now the accuracy.
-# The test photographs are used here, once for each network.
+# Nearly the same multiplications, in ragged numbers of channels: in the published runs, the runtime gives much of the saving
+# back. Now the accuracy. The test photographs are used here, once for each network.
 
 # %% tags=["plumbing"]
 finalists = {"dense": dense} | filters | {"a thin dense net": models["a thin dense net"]}

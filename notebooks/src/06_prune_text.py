@@ -1,5 +1,6 @@
 # ---
 # jupyter:
+#   reads: [06_prune_text]
 #   kernelspec:
 #     display_name: Python 3
 #     language: python

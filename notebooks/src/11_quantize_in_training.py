@@ -4,7 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
-#   reads: [09_quantize_from_scratch, 10_quantize_after_training]
+#   reads: [09_quantize_from_scratch, 10_quantize_after_training, 11_quantize_in_training]
 # ---
 
 # %% [markdown]
@@ -49,7 +49,7 @@ from torchao.quantization import pt2e
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec, x86_inductor_quantizer
 
-from helpers import checkpoints, data, evidence, exercises, measure, quantization, runtime, show, training
+from helpers import checkpoints, data, evidence, exercises, measure, quantization, runtime, show, statistics, training
 from helpers.evidence import say
 
 # %% tags=["plumbing"]
@@ -57,6 +57,49 @@ PAGE = "11_quantize_in_training"
 run = evidence.start("11_quantize_in_training", profile=PROFILE, seed=SEED)
 say(evidence.timetable(PAGE))
 show.style()
+
+# %% [markdown]
+# What the published runs found, before the work. The same network in 32 bits, then in four: as it is, rounded to a grid from
+# each smallest to each largest value; trained with that rounding in place, which is what this page builds; and trained with
+# steps that *learn* how far apart the levels lie (notebook 09). A dot is one training, a bar the mean. What was not trained is
+# one network, and one dot.
+
+# %% tags=["plumbing", "answer"]
+of_page, of_steps = evidence.measurements(PAGE, "qat"), evidence.measurements("09_quantize_from_scratch", "four_bits")
+noisy = next(iter(evidence.measurements(PAGE, "noise").values()), None)
+if of_page and of_steps:
+    named = {
+        "32 bits": [found["32 bits"] for found in of_page.values()],
+        "4 bits, not trained": [found["4 bits, not trained, min/max"] for found in of_page.values()],
+        "4 bits, trained": [found["4 bits, trained"] for found in of_page.values()],
+        "4 bits, trained, steps learn": [found["4 bits, trained"] for found in of_steps.values()],
+    }
+    mean_of = {name: 100 * np.mean(values) for name, values in named.items()}
+    gains = [mean_of[name] - mean_of["4 bits, not trained"] for name in list(named)[2:]]
+    fig = show.dots(
+        {name: sorted({100 * value for value in values}) if "trained" not in name or "not" in name
+         else [100 * value for value in values] for name, values in named.items()},
+        title=f"Four bits, trained: {gains[0]:+.2f} points; if the steps learn: {gains[1]:+.2f}",
+        xlabel="validation accuracy (%)",
+        label="{:.2f}",
+    )  # fmt: skip
+    table = pd.DataFrame({name: {seed: 100 * value for seed, value in zip(of_page, values, strict=False)}
+                          for name, values in named.items()}).rename_axis("seed").T  # fmt: skip
+    show.figure(
+        fig,
+        alt=f"Validation accuracy (%) of the published runs, by seed. {show.in_words(table, '{:.2f}')}",
+        table=table,
+    )
+    say("The title's points are against four bits without training.")
+    if noisy:
+        of_layers = {name: value for name, value in noisy["4"].items() if name != "all"}
+        first, *_, last = of_layers
+        share = (of_layers[first] + of_layers[last]) / sum(of_layers.values())
+        say(
+            f"And the layers that hurt: the first and the last of {len(of_layers)} make {share:.0%} of the noise (section 1)."
+        )
+else:
+    say("No published run has trained in four bits yet.")
 
 # %% tags=["plumbing"]
 SETTINGS = dict(
@@ -76,11 +119,30 @@ def first_published(key):
     return next(iter(evidence.measurements(PAGE, key).values()), None)
 
 
-def in_points(lost):
-    """Say what was lost, in points, or gained, if it is negative."""
-    if round(abs(lost), 2) == 0:
-        return "nothing lost"
-    return f"{abs(lost):.2f} points {'lost' if lost > 0 else 'gained'}"
+TWO_NETWORKS = (
+    f"This run's network is `{S.net}`, the published one is `{FULL.net}`: where they disagree, both may be right, each of its "
+    "own network. "
+    if S.net != FULL.net
+    else ""
+)
+
+
+def in_images(lost, of):
+    """Say which fraction of the answers was lost, or gained if it is negative: in images and in points."""
+    count = round(lost * of)
+    if not count:
+        return f"none of {of:,} images lost on balance"
+    return f"{abs(count):,} of {of:,} images {'lost' if count > 0 else 'gained'} ({100 * abs(lost):.2f} points)"
+
+
+def paired(before, after):
+    """Say what changed from one network to another on the same images, each 1 or 0, and the paired interval of it."""
+    values = (before - after).tolist()
+    low, high = (100 * end for end in statistics.paired_interval(values, [0.0] * len(values)))
+    return (
+        f"{values.count(1):,} images became wrong and {values.count(-1):,} right, which is {low:+.2f} to {high:+.2f} points "
+        "lost (95 %, paired by image)"
+    )
 
 
 # %% [markdown]
@@ -88,7 +150,8 @@ def in_points(lost):
 #
 # Rounding is a staircase, and a staircase is flat: its slope is zero nearly everywhere, so no gradient would come
 # through. Quantization-aware training (**QAT**) rounds on the way forward and, on the way back, pretends that nothing was
-# rounded. So the float weights behind the levels learn what the levels do to the loss.
+# rounded. So the float weights behind the levels learn what the levels do to the loss. (Blue is the way forward, dashed red
+# the way back.)
 
 # %% tags=["plumbing"]
 fig, (ax, flow) = plt.subplots(1, 2, figsize=(8.8, 3.2), width_ratios=(1, 2))
@@ -99,7 +162,7 @@ ax.set(xlabel="weight, in steps", ylabel="what the layer sees", xticks=range(4),
 ax.legend(loc="upper left", fontsize=9.5)
 flow.set(xlim=(0, 100), ylim=(0, 40))
 flow.axis("off")
-for left, text, colour in ((1, "float\nweight", 1), (29, "round to\n16 levels", 0), (57, "layer", 2), (83, "loss", 2)):
+for left, text, colour in ((1, "float\nweight", 6), (29, "round to\n16 levels", 0), (57, "layer", 6), (83, "loss", 6)):
     width = 16 if left > 80 else 20
     for alpha, face, edge in ((0.2, show.COLOURS[colour], "none"), (1, "none", show.COLOURS[colour])):
         flow.add_patch(plt.Rectangle((left, 17), width, 11, facecolor=face, edgecolor=edge, alpha=alpha, linewidth=1.5))
@@ -120,7 +183,8 @@ show.figure(fig, alt="Left: rounding as a staircase, used forward, and a straigh
 # %% [markdown]
 # The settings stand in a folded cell. Three matter: `probe` validation images judge single layers; `train` images and
 # `epochs` are the budget of every training on this page, in four bits or in 32; and `calibration` training images show
-# untrained networks what to expect. The published runs use a larger network, `cifar_base`, than the quick one.
+# untrained networks what to expect. The published runs use a larger network, `cifar_base`, than the quick one. So where the
+# two disagree, both may be right.
 
 # %%
 training.seed_everything(SEED)
@@ -131,7 +195,13 @@ net = checkpoints.load(S.net)
 TWO = validation.inputs[:2]
 base = training.evaluate(net, validation).accuracy
 
+
 # %% tags=["plumbing"]
+def hits(model):
+    """Which validation images a model names: 1 or 0 for each."""
+    return (training.predict(model, validation.inputs).argmax(1) == validation.labels).double()
+
+
 say(f"`{S.net}` in floating point names {base:.1%} of {len(validation):,} validation photographs.")
 
 # %% [markdown]
@@ -240,17 +310,19 @@ run.claim(
 )
 wide = first_published("four_bit_weights")
 say(
-    f"The file is {ratio4:.1f} times smaller. With min/max: {in_points(100 * (base - minmax_accuracy))}; with ranges of "
-    f"least squared error: {in_points(100 * (base - mse_accuracy))}. "
+    f"The file is {ratio4:.1f} times smaller. With min/max: {in_images(base - minmax_accuracy, S.validation)}; with ranges of "
+    f"least squared error: {in_images(base - mse_accuracy, S.validation)}. From the first to the second, "
+    f"{paired(hits(in_runtime), hits(mse))}. "
     + (
-        f"Published, `{FULL.net}` (one network): the file {wide['times_smaller']:.1f} times smaller; min/max names "
-        f"{wide['minmax']:.2%}, least squares {wide['mse']:.2%}. "
+        f"Published, `{FULL.net}` (one network, counts only, so no paired interval): the file {wide['times_smaller']:.1f} times "
+        f"smaller; of {FULL.validation:,}, min/max names {FULL.validation * wide['minmax']:,.0f}, least squares "
+        f"{FULL.validation * wide['mse']:,.0f}. "
         if wide
         else ""
     )
     + (
-        "The two networks point different ways, and neither difference was tested. So do not take it from either: the least error in the *weights* "
-        "is not the least error in the *answers*. Try both on the network you ship."
+        "The two networks point different ways. So do not take the rule from either: the least error in the *weights* is not "
+        "the least error in the *answers*. Try both on the network you ship."
         if wide and (wide["minmax"] - wide["mse"]) * (minmax_accuracy - mse_accuracy) < 0
         else "Two networks, or one, settle no general rule. Try both on the network you ship."
     )
@@ -416,10 +488,16 @@ right_mode = training.evaluate(Answers(qat), validation).accuracy
 
 # %%
 def untrained(method):
-    """Accuracy of four bits (eight at the ends) without training, with ranges found by `method`."""
+    """Four bits (eight at the ends) without training, with ranges found by `method`."""
     four = quantization.bits_by_layer(net, 4, ends=8)
-    model = quantization.quantize_model(net, weights=four, activations=four, calibration=few, method=method)
+    return quantization.quantize_model(net, weights=four, activations=four, calibration=few, method=method)
+
+
+def named(model):
     return training.evaluate(model, validation).accuracy
+
+
+careful = untrained("mse")
 
 
 # %%
@@ -431,15 +509,16 @@ with torch.no_grad():
 idle.apply(pt2e.disable_observer)
 arms = {
     "32 bits": base,
-    "32 bits, trained as long": training.evaluate(control.model, validation).accuracy,
-    "4 bits, not trained, min/max": untrained("minmax"),
-    "4 bits, not trained, least squares": untrained("mse"),
-    "4 bits, not trained, min/max in PT2E": training.evaluate(Answers(idle), validation).accuracy,
+    "32 bits, trained as long": named(control.model),
+    "4 bits, not trained, min/max": named(untrained("minmax")),
+    "4 bits, not trained, least squares": named(careful),
+    "4 bits, not trained, min/max in PT2E": named(Answers(idle)),
     "4 bits, trained, graph left in training mode": wrong_mode,
     "4 bits, trained": right_mode,
 }
 
 # %% tags=["plumbing"]
+of_careful = paired(hits(careful), hits(Answers(qat)))
 if PROFILE == "full":
     qat = convert_pt2e(qat)  # to integers; with BatchNorm in the graph it takes PyTorch half a minute
 run.record("qat", arms)
@@ -477,11 +556,22 @@ verdicts = evidence.conclude(
 )
 
 # %% tags=["plumbing"]
+LIMIT = (
+    "The ranges stay min/max to the end: the largest weight of a channel still says how far apart its levels lie, however the "
+    "others are trained. "
+)
+found = {"higher": "", "lower": f"So this training did harm. {LIMIT}"}
+say(TWO_NETWORKS + found.get(verdicts[0], f"So it is not decided that this training pays. {LIMIT}"))
+missing = [name for name in others if not any(name in found for found in of_arms.values())]
+if missing:
+    say(
+        f"No full run has measured these arms yet: {'; '.join(missing)}. They were added after the published runs. Until they are "
+        "measured, this page concludes nothing about them: neither whether training beats the cheap alternative, nor what as "
+        "much training does to the network in floats."
+    )
 say(
-    "So it is not decided that this training pays. The ranges stay min/max to the end: the largest weight of a channel "
-    "still says how far apart its levels lie, however the others are trained. "
-    if verdicts[0] != "higher"
-    else ""
+    f"In this run, from least squares without training to four bits trained, {of_careful}. That interval is over photographs, "
+    "and speaks of these two networks; those above are over seeds, and speak of other trainings."
 )
 say(
     f"Left in training mode, the same network, in batches of ten, names {wrong_mode:.1%} instead of {right_mode:.1%}: each "
@@ -490,8 +580,8 @@ say(
 
 # %% [markdown]
 # How to read such a table: one seed of a short run on a small network may well show a gain over min/max, and a network
-# that was never trained, but whose ranges were chosen with care, may match it. On a thousand validation photographs, a
-# fifth of a point is two photographs. Ask for the cheap alternative, and for several seeds, before you pay for training.
+# that was never trained, but whose ranges were chosen with care, may match it. Ask for the cheap alternative, and for
+# several seeds, before you pay for training.
 #
 # ## 5. Reading old code
 #
@@ -582,7 +672,8 @@ say(
 #
 # In floating point, as it was and trained as long; and in four bits, trained (in full: converted to integers). In the
 # first draft of this course, a bound stood here that was written before any run: four bits, trained, lose at most one
-# point. See whether it would have held.
+# point. See whether it would have held. The claim that full runs are held to now, `test-4bit`, allows two points, on the
+# mean over the seeds.
 
 # %%
 test = cifar.test.take(S.tested)
@@ -598,8 +689,8 @@ if PROFILE == "full":
     run.claim("test-4bit", "Test accuracy lost by 4 bits, trained in PT2E", lost_on_test[f"{S.net}-4bit-pt2e"],
               at_most=0.02, over_seeds=True)  # fmt: skip
 tested = {"test accuracy": {n: f"{t.accuracy:.2%}" for n, t in tests.items()},
-          "points lost": {n: f"{100 * v:.2f}" for n, v in lost_on_test.items()}}  # fmt: skip
-pd.DataFrame(tested)
+          "against the first": {n: in_images(v, S.tested) for n, v in list(lost_on_test.items())[1:]}}  # fmt: skip
+pd.DataFrame(tested).fillna("")
 
 
 # %% tags=["plumbing"]
@@ -625,7 +716,7 @@ _ = evidence.conclude(*(
 leads = published_lead("4bit-pt2e", "dense")
 if leads:
     say(
-        f"{sum(-lead <= 1 for lead in leads)} of {len(leads)} published seeds lose at most one point. The bound "
+        f"{TWO_NETWORKS}{sum(-lead <= 1 for lead in leads)} of {len(leads)} published seeds lose at most one point. The bound "
         + ("held." if -np.mean(leads) <= 1 else "was too hopeful, and the runs refuted it.")
     )
 
@@ -719,7 +810,7 @@ say(
     f"- **4 bits everywhere**, on validation: not trained {arms['4 bits, not trained, min/max']:.1%} (min/max) and "
     f"{arms['4 bits, not trained, least squares']:.1%} (least squares), trained {right_mode:.1%}; in 32 bits {base:.1%}, "
     f"and trained as long {arms['32 bits, trained as long']:.1%}.\n"
-    f"- **4 bits, trained**, on test: {in_points(100 * lost_on_test[f'{S.net}-4bit-pt2e'])}.\n"
+    f"- **4 bits, trained**, on test: {in_images(lost_on_test[f'{S.net}-4bit-pt2e'], S.tested)}.\n"
     f"- **Old code**: the port gives the same answer to {agree:.1%} of the photographs."
 )
 run.finish()

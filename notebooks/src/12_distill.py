@@ -52,6 +52,34 @@ run = evidence.start("12_distill", profile=PROFILE, seed=SEED)
 say(evidence.timetable("12_distill"))
 show.style()
 
+# %% [markdown]
+# Where this page ends, and why it is worth reading. One network, trained twice on the same digits in the same order: once on
+# their labels, once taught as well by better networks. Count the test digits that it gets wrong. A dot is one published run,
+# a bar the mean; in the last row, the teachers themselves.
+
+# %% tags=["plumbing", "answer"]
+of_hinton = evidence.measurements("12_distill", "hinton_test")
+if of_hinton:
+    table = pd.DataFrame(of_hinton).loc[["labels alone", "taught", "teachers"]].rename_axis("seed", axis=1)
+    alone, taught, _ = table.mean(axis=1)
+    fig = show.dots(
+        {"student, labels alone": table.loc["labels alone"], "student, taught": table.loc["taught"],
+         "its teachers": table.loc["teachers"]},
+        title=f"Teaching saves {alone - taught:.0f} of the student's {alone:.0f} errors"
+        if (table.loc["labels alone"] > table.loc["taught"]).all()
+        else f"Taught, the student errs {taught:.0f} times; with labels alone, {alone:.0f}",
+        xlabel="errors on 10,000 test digits",
+        label="{:.1f}",
+    )  # fmt: skip
+    fig.axes[0].set_xlim(left=0)
+    show.figure(fig, alt=f"Errors of 10,000 by seed. {show.in_words(table)}", table=table)
+else:
+    say("No published run has counted them yet.")
+
+# %% [markdown]
+# What a teacher adds, in one drawing: a label is one full bar, a teacher's answer has a little of everything, and the student is
+# compared with both.
+
 # %% tags=["plumbing"]
 fig, board = plt.subplots(figsize=(9, 4.4))
 board.set(xlim=(0, 10), ylim=(0, 4.6))
@@ -188,6 +216,8 @@ picture.imshow(unseen.inputs[example, 0], cmap="gray_r")
 picture.axis("off")
 show.bars(table, title=f"Read as {first}, and not unlike {second}", xlabel="probability (%)", label="{:.0f}", ax=chart)
 chart.set_ylabel("digit")
+for number in chart.texts:  # a pile of zeros says nothing
+    number.set_visible(number.get_text() != "0")
 show.figure(
     fig, alt=f"A handwritten {first}, and the teacher's answer (%). {show.in_words(table, '{:.0f}')}", table=table
 )
@@ -764,10 +794,23 @@ own = 100 * (seen["taught"]["after"] - seen["labels alone"]["after"])
 verdicts = evidence.conclude(evidence.Comparison("Threes read, taught against labels alone", own, apart))
 
 # %% [markdown]
-# The control was added late, and not every published run has it. With so few seeds an interval is wide however far apart
-# the two are. What every run has is the student that was taught: the claim above asks it for half of the threes, more
-# than labels alone have read in any run on file.
-#
+# With so few seeds an interval is wide however far apart the two are. What every run has is the student that was taught:
+# the claim above asks it for half of the threes. And labels alone?
+
+# %% tags=["plumbing"]
+if both[1]:
+    best = max(each["after"] for each in both[1].values())
+    say(
+        f"In the published runs, taught students read {min(each['after'] for each in both[0].values()):.0%} of the threes or more; "
+        f"with labels alone, {best:.0%} at most"
+        + (
+            f" ({len(both[1])} of {len(both[0])} runs have that control: it was added late)."
+            if len(both[1]) < len(both[0])
+            else "."
+        )
+    )
+
+# %% [markdown]
 # ## 9. Exercises
 #
 # **12.1 · Warm-up: the doubt.** One line. How much probability does each answer keep back from its first choice, at a
@@ -881,7 +924,7 @@ if PROFILE == "full":
     run.claim("hinton-test", "Test errors of Hinton's student, taught, of 10,000: mean over the seeds", wrong["taught"],
               at_most=74, over_seeds=True)  # fmt: skip
     run.claim("hinton-saved", "Test errors that the teachers save it: mean over the seeds",
-              wrong["labels alone"] - wrong["taught"], at_least=1, over_seeds=True)  # fmt: skip
+              wrong["labels alone"] - wrong["taught"], at_least=20, over_seeds=True)  # fmt: skip
 say(
     f"**This run**: the students saw {S.hinton:,} digits, moved by up to {counted(S.pixels, 'pixel')}. Errors on "
     f"{base_test.count:,} test digits: {the_teachers} {wrong['teachers']}, labels alone **{wrong['labels alone']}**, "

@@ -32,6 +32,7 @@ SEED = 0
 # %% tags=["plumbing"]
 import itertools
 import math
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,7 +45,88 @@ from helpers.evidence import say
 
 # %% tags=["plumbing"]
 run = evidence.start("19_leaderboard", profile=PROFILE, seed=SEED)
+show.style()
 say(evidence.timetable("19_leaderboard"))
+
+# %% [markdown]
+# The question of the whole course, and so its answer comes first. For each goal and each task the picture shows the published model
+# with the largest factor among those that lost at most one point of accuracy (one answer in a hundred). Dots are the same recipe with
+# other seeds. **Predict** before you look: will the three goals have the same winners?
+
+# %% tags=["plumbing", "answer"]
+pd.set_option("display.max_colwidth", None)
+pd.set_option("display.float_format", lambda x: f"{x:,.0f}" if abs(x) >= 1_000 else f"{x:.4g}")
+IDLE = {"fewer multiplications": ("fewer bits", "weights pruned")}  # they change no number of multiplications
+
+
+def short(number):
+    """Three digits, and no powers of ten."""
+    return f"{number:,.0f}" if number >= 1_000 else f"{number:.3g}"
+
+
+def credited(technique, goal):
+    """The parts of a technique that can have served a goal."""
+    return " + ".join(part for part in technique.split(" + ") if part not in IDLE.get(goal, ()))
+
+
+def others_of(paid, row, factor):
+    """The factors of the networks that the same recipe made with other seeds."""
+    same = (paid["task"] == row["task"]) & (paid["recipe"] == row["recipe"]) & (paid["model"] != row["model"])
+    return sorted(paid[same][factor].dropna())
+
+
+def silence(paid, task, factor):
+    """Why a task has no answer for a goal."""
+    known = paid[paid["task"] == task][factor].notna().any()
+    if factor == "speed ×" and not known:
+        return "the speed of its compressed models has not been measured yet"
+    return "no model gains anything within a point"
+
+
+official = evidence.runs(build=False)
+official = evidence.bought(official[official["profile"] == "full"])
+if len(official):
+    answers = {goal: evidence.first_to_try(official, goal) for goal in evidence.GOALS}
+    tasks = sorted(set(official["task"]), reverse=True)
+    fig, axes = plt.subplots(len(answers), 1, figsize=(9, 6.4), sharex=True)
+    for ax, (goal, chosen) in zip(axes, answers.items(), strict=True):
+        factor, by_task = evidence.GOALS[goal], {row["task"]: row for row in chosen.to_dict("records")}
+        for place, task in enumerate(tasks):
+            if task not in by_task:
+                ax.text(1.1, place, silence(official, task, factor), va="center", fontsize=9.5, style="italic")
+                continue
+            row = by_task[task]
+            colour, others = show.COLOURS[0] if row["high"] <= 1 else "white", others_of(official, row, factor)
+            ax.barh(place, row[factor], color=colour, edgecolor=show.COLOURS[0], height=0.6)
+            ax.plot(others, [place] * len(others), "o", color=show.COLOURS[4], markersize=5)
+            text = f"{short(row[factor])} ×: {credited(row['technique'], goal)}"
+            ax.text(1.12 * max([row[factor], *others]), place, text, va="center", fontsize=9.5)
+        ax.set(xscale="log", xlim=(1, 200_000), ylim=(-0.6, len(tasks) - 0.4), title=goal)
+        ax.set_yticks(range(len(tasks)), tasks)
+        ax.grid(False, axis="y")
+    axes[-1].set_xlabel("times as small, as few, as fast as the dense network (log scale)")
+    axes[-1].set_xticks([1, 10, 100, 1_000], ["1", "10", "100", "1,000"])
+    axes[-1].xaxis.set_minor_formatter("")
+    edge = dict(edgecolor=show.COLOURS[0])
+    marks = {
+        "decided: it lost at most one point": plt.Rectangle((0, 0), 1, 1, facecolor=show.COLOURS[0], **edge),
+        "not decided: it may have lost more": plt.Rectangle((0, 0), 1, 1, facecolor="white", **edge),
+        "other seeds": plt.Line2D([], [], marker="o", linestyle="", color=show.COLOURS[4], markersize=5),
+    }
+    fig.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, fontsize=10)
+    parts = [part for g, c in answers.items() for each in c["technique"] for part in credited(each, g).split(" + ")]
+    part, count = Counter(parts).most_common(1)[0]
+    decided = sum((chosen["high"] <= 1).sum() for chosen in answers.values())
+    title = f"“{part}” is part of {count} of {sum(map(len, answers.values()))} first answers; decided: {decided}"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    table = pd.concat({g: c.set_index("task")[["model", evidence.GOALS[g], "points lost"]] for g, c in answers.items()})
+    words = "; ".join(
+        f"{g}: " + ", ".join(c["task"] + " by " + c["technique"] for _, c in a.iterrows()) for g, a in answers.items()
+    )
+    alt = f"For each goal and task the technique with the largest factor within a point. {words}."
+    show.figure(fig, alt=alt, table=table.astype(object).where(table.notna(), "–"))
+else:
+    say("No full run with a compressed model is published, so there is no answer yet.")
 
 # %% [markdown]
 # `trials` is how many random tables the proof of section 3 tries. The board itself is read from the results files, whatever
@@ -61,15 +143,9 @@ S = evidence.settings(
 # %% [markdown]
 # ## 1. What should I try first?
 #
-# The question of the whole course, and so it comes first. All of the course's models are read from the results files: your own
-# runs where you have some, else the published ones. For each goal and each task the picture shows the model with the largest
-# factor among those that lost at most one point of accuracy. **Predict** before you look: will the three goals have the same
-# winners?
-
-# %% tags=["plumbing"]
-show.style()
-pd.set_option("display.max_colwidth", None)
-pd.set_option("display.float_format", lambda x: f"{x:,.0f}" if abs(x) >= 1_000 else f"{x:.4g}")
+# Where do these bars come from? Each notebook leaves what it measured in a results file. The picture reads the published full runs
+# alone. From here on this page reads everything: your own runs where you have some, else the published ones, and quick ones
+# where there is no full one. The cell repeats the picture's question for all of them.
 
 # %%
 runs = evidence.runs()
@@ -78,70 +154,36 @@ paid = evidence.bought(runs)  # each compressed model against the dense one it c
 picks = {goal: evidence.first_to_try(paid, goal) for goal in evidence.GOALS}
 
 # %% tags=["plumbing"]
-IDLE = {"fewer multiplications": ("fewer bits", "weights pruned")}  # they change no number of multiplications
 if runs.empty:
     say("No notebook has recorded a model yet. Run some, then come back: most sections have nothing to show.")
 
-
-def short(number):
-    """Three digits, and no powers of ten."""
-    return f"{number:,.0f}" if number >= 1_000 else f"{number:.3g}"
-
-
-def credited(technique, goal):
-    """The parts of a technique that can have served a goal."""
-    return " + ".join(part for part in technique.split(" + ") if part not in IDLE.get(goal, ()))
-
-
-if len(paid):
-    fig, axes = plt.subplots(len(picks), 1, figsize=(9, 1.9 * len(picks)), sharex=True)
-    for ax, (goal, chosen) in zip(axes, picks.items(), strict=True):
-        factor, chosen = evidence.GOALS[goal], chosen.iloc[::-1]
-        sure = [row["high"] <= 1 for row in chosen.to_dict("records")]
-        colours = [show.COLOURS[0] if each else "white" for each in sure]
-        ax.barh(chosen["task"], chosen[factor], color=colours, edgecolor=show.COLOURS[0], height=0.6)
-        for place, row in enumerate(chosen.to_dict("records")):
-            text = f" {short(row[factor])} ×: {credited(row['technique'], goal)}"
-            ax.text(1.05 * row[factor], place, text, va="center", fontsize=9.5)
-        ax.set(xscale="log", xlim=(1, 200_000), title=goal)
-        ax.grid(False, axis="y")
-    axes[-1].set_xlabel("times as small, as few, as fast as the dense network (log scale)")
-    axes[-1].set_xticks([1, 10, 100, 1_000], ["1", "10", "100", "1,000"])
-    table = pd.concat({g: c.set_index("task")[["model", evidence.GOALS[g], "points lost"]] for g, c in picks.items()})
-    words = "; ".join(f"{g}: " + ", ".join(c["task"] + " by " + c["technique"]) for g, c in picks.items())
-    show.figure(
-        fig, alt=f"For each goal and task the technique with the largest factor within a point. {words}", table=table
-    )
-
 # %% [markdown]
-# A hollow bar is *not decided*: the interval of its loss reaches beyond one point. The rows behind the bars, with what they lost and
-# on how many networks:
+# Here are the rows, with what each model lost and on how many networks it stands (`n`). *Not decided* means that the interval of its
+# loss reaches beyond one point. Where a row is not the bar's, it comes from your own runs, or from quick ones.
 
 # %% tags=["plumbing"]
+networks = {(task, row.model): row.networks for task in TASKS for row in evidence.board(runs, task).itertuples()}
 for goal, chosen in picks.items():
     factor = evidence.GOALS[goal]
     chosen = chosen.assign(technique=[credited(each, goal) for each in chosen["technique"]])
     lines = []
     for row in chosen.to_dict("records"):
-        same = (paid["task"] == row["task"]) & (paid["recipe"] == row["recipe"]) & (paid["model"] != row["model"])
-        others = paid[same][factor].dropna()
-        seeds = (
-            f"; with other seeds the same recipe gave {', '.join(map(short, sorted(others)))}" if len(others) else ""
-        )
+        others = ", ".join(map(short, others_of(paid, row, factor)))
         lines.append(
             f"- {row['task']}: **{row['technique']}** (`{row['model']}`, {factor} {short(row[factor])}, {row['points lost']:+.2f} points "
-            f"lost, at most {row['high']:.2f} by the interval of {row['over']}, n = {row['n']}, {row['profile']}{seeds})"
+            f"lost, at most {row['high']:.2f} by the interval of {row['over']}, n = {networks[row['task'], row['model']]}, {row['profile']}"
+            + (f"; with other seeds the same recipe gave {others})" if others else ")")
             + ("" if row["high"] <= 1 else ": not decided")
         )
-    silent = [task for task in TASKS if task not in set(chosen["task"])]
-    lines += [f"- {task}: no measured model gains here within a point." for task in silent]
+    lines += [f"- {task}: {silence(paid, task, factor)}." for task in TASKS if task not in set(chosen["task"])]
     wins = chosen["technique"].value_counts()
     if wins.empty:
         lead = "nothing here helps without losing a point"
     elif len(wins) > 1 and wins.iloc[0] == wins.iloc[1]:
         lead = "each kind of network has an answer of its own"
     else:
-        lead = f"*{wins.index[0]}* leads in {wins.iloc[0]} of {len(TASKS)} tasks, {sum(chosen['high'] <= 1)} of all decided"
+        sure = f"decided: {sum(chosen['high'] <= 1)} of {len(chosen)} answers"
+        lead = f"*{wins.index[0]}* leads in {wins.iloc[0]} of {len(TASKS)} tasks; {sure}"
     say(f"For **{goal}**, {lead}.\n\n" + "\n".join(lines))
 run.record(
     "first_to_try", {goal: chosen[["task", "technique", "model"]].to_dict("records") for goal, chosen in picks.items()}
@@ -150,8 +192,8 @@ run.record(
 # %% [markdown]
 # ## 2. What was recorded
 #
-# Where do such rows come from? Each notebook leaves a file of results for each profile and seed. `evidence.runs` reads them all.
-# Where a model has full results, its quick ones step back.
+# There is a file of results for each notebook, profile and seed. `evidence.runs` reads them all. Where a model has full results, its
+# quick ones step back.
 
 # %%
 runs.groupby(["notebook", "profile", "source"]).agg(
@@ -365,7 +407,7 @@ def shown(frame):
         for a, low, high in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)
     ]
     table["of"] = frame["over"]
-    table["n"] = [f"{row.n}" if row.n == row.of_runs else f"{row.n} of {row.of_runs}" for row in frame.itertuples()]
+    table["n"] = [f"{r.networks}" + f" of {r.of_runs}" * (r.n < r.of_runs) for r in frame.itertuples()]
     table["bytes"] = ["–" if b != b else f"{b:,.0f}" for b in frame["bytes"]]
     table["MACs"] = frame["macs"].map("{:,.0f}".format)
     table["front"] = ["bytes " * row.front_bytes + "MACs" * row.front_macs for row in frame.itertuples()]
@@ -389,8 +431,9 @@ for task, frame in ranked.items():
 
 # %% [markdown]
 # Long first ranks are no failure of the table. They say what the measurements can carry: a handful of seeds, some
-# thousand images (or reviews, where the table says images). "n 1 of 3" means that only one of the notebook's runs has that model, because the recipe chose another
-# one in the others; such a row was picked by chance.
+# thousand images (or reviews, where the table says images). The column `n` counts networks: three runs that evaluated one committed network
+# are n = 1. "1 of 3" means that only one of the notebook's runs has that model, because the recipe chose another one in the others; such a
+# row was picked by chance.
 #
 # ## 6. The fronts
 #
@@ -407,20 +450,22 @@ def figure(task, cost, label):
     frame = frame.sort_values(cost)
     error = (100 - 100 * frame["accuracy"]).clip(lower=0.01)
     low, high = ((100 - 100 * frame[end]).clip(lower=0.01) for end in ("high", "low"))
-    fig, ax = plt.subplots(figsize=(6.2, 3.4))
+    fig, ax = plt.subplots(figsize=(8, 4.4))
     for place, row in enumerate(frame.itertuples()):
         colour = show.COLOURS[0] if row.dense else show.COLOURS[4]
         ax.plot(getattr(row, cost), error.iloc[place], "o" if row.dense else "s", color=colour, zorder=3,
                 markerfacecolor=colour if row.dense else "white", markersize=7 if row.profile == "full" else 4)  # fmt: skip
+        x, y = getattr(row, cost), error.iloc[place]
+        ax.plot([0.95 * x, 1.05 * x], [y, y], "-", alpha=0)  # not seen, but names keep off lines, and so off this mark
         if row.over:
-            ax.vlines(getattr(row, cost), low.iloc[place], high.iloc[place], color=colour, linewidth=1, alpha=0.6)
+            ax.plot([x, x], [low.iloc[place], high.iloc[place]], "-", color=colour, linewidth=1, alpha=0.6)
     best = frame[frame[f"front_{cost}"]]
     stairs = np.repeat(best[cost], 2)[1:], np.repeat(error[best.index], 2)[:-1]
     ax.plot(*stairs, color=show.COLOURS[2], linewidth=1.5, zorder=1)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test accuracy (%)")
     # An interval from two seeds would squeeze all else into a corner: it is cut off where it leaves the picture.
     ax.set_ylim(max(low.min(), error.min() / 1.5) / 1.3, min(high.max(), error.max() * 1.5) * 1.3)
-    ax.set_xlim(frame[cost].min() / 2.5, frame[cost].max() * 2.5)
+    ax.set_xlim(frame[cost].min() / 6, frame[cost].max() * 4)  # room for names on either side
     ax.invert_yaxis()
     inside = [
         e
@@ -430,7 +475,7 @@ def figure(task, cost, label):
     ax.set_yticks(inside, [f"{100 - e:g}" for e in inside])
     ax.yaxis.set_minor_formatter("")
     dense = int(best["dense"].sum())
-    ax.set_title(f"{task}: {len(best)} of {len(frame)} on the front, {dense} dense")
+    ax.set_title(f"{task}: {len(best)} of {len(frame)} models on the front, {dense or 'none'} of them dense")
     homeless = show.label_points(
         ax, best[cost], error[best.index], best["model"]
     )  # the front has names, the tables all
@@ -528,7 +573,7 @@ def folded(table, title):
 
 times = evidence.latencies(runs)
 single = times[times["batch"] == 1]
-folded(times.round(2).drop(columns="technique"), f"All {len(times)} latency ratios")
+folded(times.round(2).drop(columns="technique").rename(columns={"n": "runs"}), f"All {len(times)} latency ratios")
 
 # %% tags=["plumbing"]
 if len(single):
@@ -551,7 +596,8 @@ if len(single):
     ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     ax.xaxis.set_minor_formatter("")
     ax.grid(False, axis="y")
-    ax.set_title(f"{faster} of {len(smaller)} are faster", x=0)
+    title = f"{faster} of {len(smaller)} compressed or thin networks are faster"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
     table = single.set_index("model")[["runtime", "against", "ratio", "low", "high", "verdicts"]]
     show.figure(fig, alt=f"Speed ratios with intervals. {show.in_words(table[['ratio']], '{:.2f}')}", table=table)
 
@@ -564,15 +610,17 @@ if len(single):
 
 # %%
 factors = list(evidence.GOALS.values())
-table = paid.sort_values(["technique", "task", "model"])[
-    ["technique", "task", "model", "n", *factors, "clock", "points lost", "low", "high", "over"]
+table = paid.assign(n=[networks[row.task, row.model] for row in paid.itertuples()])
+table = table.sort_values(["technique", "task", "model"])[
+    ["technique", "task", "model", "profile", "n", *factors, "clock", "points lost", "low", "high", "over"]
 ]
 folded(table.round(2).set_index("technique"), f"All {len(table)} compressed models")
 
 # %% [markdown]
 # "low" and "high" are the ends of the 95 % interval of the points lost; below zero nothing was lost. A mean over tasks would be
 # the mean of different questions, so there is none. Task by task, how far did each technique get, from its smallest factor to
-# its largest? Of the speeds only those in ONNX Runtime count, against the dense network there:
+# its largest? Full and quick rows stand apart: a quick one compresses a smaller network, or for a shorter time. Of the speeds only those
+# in ONNX Runtime count, against the dense network there:
 
 
 # %%
@@ -585,20 +633,20 @@ def reach(values):
 
 
 same_clock = paid.assign(**{"speed ×": paid["speed ×"].where(paid["clock"].str.startswith("onnxruntime"))})
-by_technique = same_clock.groupby(["task", "technique"]).agg(
+by_technique = same_clock.groupby(["task", "technique", "profile"]).agg(
     models=("model", "size"), **{column: (column, reach) for column in [*factors, "points lost"]}
 )
 by_technique
 
 # %%
-quiet = paid[(paid["technique"] == "weights pruned") | (paid["technique"] == "weights pruned + a teacher")]
+quiet = paid[paid["technique"].isin(["weights pruned", "weights pruned + a teacher"]) & (paid["profile"] == "full")]
 clocks = times[times["model"].isin(quiet["model"])]
 
 # %% tags=["plumbing"]
 if len(clocks):
     verdicts = clocks["verdicts"].str.replace(r"\d+ × ", "", regex=True).value_counts()
     say(
-        f"Pruned weights: the file {quiet['file ÷'].min():.3g} to {quiet['file ÷'].max():.3g} times smaller; by the clock, "
+        f"Pruned weights, full runs: the file {quiet['file ÷'].min():.3g} to {quiet['file ÷'].max():.3g} times smaller; by the clock, "
         + ", ".join(f"{said} ({count} of {len(clocks)})" for said, count in verdicts.items())
         + ". A zero is multiplied like any other number."
     )
@@ -618,7 +666,7 @@ def beside(task, unit):
     """Our models and the literature's, in one unit, the largest ratio first."""
     ours = boards[task][(boards[task][unit] > 1.05)]
     rows = [{"model": row.model, "method": row.method, "ratio": getattr(row, unit), "accuracy (%)": 100 * row.accuracy,
-             "source": f"here, n = {row.n}", "read": ""} for row in ours.itertuples()]  # fmt: skip
+             "source": f"here, n = {row.networks}", "read": ""} for row in ours.itertuples()]  # fmt: skip
     known = evidence.literature(task)
     for row in known.to_dict("records"):
         if row.get(unit) == row.get(unit) and row.get(unit):
@@ -638,7 +686,7 @@ if "mnist" in TASKS:
 # %% [markdown]
 # ## 10. How far to believe a winner
 #
-# Section 1 picked winners. Believe them with care. We picked the winners by the very test images on which they won, so their losses look smaller than
+# The picture at the top picked winners. Believe them with care. We picked the winners by the very test images on which they won, so their losses look smaller than
 # they are: the **winner's curse**. It is small where one model is far ahead, and it is everything where the first rank is
 # long. And a factor belongs to its base: who starts from a bloated network divides by more.
 #
@@ -693,7 +741,8 @@ say(
     f"{int(everything['origin'].str.endswith('‡').sum())} of {len(everything)} rows are of several sources. Of "
     f"{len(wrong)} claims something is known to be wrong; the table above says what."
 )
-folded(everything.set_index("model")[["notebook", "profile", "n", "origin"]], "Where each row comes from")
+sources = everything.assign(n=everything["networks"]).set_index("model")
+folded(sources[["notebook", "profile", "n", "origin"]], "Where each row comes from")
 
 # %% [markdown]
 # ## 12. Exercises

@@ -9,7 +9,7 @@ import pytest
 
 from helpers import evidence
 from helpers.core import paths
-from helpers.course import chapters
+from helpers.course import chapters, staleness
 
 SOURCES = chapters.sources()
 NAMES = [source.stem for source in SOURCES]
@@ -70,11 +70,21 @@ def test_a_page_opens_with_a_picture_of_what_was_found(source):
     notebook = nbformat.read(paths.NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     (place,) = [place for place, found in enumerate(tags) if "answer" in found]
-    (second,) = [place for place, cell in enumerate(notebook.cells) if cell.source.startswith("## 2.")][:1]
+    second = next(place for place, cell in enumerate(notebook.cells) if re.search(r"(?m)^## 2\. ", cell.source))
     cell = notebook.cells[place]
     assert "plumbing" in tags[place] and place < second
     assert re.search(r"evidence\.(measurements|claimed|published|recorded|runs|board)\b|published", cell.source)
     assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_whose_published_results_a_page_shows_stands_in_its_header(source):
+    """So the page is built anew when they are published anew."""
+    declared = staleness.reads(source)
+    code = "\n".join(cell.source for cell in cells(source) if cell.cell_type == "code")
+    asked = re.findall(r"evidence\.(?:measurements|published|claimed|load)\(\s*([\w\"]+)", code)
+    named = {name.strip('"') if '"' in name else source.stem for name in asked}
+    assert "all" in declared or named & set(NAMES) <= set(declared), sorted(named - set(declared))
 
 
 def remembered(source):

@@ -1,11 +1,15 @@
 """The datasets that the course uses are the ones that the literature uses, split as they say."""
 
 import hashlib
+import json
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision import datasets
 
 from helpers import data, fetching
@@ -268,21 +272,72 @@ def test_imdb_splits(imdb):
 
 
 @pytest.mark.data
-def test_imdb_splits_are_contiguous_blocks_of_each_label(imdb):
-    """In the order of the source, which lists the reviews of a film together, no split interrupts another."""
-    listed = splits._reviews(fetching.fetch("imdb") / "reviews.jsonl")
-    for label in (0, 1):
-        in_order = [text for text, listed_label in listed if listed_label == label]
-        pairs = [pair for split in imdb for pair in zip(split.inputs, split.labels, strict=True)]
-        ours = [text for text, own in pairs if own == label]
-        assert ours == in_order and len(ours) == 12_500
+def test_no_film_and_no_text_is_in_two_splits_of_imdb(imdb):
+    """By the list of films itself: the n-th review of a label is of the n-th film of its list."""
+    known = json.loads((paths.DATA / "imdb_films.json").read_bytes())
+    films = {}
+    for split in imdb:
+        assert len(set(split.groups)) > 300
+        for text, label, group in zip(split.inputs, split.labels, split.groups, strict=True):
+            films.setdefault((text, label), []).append(group)
+    reviews = splits._reviews(fetching.fetch("imdb") / "reviews.jsonl")
+    where = {text: number for number, split in enumerate(imdb) for text in split.inputs}
+    assert len(reviews) == sum(map(len, imdb)) and sum(len(set(split.inputs)) for split in imdb) == len(where)
+    split_of_film, group_of_film = {}, {}
+    for label, name in enumerate(("negative", "positive")):
+        texts = [text for text, listed in reviews if listed == label]
+        assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == known["sha256"][name]
+        for text, film in zip(texts, known[name], strict=True):
+            assert split_of_film.setdefault(film, where[text]) == where[text]
+            assert {group_of_film.setdefault(film, films[text, label][0])} == set(films[text, label])
+    assert len(set(group_of_film.values())) > 0.98 * known["films"], "few films share a review"
 
 
 @pytest.mark.data
-def test_few_reviews_occur_in_more_than_one_split_of_imdb(imdb):
-    """The docstring names the number: what the data holds twice at distant places, no block can part."""
-    train, validation, test = (set(split.inputs) for split in imdb)
-    assert len((train & validation) | (train & test) | (validation & test)) == 19
+def test_the_reviews_of_a_label_keep_their_order(imdb):
+    place = {text: number for number, (text, _) in enumerate(splits._reviews(fetching.fetch("imdb") / "reviews.jsonl"))}
+    once = [text for text, count in Counter(text for split in imdb for text in split.inputs).items() if count == 1]
+    assert len(once) > 24_000
+    for split in imdb:
+        for label in (0, 1):
+            texts = [text for text, own in zip(split.inputs, split.labels, strict=True) if own == label]
+            places = [place[text] for text in texts if text in set(once)]
+            assert places == sorted(places)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1)), min_size=40, max_size=80), st.sampled_from([2, 6]))
+def test_films_are_held_out_whole_and_labels_alternate(drawn, held_out):
+    drawn += [(99, label) for label in (0, 1)]
+    short = sum(label for _, label in drawn) - sum(1 - label for _, label in drawn)
+    drawn += [(100 + i, int(short < 0)) for i in range(abs(short))]
+    films, reviews = [film for film, _ in drawn], [(str(place), label) for place, (_, label) in enumerate(drawn)]
+    try:
+        train, validation, test = splits._by_film(reviews, films, held_out=held_out)
+    except ValueError as error:
+        assert f"held_out={held_out}" in str(error)
+        return
+    assert len(validation) == len(test) == held_out
+    for split in (train, validation, test):
+        assert split.labels == [0, 1] * (len(split) // 2)
+        assert split.groups == [films[int(text)] for text in split.inputs]
+        assert split.labels == [drawn[int(text)][1] for text in split.inputs]
+    parts = [set(split.groups) for split in (train, validation, test)]
+    assert sum(map(len, parts)) == len(set(films))
+
+
+def test_films_with_one_text_are_one_film(tmp_path, monkeypatch):
+    known = {"films": 6, "negative": [0, 1, 2], "positive": [3, 4, 5]}
+    (tmp_path / "imdb_films.json").write_text(json.dumps(known))
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    a, b, c, d, e, f = splits._films([("x", 0), ("y", 0), ("z", 0), ("x", 1), ("w", 1), ("z", 1)])
+    assert a == d and c == f and len({a, b, c, e}) == 4
+
+
+def test_groups_stay_with_their_examples():
+    split = data.Split(["a", "b", "c"], [0, 1, 0], groups=[7, 7, 9])
+    assert split.take(2).groups == [7, 7] and data.Split(["a"], [0]).take(1).groups is None
+    with pytest.raises(ValueError, match="groups numbers 2 examples of 1"):
+        data.Split(["a"], [0], groups=[1, 2])
 
 
 @pytest.fixture

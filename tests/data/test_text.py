@@ -190,6 +190,14 @@ def test_the_test_split_stays_one(split):
         text.build_vocabulary(words, examples)
 
 
+def test_groups_stay_with_their_texts(split):
+    words, label = text.fields()
+    grouped = replace(split, groups=list(range(len(split))))
+    vocabulary = text.build_vocabulary(words, text.examples(split, words, label)).itos
+    assert text.as_split(text.examples(grouped, words, label), vocabulary).groups == grouped.groups
+    assert text.as_split(text.examples(split, words, label), vocabulary).groups is None
+
+
 def test_batches_by_length():
     _, examples, vocabulary = many(2_050)
     split = text.as_split(examples, vocabulary.itos)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers import evidence
+from helpers.statistics import paired_interval
 from tests.evidence.evidence_examples import clocked, recorded_model, without_file
 
 few = st.integers(0, 4).map(float)
@@ -118,6 +119,30 @@ def test_a_board_has_ranks_and_says_how_many_beat_a_model(write):
     assert ranked["beaten_by"].to_dict() == {"high": 0, "far": 0, "low": 2, "lowest": 2}
     with pytest.raises(ValueError, match=r"frame\['model'\]='low' is unknown"):
         evidence.ranked(evidence.board(runs, "mnist"), runs[runs["model"] != "low"])
+
+
+def test_an_interval_that_ends_at_0_proves_nothing():
+    """The pair of differences whose interval begins at 0 to the last bit, by bisection."""
+    for larger in np.arange(1, 64) / 64:
+        low, high = 0.0, larger
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if paired_interval([middle, larger], [0, 0])[0] <= 0 else (low, middle)
+        if evidence.lead(seeds([low, larger]), seeds([0.0, 0.0])).low == 0:
+            break
+    runs = pd.concat([seeds([low, larger]).assign(model="a"), seeds([0.0, 0.0]).assign(model="b")])
+    frame = pd.DataFrame({"model": ["a", "b"], "accuracy": [larger, 0.0], "bytes": 1.0})
+    ranked = evidence.ranked(frame, runs)
+    assert evidence.lead(*(part for _, part in runs.groupby("model"))).low == 0
+    assert ranked["rank"].tolist() == [1, 1] and ranked["beaten_by"].tolist() == [0, 0]
+
+
+def test_of_equally_accurate_models_the_smaller_stands_first(write):
+    models = [("best", 0.95, 900), ("b", 0.9, 500), ("a", 0.9, 500), ("small", 0.9, 400), ("worst", 0.8, 100)]
+    write("02_a", [recorded_model(name, accuracy, size=size) for name, accuracy, size in models])
+    runs = evidence.runs()
+    frame = evidence.board(runs, "mnist")
+    assert frame["model"].tolist() == ["best", "small", "a", "b", "worst"]
+    assert evidence.ranked(frame[::-1], runs)["model"].tolist() == frame["model"].tolist()
 
 
 def test_without_results_there_is_an_empty_board(write):

@@ -254,6 +254,17 @@ def test_test_evaluations_are_logged_each_time():
     assert loaded(NB, profile="quick").test_evaluations == [logged, logged]
 
 
+def test_a_test_split_with_groups_says_what_its_answers_are_worth():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    answers = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 1, 1]), 2).float()  # one answer is wrong
+    run = evidence.start(NB, profile="quick", seed=0)
+    run.test("net", torch.nn.Identity(), Split(answers, labels, is_test=True, groups=[0, 0, 0, 1, 1, 1]))
+    run.finish()
+    (logged,) = loaded(NB, profile="quick").test_evaluations
+    # Sums of the deviations from 5/6: 3/6 and -3/6, so the variance of the mean is 2 (1/4 + 1/4) / 36.
+    assert logged["count"] == 6 and logged["independent"] == pytest.approx((5 / 36) / (1 / 36))
+
+
 def test_comparable_drops_what_differs_between_runs():
     run = evidence.start(NB, profile="quick", seed=0)
     add(run, latency=[timed(2)])

@@ -91,6 +91,12 @@ def test_reviews_of_one_film_are_not_independent(write):
     assert found["net"] == found["other"] == 1_000
 
 
+def test_what_was_logged_of_the_films_counts(write):
+    logged = [{"name": "net", "accuracy": 0.8, "correct": 800, "count": 1_000, "independent": 640.0}]
+    write("06_a", [recorded_model("net", 0.8) | {"task": "imdb"}], tests=logged)
+    assert evidence.runs()["images"].tolist() == [640]
+
+
 def test_copies_are_one_and_namesakes_two(write):
     write("02_a", [recorded_model("net", 0.9)], images=500)
     write("03_b", [recorded_model("net", 0.91)], images=1_000)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,3 +129,41 @@ def test_grouped_layers_are_refused(groups):
     for layer, following in (("2", "3"), ("2", "2")):
         with pytest.raises(ValueError, match=f"next_layer={following!r} is {layer!r} itself or reads in groups"):
             pruning.neuron_masks(net, layer, following, 0.5)
+
+
+@pytest.mark.parametrize(("way", "layers"), [
+    ("relu", [nn.Linear(6, 8), nn.Linear(8, 3)]),
+    ("convolution", [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3)]),
+    ("flatten", [nn.Conv2d(3, 8, 3, padding=1), nn.Linear(128, 5)]),
+])  # fmt: skip
+def test_smaller_layers_say_how_small_they_are(way, layers):
+    model, _ = WAYS[way]
+    smaller = pruning.remove_neurons(
+        pruning.mask(model, pruning.neuron_masks(model, "first", "last", 0.5)), "first", "last"
+    )
+    assert list(map(str, (smaller.first, smaller.last))) == list(map(str, layers))
+
+
+def test_an_answer_that_is_always_0_does_not_matter():
+    """The others, sums of fewer numbers, differ in their last digits: little next to the largest, but not next to 0."""
+    torch.manual_seed(0)
+    model = Between(nn.Linear(6, 256), nn.Linear(256, 3), lambda net, x: net.last(x.relu()))
+    model = pruning.bake(pruning.mask(model, pruning.neuron_masks(model, "first", "last", 0.5)))
+    with torch.no_grad():
+        model.last.weight[1], model.last.bias[1] = 0, 0
+    assert len(pruning.remove_neurons(model, "first", "last").first.weight) == 128
+
+
+def test_a_network_that_checks_shapes_is_traced_and_goes_on_checking():
+    class Checking(Between):
+        @jaxtyped(typechecker=beartype)
+        def forward(self, x: Float[torch.Tensor, "batch 6"]) -> Float[torch.Tensor, "batch 3"]:
+            return super().forward(x)
+
+    model = Checking(nn.Linear(6, 16), nn.Linear(16, 3), lambda net, x: net.last(x.relu()))
+    smaller = pruning.remove_neurons(
+        pruning.mask(model, pruning.neuron_masks(model, "first", "last", 0.5)), "first", "last"
+    )
+    assert smaller(torch.ones(4, 6)).shape == (4, 3)
+    with pytest.raises(TypeCheckError):
+        smaller(torch.ones(6))

@@ -317,6 +317,7 @@ def test_other_layers(layers, shape):
             r"keep\['conv2.conv'\] is torch.bool \(15,\); allowed: torch.bool \(16,\)",
         ),
         ({"conv2.conv": torch.ones(16)}, r"keep\['conv2.conv'\] is torch.float32 \(16,\); allowed: torch.bool"),
+        ({"conv2.conv": [True] * 16}, r"keep\['conv2.conv'\] is a list; allowed: torch.bool \(16,\)"),
         ({"conv2.conv": torch.zeros(16) > 0}, r"keep\['conv2.conv'\] drops all 16 channels; allowed: a part"),
         (
             {"conv1.conv": torch.arange(12) > 1, "res1.block2.conv": torch.arange(12) > 2},
@@ -508,3 +509,27 @@ def test_the_search_for_groups_ends(build, can_be_cut):
 
 def measure_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def test_a_constant_far_above_the_answers_is_no_obstacle_in_float64():
+    """Added in float32, it would drown what depends on the inputs."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = dense(lambda net, x, dtype=dtype: net.b(net.a(x.to(dtype).float()).relu()) + 1e5)
+        new = pruning.remove_filters(model, {"a": torch.arange(8) > 2}, ROWS)
+        assert torch.allclose(answers(new, ROWS), zeroed_by_hand(model, ROWS)) and new.a.out_features == 5
+
+
+def test_an_answer_of_another_shape_is_refused():
+    model = dense(lambda net, x: net.b(net.a(x).relu())[:, :1].expand(-1, net.a.out_features))
+    with pytest.raises(ValueError, match=r"the answers have the shape \(4, 5\), with zeroed channels \(4, 8\)"):
+        pruning.remove_filters(model, {"a": torch.arange(8) > 2}, ROWS)
+    with pytest.raises(ValueError, match=r"the answers have the shape \(4, 1\), with zeroed channels \(4, 8\)"):
+        pruning.remove_filters(model, {"a": torch.arange(8) > 6}, ROWS)
+
+
+def test_masks_of_grouped_convolutions_are_the_same_in_each_part():
+    model, keep = conv_net(F.relu, nn.Conv2d(8, 8, 3, padding=1, groups=2)), torch.tensor([True, False, True, True])
+    new = pruning.remove_filters(model, {"1": keep.repeat(2)}, IMAGES)
+    assert_close(answers(new, IMAGES), answers_with_zeroed(model, [("1", "out", ~keep.repeat(2))], IMAGES))
+    with pytest.raises(ValueError, match=r"keep\['1'\] drops different channels in the 2 parts"):
+        pruning.remove_filters(model, {"1": torch.cat([keep, ~keep])}, IMAGES)

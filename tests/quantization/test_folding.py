@@ -1,6 +1,7 @@
 """Tests of `helpers.quantization.folding`."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -216,3 +217,33 @@ def test_a_norm_over_positions_stays(length):
     x = values_of(22, 3, length, 6)
     folded = quantization.fold_batchnorm(model, x)
     assert isinstance(folded[1], nn.BatchNorm1d) and torch.equal(folded(x), model(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding_a_norm_that_only_normalizes(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=False), nn.Flatten()).eval()
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    folded = quantization.fold_batchnorm(model, SMALL)
+    assert isinstance(folded[1], nn.Identity) and torch.allclose(folded(SMALL), model(SMALL), atol=1e-5)
+
+
+@pytest.mark.parametrize(("reads", "x"), [(nn.Embedding(20, 4), TOKENS), (nn.Linear(3, 4), values_of(24, 7, 5, 3))])
+def test_folding_is_compared_in_double_precision_whatever_the_network_reads(reads, x):
+    """What else reads the convolution changes answers by 3 in 10 000: too much, but in single precision too little."""
+
+    class Leaking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads, self.conv, self.bn = reads, nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(self.reads(x).transpose(1, 2))
+            return (self.bn(x) + self.leak * x).amax(2)
+
+    model = made(Leaking)
+    model.bn.running_var.fill_(0.25)
+    for model.leak, refused in ((0, False), (3e-4, True)):
+        with pytest.raises(ValueError, match="answers otherwise") if refused else nullcontext():
+            quantization.fold_batchnorm(model, x)

@@ -227,6 +227,7 @@ def test_a_learned_step_begins_where_it_was_found_and_moves_at_its_pace():
     grid = find_grid(values_of(12, 3, 50), 3, per_channel=True)
     quantizer, x = quantization.FakeQuantize(grid, trained_over=50), values_of(12, 3, 50)
     assert torch.equal(quantizer.grid.scale, grid.scale)
+    assert quantizer.state_dict().keys() == {"scale", "zero_point", "log_growth"}, "its pace follows from them"
     quantizer(x).square().sum().backward()
     step = grid.scale.clone().requires_grad_()
     fake_quantize(x, grid._replace(scale=step)).square().sum().backward()
@@ -304,3 +305,11 @@ CODE = torch.tensor(0, dtype=torch.int32)
 def test_arguments_that_make_no_sense_are_named(call, words, unchecked_shapes):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_unless_said_otherwise_a_grid_is_symmetric_and_uses_every_code():
+    grid = quantization.affine_grid(torch.tensor(-3.0), torch.tensor(1.0), 4)
+    assert (grid.low, grid.high, grid.zero_point) == quantization.code_range(4) + (0,) == (-8, 7, 0)
+    assert float(grid.scale) == pytest.approx(3 / 7.5)
+    found = find_grid(torch.tensor([-3.0, 1.0]), 4, method="minmax")
+    assert found == grid

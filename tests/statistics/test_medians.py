@@ -205,3 +205,32 @@ def test_bad_clusters(values, clusters, message):
 def test_a_bad_confidence_of_clusters():
     with pytest.raises(ValueError, match="confidence=1"):
         statistics.cluster_interval([1.0, 2.0], [0, 1], confidence=1)
+
+
+@given(st.lists(st.integers(0, 1), min_size=2, max_size=40))
+def test_singles_are_worth_nearly_as_many_as_they_are(values):
+    """With a cluster each, p (1 - p) / V is n - 1, by the definition of the variance."""
+    size = statistics.effective_size(values, range(len(values)))
+    assert size == pytest.approx(len(values) - 1 if 0 < sum(values) < len(values) else len(values))
+
+
+def test_copies_are_worth_what_they_are_copies_of():
+    one = [1, 0, 1, 1, 0]
+    assert statistics.effective_size(one, range(5)) == pytest.approx(4)
+    assert statistics.effective_size(np.repeat(one, 7), np.repeat(range(5), 7)) == pytest.approx(4)
+    assert statistics.effective_size([1] * 9, [0, 0, 0, 1, 1, 1, 2, 2, 2]) == 3
+    opposite = [1, 0] * 6  # in each cluster as many of both: the mean does not vary at all but for rounding
+    assert statistics.effective_size(opposite, np.repeat(range(6), 2)) in (6, 12)
+    with pytest.raises(ValueError, match=r"values holds 0\.5; allowed: 0 and 1"):
+        statistics.effective_size([0, 0.5], [0, 1])
+
+
+def test_an_effective_size_gives_the_clusters_interval():
+    """A normal interval with it is as wide as the cluster-robust one, but for the quantile."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(range(60), 5)
+    values = (rng.random(60)[:, None] > rng.random((60, 5))).astype(float).ravel()
+    low, high = statistics.cluster_interval(values, clusters)
+    p, n = values.mean(), statistics.effective_size(values, clusters)
+    assert student.ppf(0.975, 59) * (p * (1 - p) / n) ** 0.5 == pytest.approx((high - low) / 2)
+    assert n < 200, "the values of a cluster resemble each other"
