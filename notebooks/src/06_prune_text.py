@@ -941,11 +941,11 @@ if on_file:
     )
 
 # %% [markdown]
-# Three seeds do not tell either recurrent network from the CNN, in either reading. (One interval leaves out zero, in favour
-# of the LSTM; among four comparisons that is not enough, see Holm's rule in notebook 05.) That is no proof that they stand pruning
-# equally well; it says that the sentence "recurrent networks suffer more" does not follow from these runs. Where all
-# weights are cut, what the plain RNN loses and what the LSTM loses lie apart, and the CNN is no better off than the LSTM. The
-# bag, once retrained, hardly notices, in either.
+# Three seeds tell neither recurrent network from the CNN, in either reading. That is no proof that they stand pruning equally
+# well; it says that the sentence "recurrent networks suffer more" does not follow from these runs. Look at the spread. Cut
+# among all weights, the plain RNN comes back in two seeds and stays a coin in the third, and the CNN's losses differ by
+# more than a factor of two. With training as noisy as this, three runs decide little, and one decides nothing. The bag, once
+# retrained, hardly notices, in either.
 #
 # And mind what the first reading measures: which weights a global cut takes depends on how large the embedding's numbers
 # are beside the others, which the initial values decide as much as the training.

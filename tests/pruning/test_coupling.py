@@ -17,6 +17,7 @@ from tests.pruning.removal_examples import (
     PHOTOS,
     ROWS,
     TEXTS,
+    Net,
     answers,
     answers_with_zeroed,
     assert_close,
@@ -148,12 +149,25 @@ def test_what_torch_pruning_loses_count_of_is_refused_by_name(model, example):
         pruning.remove_filters(model, {"a": torch.arange(8) > 2}, example)
 
 
-def test_a_depthwise_transposed_convolution_is_cut():
-    model = photos(lambda net, x: net.b(net.c(net.a(x).relu())).flatten(1), c=nn.ConvTranspose2d(8, 8, 3, groups=8))
-    keep = {"a": torch.arange(8) > 2}
-    assert pruning.groups(model, PHOTOS) == [Group(("a", "c"), 8)]
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("channels", [8, 2])
+def test_a_depthwise_convolution_is_cut_channel_by_channel(kind, channels):
+    layers = {"a": nn.Conv2d(3, channels, 3), "c": kind(channels, channels, 3, groups=channels)}
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.b(net.c(net.a(x).relu())).flatten(1), **layers, b=nn.Conv2d(channels, 2, 3))
+    keep = {"a": torch.arange(channels) > (channels - 1) // 3}
+    assert pruning.groups(model, PHOTOS) == [Group(("a", "c"), channels)]
     expected = answers_with_zeroed(model, [("c", "out", ~keep["a"])], PHOTOS)
     assert torch.allclose(answers(pruning.remove_filters(model, keep, PHOTOS), PHOTOS), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_transposed_convolution_in_groups_is_left_as_it_is(groups):
+    model = photos(lambda net, x: net.b(net.c(net.a(x))).flatten(1), c=nn.ConvTranspose2d(8, 8, 3, groups=groups))
+    assert pruning.groups(model, PHOTOS) == []
+    for name in ("a", "c"):
+        with pytest.raises(ValueError, match=f"keep has '{name}', but its channels meet a transposed convolution in"):
+            pruning.remove_filters(model, {name: torch.arange(8) % (8 // groups) > 0}, PHOTOS)
 
 
 def test_a_decoder_tied_to_its_embedding():
