@@ -88,7 +88,7 @@ official = evidence.bought(official[official["profile"] == "full"])
 if len(official):
     answers = {goal: evidence.first_to_try(official, goal) for goal in evidence.GOALS}
     tasks = sorted(set(official["task"]), reverse=True)
-    fig, axes = plt.subplots(len(answers), 1, figsize=(9, 6.4), sharex=True)
+    fig, axes = plt.subplots(len(answers), 1, figsize=(8, 5.4), sharex=True)
     for ax, (goal, chosen) in zip(axes, answers.items(), strict=True):
         factor, by_task = evidence.GOALS[goal], {row["task"]: row for row in chosen.to_dict("records")}
         for place, task in enumerate(tasks):
@@ -106,7 +106,7 @@ if len(official):
         ax.grid(False, axis="y")
     axes[-1].set_xlabel("times as small, as few, as fast as the dense network (log scale)")
     axes[-1].set_xticks([1, 10, 100, 1_000], ["1", "10", "100", "1,000"])
-    axes[-1].xaxis.set_minor_formatter("")
+    axes[-1].xaxis.set_minor_locator(plt.NullLocator())
     edge = dict(edgecolor=show.COLOURS[0])
     marks = {
         "decided: it lost at most one point": plt.Rectangle((0, 0), 1, 1, facecolor=show.COLOURS[0], **edge),
@@ -450,7 +450,7 @@ def figure(task, cost, label):
     frame = frame.sort_values(cost)
     error = (100 - 100 * frame["accuracy"]).clip(lower=0.01)
     low, high = ((100 - 100 * frame[end]).clip(lower=0.01) for end in ("high", "low"))
-    fig, ax = plt.subplots(figsize=(8, 4.4))
+    fig, ax = plt.subplots(figsize=(6.6, 3.8))
     for place, row in enumerate(frame.itertuples()):
         colour = show.COLOURS[0] if row.dense else show.COLOURS[4]
         ax.plot(getattr(row, cost), error.iloc[place], "o" if row.dense else "s", color=colour, zorder=3,
@@ -560,8 +560,9 @@ say("\n".join([*lines, "", "By the means alone: where the ranks are shared, such
 # A latency is a ratio: of the median of something else, timed in the same minutes, to this one's. So each row below has
 # its own *against*. Ratios against different things must not be compared, and neither may runtimes be mixed: a network
 # that is 1.5 times faster in eager PyTorch may be 2 times faster in ONNX Runtime, or not at all. In the figure each is measured
-# against its base, in the same runtime; at the top are the few that were measured against themselves, in eager PyTorch. "Faster"
-# means that the interval clears the A/A control, in each of the runs.
+# against its base, in the same runtime; at the top are the few that were measured against themselves, in eager PyTorch. What was
+# timed in both runtimes is drawn with ONNX Runtime's ratio. "Faster" means that the interval clears the A/A control, in each of
+# the runs.
 
 
 # %%
@@ -577,17 +578,21 @@ folded(times.round(2).drop(columns="technique").rename(columns={"n": "runs"}), f
 
 # %% tags=["plumbing"]
 if len(single):
-    fig, ax = plt.subplots(figsize=(6.6, 1.0 + 0.24 * len(single)))
+    in_onnx = set(single.loc[single["runtime"] == "onnxruntime", "model"])
+    single = single[(single["runtime"] == "onnxruntime") | ~single["model"].isin(in_onnx)]
+    fig, ax = plt.subplots(figsize=(6.6, 1.3 + 0.22 * len(single)))
     single = single.assign(same=single["technique"] == "another runtime")
     single = single.sort_values(["same", "task", "runtime", "ratio"], ignore_index=True)
     for place, row in enumerate(single.itertuples()):
-        colour = show.COLOURS[0] if row.runtime == "onnxruntime" else show.COLOURS[1]
+        colour, marker = (show.COLOURS[0], "o") if row.runtime == "onnxruntime" else (show.COLOURS[1], "s")
         ax.hlines(place, row.low, row.high, color=colour, linewidth=2)
-        ax.plot(row.ratio, place, "o" if row.runtime == "onnxruntime" else "s", color=colour)
+        name = {"onnxruntime": "ONNX Runtime"}.get(row.runtime, row.runtime)
+        is_new = name not in ax.get_legend_handles_labels()[1]
+        ax.plot(row.ratio, place, marker, color=colour, label=name if is_new else None)
     ax.axvline(1, color="black", linewidth=1)
     ax.set_yticks(
         range(len(single)),
-        [f"{row.model} ({row.runtime})" + " / itself, eager" * row.same for row in single.itertuples()],
+        [row.model + " / itself, eager" * row.same for row in single.itertuples()],
         fontsize=9,
     )
     smaller = single[~single["same"]]
@@ -596,6 +601,7 @@ if len(single):
     ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     ax.xaxis.set_minor_formatter("")
     ax.grid(False, axis="y")
+    fig.legend(loc="outside lower center", ncols=2)
     title = f"{faster} of {len(smaller)} compressed or thin networks are faster"
     fig.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
     table = single.set_index("model")[["runtime", "against", "ratio", "low", "high", "verdicts"]]
