@@ -128,7 +128,10 @@ def _gives_published_time(source: Path, built: Path) -> bool:
 
 
 def _results_sha256(source: Path) -> str:
-    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none."""
+    """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none.
+
+    The titles of all chapters count where it lists them.
+    """
     from helpers import evidence
 
     names = {"*" if name == "all" else name for name in reads(source)}
@@ -139,4 +142,5 @@ def _results_sha256(source: Path) -> str:
         for each in found
         if each.notebook != source.stem or each.profile == "full"
     ]
-    return paths.sha256(json.dumps(shown).encode()) if shown else ""
+    titles = chapters.curriculum() if "chapters.curriculum(" in source.read_text(encoding="utf-8") else {}
+    return paths.sha256(json.dumps([*shown, titles] if titles else shown).encode()) if shown else ""

@@ -249,7 +249,7 @@ def _by_film(
     """
     labels = np.array([label for _, label in reviews])
     of_film = np.zeros((max(films) + 1, 2), int)
-    np.add.at(of_film, (films, labels), 1)
+    np.add.at(of_film, (films, labels), 1)  # type: ignore[arg-type]  # a list is an index, too
     room = np.full((3, 2), held_out // 2)
     room[0] = len(reviews)
     goes_to = np.zeros(len(of_film), int)

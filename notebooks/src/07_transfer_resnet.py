@@ -96,7 +96,7 @@ S = evidence.settings(
     PROFILE,
     smoke=dict(pool=80, counts=(40, 80), draws=2, costly={40: 2}, scratch={40: (1,)}, tune={40: 1}, left_out=(),
                told=40, cached=2, trap=1, validation=40, test=40, shown=2, digits=50),
-    quick=dict(pool=1_000, counts=(100, 500, 1_000), draws=5, costly={100: 3}, scratch={100: (20,)}, tune={100: 20},
+    quick=dict(pool=1_000, counts=(100, 500, 1_000), draws=5, costly={100: 3}, scratch={100: (15,)}, tune={100: 14},
                left_out=("last block", "lower rates"), told=100, cached=20, trap=4, validation=200, test=200, shown=4, digits=300),
     full=dict(pool=8_000, counts=(100, 500, 2_000, 8_000), draws=5, costly={100: 3, 500: 3},
               scratch={100: (20, 40, 80), 500: (10, 20, 40)}, tune={100: 20, 500: 10}, left_out=(), told=500,

@@ -1013,10 +1013,12 @@ say(
 #
 # The list above says what was decided, with numbers. These are the rules behind it.
 #
-# - Temperature is a setting of teacher *and* student. Choose it on validation data, each time anew.
-#   <!-- by construction -->
-# - A teacher that has seen more hands on data as well as knowledge. Only one with the student's own data can show the
-#   second without the first. <!-- by construction -->
+# - Temperature is a setting of teacher *and* student: the small student wanted a cooler teacher. Choose it on validation data,
+#   each time anew. <!-- claims: cooler-for-30 -->
+# - A teacher that has seen more hands on data as well as knowledge: here it taught more than one with the student's own digits.
+#   Only the second can show knowledge without data. <!-- claims: more-to-hand-on -->
+# - A better recipe raises the control, and still leaves something to teach. <!-- claims: moved-too -->
+# - Attention and soft targets together add to labels on photographs. <!-- claims: attention-adds -->
 # - An attention map sums squares over the channels and has length 1. So networks of different widths can be compared, by
 #   $2 - 2\cos$ of the angle between their maps. <!-- claims: same-attention -->
 # - Teacher and student need the same classes, and nothing else in common: neither architecture nor vocabulary.

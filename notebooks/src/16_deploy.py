@@ -194,11 +194,12 @@ def faster(what, own, published):
     return evidence.Comparison(what, own, tuple(published))
 
 
-def conclude_speed(*comparisons, doublings=False, timed=S.net, published=PUBLISHED_NET):
+def conclude_speed(*comparisons, doublings=False, timed=None, published=None):
     """Say which is faster, in per cent, or for large ratios in doublings: 1 is twice as fast, -1 half as fast.
 
     Where the published runs timed something else than this one, this run's numbers stand apart: they are of another thing.
     """
+    timed, published = timed or S.net, published or PUBLISHED_NET
     unit, scaled = ("doublings", np.log2) if doublings else ("% of speed", lambda ratio: 100 * (ratio - 1))
     own = [float(scaled(each.own)) for each in comparisons]
     in_unit = [
