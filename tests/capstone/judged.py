@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -49,6 +50,7 @@ class Forked:
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12
             self.pid = os.fork()
         if self.pid == 0:
+            sys.dont_write_bytecode = True  # as in a real one; else what is imported late is written, and is forbidden
             try:
                 os.setsid()
                 os.close(self_write), os.close(self_read)
