@@ -91,6 +91,17 @@ def test_reviews_of_one_film_are_not_independent(write):
     assert found["net"] == found["other"] == 1_000
 
 
+def test_copies_are_known_by_their_largest_file(write):
+    for notebook, sizes in {"02_a": (1_000, 1_050), "03_b": (1_020, 1_050)}.items():
+        for seed, size in enumerate(sizes):
+            write(
+                notebook, [recorded_model("net", 0.9, size=size)], seed=seed, images=500 if notebook == "02_a" else 900
+            )
+    found = evidence.runs()
+    assert set(found["model"]) == {"net"} and set(found["notebook"]) == {"03_b"}, "the one with more images"
+    assert found.index.tolist() == [0, 1]
+
+
 def test_what_was_logged_of_the_films_counts(write):
     logged = [{"name": "net", "accuracy": 0.8, "correct": 800, "count": 1_000, "independent": 640.0}]
     write("06_a", [recorded_model("net", 0.8) | {"task": "imdb"}], tests=logged)
