@@ -296,12 +296,12 @@ def test_no_film_and_no_text_is_in_two_splits_of_imdb(imdb):
 @pytest.mark.data
 def test_the_reviews_of_a_label_keep_their_order(imdb):
     place = {text: number for number, (text, _) in enumerate(splits._reviews(fetching.fetch("imdb") / "reviews.jsonl"))}
-    once = [text for text, count in Counter(text for split in imdb for text in split.inputs).items() if count == 1]
+    once = {text for text, count in Counter(text for split in imdb for text in split.inputs).items() if count == 1}
     assert len(once) > 24_000
     for split in imdb:
         for label in (0, 1):
             texts = [text for text, own in zip(split.inputs, split.labels, strict=True) if own == label]
-            places = [place[text] for text in texts if text in set(once)]
+            places = [place[text] for text in texts if text in once]
             assert places == sorted(places)
 
 
