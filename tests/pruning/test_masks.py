@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from helpers import checkpoints, nets, pruning, training
 from helpers.data import Split
@@ -339,6 +339,24 @@ def test_a_frozen_layer_stays_frozen_when_neurons_leave(net):
     small = pruning.remove_neurons(pruning.mask(net, pruning.neuron_masks(net, "fc1", "fc2", 0.5)), "fc1", "fc2")
     frozen = {name for name, parameter in small.named_parameters() if not parameter.requires_grad}
     assert frozen == {"fc1.weight", "fc1.bias"}
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_mask_is_told_from_what_else_computes_a_weight(net):
+    """One stands behind a mask, and goes with it in `bake`; one on a layer without a mask, and stays."""
+    masked = pruning.mask(net, pruning.layer_masks(net, {"fc1": 0.5}))
+    for layer in (masked.fc1, masked.fc2):
+        parametrize.register_parametrization(layer, "weight", Twice())
+    assert list(pruning.masks_of(masked)) == ["fc1.weight"]
+    baked = pruning.bake(masked)
+    assert [parametrize.is_parametrized(layer) for layer in (baked.fc1, baked.fc2)] == [False, True]
+    for name in ("fc1", "fc2"):
+        assert torch.equal(getattr(baked, name).weight, getattr(masked, name).weight)
+    assert int((baked.fc1.weight == 0).sum()) == net.fc1.weight.numel() // 2
 
 
 def test_masks_are_copies(net):
