@@ -143,4 +143,5 @@ def _results_sha256(source: Path) -> str:
         if each.notebook != source.stem or each.profile == "full"
     ]
     titles = chapters.curriculum() if "chapters.curriculum(" in source.read_text(encoding="utf-8") else {}
-    return paths.sha256(json.dumps([*shown, titles] if titles else shown).encode()) if shown else ""
+    listed = [*shown, titles] if titles else shown
+    return paths.sha256(json.dumps(listed).encode()) if listed else ""

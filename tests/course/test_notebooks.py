@@ -227,6 +227,16 @@ def test_a_notebook_that_shows_the_results_of_others_is_stale_when_they_change(c
     assert staleness.stale() == dict.fromkeys(["90_tiny", "91_one"], "shows other results than those in data")
 
 
+def test_a_notebook_that_lists_all_titles_is_stale_when_one_changes(course, monkeypatch):
+    listing = TINY.replace("print(PROFILE, SEED)", "print(chapters.curriculum())")
+    hashes = set()
+    for title in ("Why?", "How?", "Why?"):
+        monkeypatch.setattr(chapters, "curriculum", lambda title=title: {"01_other": title})
+        hashes.add(staleness._results_sha256(write(course, listing)))
+        assert staleness._results_sha256(write(course, TINY, "91_other")) == ""
+    assert len(hashes) == 2 and "" not in hashes
+
+
 def test_full_results_of_other_code_are_listed(built, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", built / "results")
     source = built / "notebooks/src/90_tiny.py"
