@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from helpers import evidence
+from helpers.cli import commands
 from helpers.core import paths
-from helpers.course import chapters, cluster, commands, notebooks, setup
+from helpers.course import chapters, cluster, notebooks, setup
 from helpers.course.setup import SetupError
 from tests.evidence.evidence_examples import clocked, recorded_model
 

@@ -11,10 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helpers.cli import testing
 from helpers.core import paths
 from helpers.core.durations import duration
 from helpers.core.paths import build_dir
-from helpers.course import running, setup, testing
+from helpers.course import running, setup
 
 if TYPE_CHECKING:
     from helpers.course.cluster import Outcome

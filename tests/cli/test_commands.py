@@ -13,8 +13,9 @@ import pytest
 
 from helpers import __main__ as program
 from helpers import evidence, fetching
+from helpers.cli import commands, testing
 from helpers.core import paths
-from helpers.course import chapters, cluster, commands, notebooks, setup, staleness, testing
+from helpers.course import chapters, cluster, notebooks, setup, staleness
 from helpers.course.chapters import NotebookError
 
 COMMANDS = [
@@ -115,7 +116,7 @@ def test_an_unknown_checkpoint_is_refused(course, capsys):
     [
         "helpers",
         "helpers.__main__",
-        "helpers.course.commands",
+        "helpers.cli.commands",
         "helpers.fetching",
         "helpers.course.notebooks",
         "helpers.course.cluster",
@@ -340,7 +341,7 @@ def test_an_output_that_nobody_reads_any_more_is_no_traceback(course):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-@pytest.mark.parametrize("module", ["argparse", "helpers.course.commands", "helpers.course.staleness"])
+@pytest.mark.parametrize("module", ["argparse", "helpers.cli.commands", "helpers.course.staleness"])
 def test_ctrl_c_during_the_imports_is_one_sentence(module, tmp_path):
     """The interrupt comes while `module` is being looked for."""
     code = f"""

@@ -1,0 +1,1 @@
+"""The commands of `python -m helpers`, and what `make test` runs."""
