@@ -16,7 +16,7 @@ def render(text: str) -> str:
     A part stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. Raises ValueError if one is
     missing.
     """
-    for name, content in {"map": _map(), "results": evidence.readme_table()}.items():
+    for name, content in {"map": _map(), "results": evidence.results_tables()}.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(text)) != 1:

@@ -27,7 +27,7 @@ from helpers.evidence.recording import Run, say, start
 from helpers.evidence.records import Claim, Model, Result
 from helpers.evidence.runs import runs, technique
 from helpers.evidence.schema import PROFILES, ClaimError
-from helpers.evidence.tables import format_leaderboard, leaderboard, readme_table
+from helpers.evidence.tables import format_leaderboard, leaderboard, results_tables
 from helpers.evidence.timetables import expected_seconds, reading_minutes, run_with, timetable
 
 __all__ = [
@@ -62,7 +62,7 @@ __all__ = [
     "ranked",
     "read",
     "reading_minutes",
-    "readme_table",
+    "results_tables",
     "recorded",
     "run_with",
     "runs",

@@ -77,7 +77,7 @@ def format_leaderboard(frame: "pd.DataFrame") -> "pd.DataFrame":
     )
 
 
-def readme_table() -> str:
+def results_tables() -> str:
     """Return the README's Markdown: each task's best published models beside the literature; data/ only."""
     frame = leaderboard(build=False)
     bases = set(frame["base"]) if len(frame) else set()

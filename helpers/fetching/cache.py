@@ -14,7 +14,6 @@ The cache, in `paths.raw_dir()`:
     cifar10/{train,test}-{images-idx4,labels-idx1}-ubyte     images are (N, 3, 32, 32), in the official order
     imdb/reviews.jsonl                                       one {"label": 0 or 1, "text": …} a line
     imdb-official/{train,test}.jsonl                         the same, by label and number of the file
-    web/katex@…/katex.min.js, …                              files of npm packages, as they are there
 
 IDX files are MNIST's own format: a magic number, the dimensions as big-endian integers, then the uint8
 values. The header follows from the shape, so the SHA-256 of such a file is one of the decoded array.
@@ -31,7 +30,7 @@ from pathlib import Path
 
 from helpers.core import checks, paths
 from helpers.fetching.archives import archive_in, members_of
-from helpers.fetching.catalogue import DATASETS
+from helpers.fetching.catalogue import DATASETS, NAMES
 from helpers.fetching.common import (
     SUMS,
     Dataset,
@@ -44,14 +43,10 @@ from helpers.fetching.common import (
     say,
 )
 from helpers.fetching.transport import sources_of
-from helpers.fetching.web import PACKAGES
 
 
 def fetch(name: str) -> Path:
     """Return the folder with the verified files of "mnist", "cifar10", "imdb" or "imdb-official".
-
-    Those of an npm package that the website needs are fetched in the same way: "katex", "reveal.js", "axe-core",
-    "onnxruntime-web".
 
     Every call compares the SHA-256 of each cached file with the recorded one, in a fraction of a second, and
     fetches what is missing or damaged. "imdb-official" is the exception: its archive is accepted by the MD5
@@ -68,8 +63,7 @@ def fetch(name: str) -> Path:
 
     Raises SourceError, whose message says what to do next; ValueError for an unknown name.
     """
-    known = DATASETS | PACKAGES
-    dataset = known[checks.choice("name", name, list(known))]
+    dataset = DATASETS[checks.choice("name", name, NAMES)]
     raw = paths.raw_dir()
     folder, workshop = raw / dataset.folder, raw / f".{name}.part"
     try:
@@ -200,9 +194,8 @@ def _check_md5(location: Path, dataset: Dataset) -> Path:
 
 def _install(files: dict[str, bytes], work: Path, folder: Path) -> None:
     """Write each file beside the cache, then move it into place: the cache never holds a part of one."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        for place in (work, folder):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
         with (work / name).open("wb") as file:
             file.write(content)
             file.flush()

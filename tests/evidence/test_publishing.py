@@ -147,32 +147,32 @@ def test_a_lucky_quick_run_takes_no_place_on_the_front_from_the_full_runs_of_its
     assert "95.00" in evidence.format_leaderboard(evidence.leaderboard()).to_string(), "the own run stands beside it"
     evidence.promote_quick(NB)
     evidence.publish()
-    assert "94.00 ± 1.00 (n = 3)" in evidence.readme_table()
+    assert "94.00 ± 1.00 (n = 3)" in evidence.results_tables()
 
 
-def test_readme_table_counts_macs_against_the_base_and_invents_no_spread():
+def test_results_tables_counts_macs_against_the_base_and_invents_no_spread():
     for seed in range(3):
         dense = {"name": "dense", "base": None, "accuracy": 0.9907, "macs": 2_000_000, "size": 50}
         thin = {"name": "thin", "base": "dense", "accuracy": 0.98 + seed / 1000, "macs": 800_000, "size": 20}
         finished(seed=seed, models=[dense, thin])
     evidence.publish()
-    table = evidence.readme_table()
+    table = evidence.results_tables()
     assert "| dense | magnitude | 99.07 (one network) | " in table and " | 1× | 50 bytes |" in table
     assert " | 2.5× | 20 bytes |" in table
 
 
-def test_readme_table_does_not_average_files_of_different_sizes():
+def test_results_tables_does_not_average_files_of_different_sizes():
     for seed, (size, macs) in enumerate([(200_000, 500_000), (3_000_000, 505_000)]):
         dense = {"name": "dense", "base": None, "macs": 1_000_000, "size": 4_000_000}
         finished(seed=seed, models=[dense, {"name": "cut", "base": "dense", "macs": macs, "size": size}])
     evidence.publish()
-    table = evidence.readme_table()
+    table = evidence.results_tables()
     assert "| cut [seed 0] | magnitude | 99.00 (n = 1) | 10× | 2× | 200,000 bytes |" in table
     assert "| cut [seed 1] | magnitude | 99.00 (n = 1) | 10× | 1.98× | 3,000,000 bytes |" in table, "worse, and shown"
 
 
-def test_readme_table_shows_models_that_were_never_packed():
+def test_results_tables_shows_models_that_were_never_packed():
     """A student differs from its base by its teacher, not by its bytes."""
     finished(models=[{"size": 20}, {"name": "alone", "base": None}, {"name": "taught", "base": "alone"}])
     evidence.publish()
-    assert "| taught | magnitude | 99.00 (n = 1) | 10× | 1× | – | here, full |" in evidence.readme_table()
+    assert "| taught | magnitude | 99.00 (n = 1) | 10× | 1× | – | here, full |" in evidence.results_tables()

@@ -95,16 +95,16 @@ def test_smoke_is_not_on_the_leaderboard_and_an_empty_one_is_a_table():
     assert len(evidence.format_leaderboard(evidence.leaderboard())) == 0
 
 
-def test_readme_table_reads_data_only_and_says_how_many_seeds():
-    assert evidence.readme_table() == "No results are published yet."
+def test_results_tables_reads_data_only_and_says_how_many_seeds():
+    assert evidence.results_tables() == "No results are published yet."
     finished(profile="quick", models=[{"accuracy": 0.9, "size": 20}])
-    assert evidence.readme_table() == "No results are published yet."
+    assert evidence.results_tables() == "No results are published yet."
     evidence.promote_quick(NB)
-    assert "| sparse | magnitude | 90.00 (n = 1) | 10× | 1× | 20 bytes | here, quick |" in evidence.readme_table()
+    assert "| sparse | magnitude | 90.00 (n = 1) | 10× | 1× | 20 bytes | here, quick |" in evidence.results_tables()
     for seed in range(3):
         finished(seed=seed, models=[{"accuracy": 0.99 + seed / 1000, "size": 20}])
     evidence.publish()
-    table = evidence.readme_table()
+    table = evidence.results_tables()
     assert "| sparse | magnitude | 99.10 ± 0.10 (n = 3) | 10× | 1× | 20 bytes | here, full |" in table
     assert "here, quick" not in table
     assert "| LeNet-5 | sparse variational dropout | 99.25 | 280× | – | – |" in table

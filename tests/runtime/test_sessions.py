@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers import nets, pruning, quantization, runtime, training
-from helpers.runtime import export
+from helpers.runtime import export, sessions
 from tests.runtime.onnx_examples import (
     IMAGES,
     PHOTOS,
@@ -274,3 +274,26 @@ def test_a_session_as_a_module_is_evaluated_like_the_network_it_came_from(lenet,
     images = torch.randn(10, 1, 28, 28)
     found = training.predict(module, images, batch_size=3)
     assert found.dtype == torch.float32 and torch.allclose(found, training.predict(lenet, images), atol=1e-4)
+
+
+def test_sums_of_bytes_are_exact_on_every_processor():
+    """255 · 127 twice does not fit in 16 bits: an x86 processor without VNNI clips it unless told otherwise."""
+    rng = np.random.default_rng(0)
+    activations = rng.integers(200, 256, (8, 64), dtype=np.uint8)
+    weights = rng.integers(100, 128, (64, 16), dtype=np.int8)
+    exact = activations.astype(np.int64) @ weights.astype(np.int64)
+    constant = onnx.numpy_helper.from_array
+    step = np.float32(exact.max() / 255)
+    stored = {"one": np.float32(1), "a_zero": np.uint8(0), "b": weights, "b_zero": np.int8(0), "step": step}
+    inputs = ["x", "one", "a_zero", "b", "one", "b_zero", "step", "a_zero"]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("QLinearMatMul", inputs, ["y"])],
+        "sums",
+        [value("x", onnx.TensorProto.UINT8, [8, 64])],
+        [value("y", onnx.TensorProto.UINT8, [8, 16])],
+        [constant(np.asarray(array), name) for name, array in stored.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    found = runtime.run(sessions.open_session(model.SerializeToString(), threads=1), activations)
+    assert np.abs(found.astype(int) - np.rint(exact / step)).max() <= 1
