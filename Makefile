@@ -3,10 +3,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: course test lab notebooks student check mutants clean help
+.PHONY: course test lab notebooks student book check mutants clean help
 .DEFAULT_GOAL := help
 
-course test lab notebooks student check mutants clean:
+course test lab notebooks student book check mutants clean:
 	@$(PYTHON) -m helpers $@ $(ARGS)
 
 help:

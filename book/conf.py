@@ -16,6 +16,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "html_image"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
+html_favicon = "_static/favicon.svg"
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -23,6 +24,7 @@ html_js_files = [("site.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
+html_context = {"default_mode": "auto"}  # the colours of the reader's system
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
@@ -54,5 +56,5 @@ def _block(self, node):
 def _load_katex(app, pagename, templatename, context, doctree):
     if 'class="math"' in context.get("body", ""):
         app.add_css_file("katex/katex.min.css")
-        app.add_js_file("katex/katex.min.js")
-        app.add_js_file("formulas.js")
+        app.add_js_file("katex/katex.min.js", defer="defer")
+        app.add_js_file("formulas.js", defer="defer")

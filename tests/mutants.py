@@ -206,7 +206,7 @@ def _test(project: Path, module: str, tests: Sequence[str]) -> None:
     sys.path[:] = [str(project), *elsewhere]
     sys.dont_write_bytecode = True
     watch = Watch(file_of(module, project))
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not notebook"]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not notebook and not browser"]
     options += ["-W", "ignore:Module already imported"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         code = pytest.main([*options, *(tests or [own_tests(module)])], plugins=[] if tests else [watch])

@@ -28,7 +28,7 @@ OPTIONAL = [Requirement(r) for group in PROJECT["optional-dependencies"].values(
 PINS = setup.read_lock()
 CONDA = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
 README = (paths.ROOT / "README.md").read_text()
-COMMANDS = {"course", "test", "lab", "notebooks", "student", "check", "mutants", "clean"}
+COMMANDS = {"course", "test", "lab", "notebooks", "student", "book", "check", "mutants", "clean"}
 
 
 # ---------------------------------------------------------------- dependencies

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers import evidence, fetching
-from helpers.book import demo, glossary, launch, lessons, pages, slides, tables
+from helpers.book import demo, glossary, launch, lessons, links, pages, slides, tables
 from helpers.core import paths
 from helpers.core.durations import duration
 from helpers.course import chapters
@@ -21,7 +21,7 @@ PARTS = {
     "Small files, fast answers": ["14", "15", "16"],
     "All of it": ["19", "20", "21"],
 }
-GUIDE = ["routes", "launch", "teaching", "syllabus", "capstone", "nbgrader"]
+GUIDE = ["routes", "launch", "machines", "teaching", "syllabus", "capstone", "nbgrader"]
 
 
 class BookError(Exception):
@@ -31,7 +31,7 @@ class BookError(Exception):
 def build(folder: Path) -> Path:
     """Build the website into `folder`, which is replaced, and return its first page.
 
-    Raises BookError if Sphinx warns of anything.
+    Raises BookError if Sphinx warns of anything, or a link leads nowhere.
     """
     source = folder.with_name(f"{folder.name}-source")
     for each in (source, folder):
@@ -41,6 +41,8 @@ def build(folder: Path) -> Path:
     _lighten(folder)
     launch.write(folder)
     slides.write(folder / "slides")
+    if broken := links.broken(folder):
+        raise BookError("\n".join(["links that lead nowhere:", *broken]))
     return folder / "index.html"
 
 
@@ -87,10 +89,16 @@ def _sphinx(source: Path, folder: Path) -> None:
 
 
 def _lighten(folder: Path) -> None:
-    """Leave out the theme's script of 1.6 MB that draws icons: its fonts, 0.1 MB, draw the same ones."""
+    """Leave out the theme's script of 1.6 MB that draws icons: its fonts, 0.1 MB, draw the same ones.
+
+    And labels that are not what their buttons show, which speech control cannot find.
+    """
     for path in folder.glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r"<script defer[^>]*/fontawesome\.js[^>]*></script>", "", text), encoding="utf-8")
+        text = re.sub(r"<script defer[^>]*/fontawesome\.js[^>]*></script>", "", text)
+        text = re.sub(r'(<button class="btn search-button-field[^>]*?)\s+aria-label="Search"', r"\1", text)
+        text = text.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+        path.write_text(text, encoding="utf-8")
     shutil.rmtree(folder / "_sources", ignore_errors=True)
     (folder / "_static/scripts/fontawesome.js").unlink()
     (folder / ".nojekyll").touch()  # or GitHub Pages would leave out folders that begin with _

@@ -20,8 +20,11 @@ from helpers.course import chapters
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+LARGEST, LINES = 30, 15  # pixels of a letter, and how many lines of such letters a slide holds
 SHORT = 12  # lines of a cell that a slide can show
-APART = ("What was measured", "What to remember", "Read on", "Exercises")
+APART = ("What was measured", "What you measured", "What to remember", "What to read", "To read", "Read on")
+APART += ("Exercises", "The course", "Appendix")
+FEW, MANY = 7, 10  # sections: up to FEW the opening and the end have a slide more, beyond MANY the last two share one
 STYLE = paths.ROOT / "book" / "slides.css"
 
 
@@ -49,13 +52,14 @@ def render(name: str, notebook: "NotebookNode") -> str:
     """Return a chapter's deck as one HTML page."""
     heading = re.search(r"^# (.*?): (.*)$", notebook.cells[0].source, re.M)
     assert heading is not None  # `chapters.curriculum` has refused a title without a question
-    parts = "\n".join(f"<section>{slide}</section>" for slide in slides(name, notebook))
+    parts = "\n".join(f'<section style="font-size: {_size(slide)}px">{slide}</section>' for slide in slides(name, notebook))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(heading[1])}</title>
+<link rel="icon" href="../_static/favicon.svg">
 <link rel="stylesheet" href="reveal/reset.css">
 <link rel="stylesheet" href="reveal/reveal.css">
 <link rel="stylesheet" href="slides.css">
@@ -76,27 +80,41 @@ Reveal.initialize({{ width: 1280, height: 720, margin: 0.04, hash: true, slideNu
 """
 
 
-def slides(name: str, notebook: "NotebookNode") -> Iterator[str]:
-    """Yield the slides of a chapter in HTML."""
+def slides(name: str, notebook: "NotebookNode") -> list[str]:
+    """Return the slides of a chapter in HTML, 10 to 14 of them."""
     first = CLAIMS.sub("", notebook.cells[0].source)
     title, question = re.search(r"^# (.*?): (.*)$", first, re.M).groups()  # type: ignore[union-attr]
-    lead = _paragraphs(first)[1]
-    yield f"<h1>{html.escape(title)}</h1><p class='question'>{html.escape(question[0].upper() + question[1:])}</p>{_html(lead)}"
-    objectives = first.partition("**You will be able to**")[2].partition("\n\n")[0].strip()
-    if objectives:
-        yield f"<h2>You will be able to</h2>{_html(objectives)}"
-    sections = list(_sections(name, notebook))
-    answer = _figure(name, notebook, "answer")
-    if answer:
-        yield f"<h2>The answer first</h2>{answer}"
-    for section in sections:
-        if not section.heading.startswith(APART) and not re.match(r"\d+\. Exercises", section.heading):
-            yield _slide(section)
-    yield f"<h2>Now you</h2><ul class='exercises'>{_exercises(notebook)}</ul>"
+    question = html.escape(question[0].upper() + question[1:])
+    opening = f"<h1>{html.escape(title)}</h1><p class='question'>{question}</p>"
+    objectives = f"<h2>You will be able to</h2>{_html(_after(first, '**You will be able to**'))}"
     remember = next(cell.source for cell in notebook.cells if "## What to remember" in cell.source)
     points = CLAIMS.sub("", remember).partition("## What to remember")[2].partition("\n## ")[0].strip()
-    yield f"<h2>What to remember</h2>{_html(points)}"
-    yield _last(name)
+    exercises = f"<h2>Now you</h2><ul>{_exercises(notebook)}</ul>"
+    sections = [_slide(section) for section in _sections(name, notebook) if not section.heading.startswith(APART)]
+    if len(sections) > MANY:
+        sections[MANY - 1 :] = ["".join(sections[MANY - 1 :])]
+    answer = f"<h2>The answer first</h2>{_figure(name, notebook, 'answer')}"
+    memory = f"<h2>What to remember</h2>{_html(points)}"
+    if len(sections) <= FEW:
+        return [opening + _html(_paragraphs(first)[1]), objectives, answer, *sections, memory, exercises, _last(name)]
+    return [opening + objectives, answer, *sections, memory, exercises + _last(name)]
+
+
+def _size(slide: str) -> int:
+    """Return the size of a slide's letters in pixels at which it should fit: by its lines, a figure counted as 13."""
+    lines = 13.0 * ("<img" in slide) + 1.8 * slide.count("<h2") + 3 * slide.count("<h1")
+    for block in re.findall(r"<pre>.*?</pre>|<(?:p|li)\b.*?(?=</?(?:p|li|ul|ol|div|pre|h2)\b)", slide, re.DOTALL):
+        text = html.unescape(re.sub(r"<[^>]+>", "", block))
+        if block.startswith("<pre"):
+            lines += 0.8 * sum(1 + len(line) // 85 for line in text.splitlines()) + 1
+        else:
+            lines += 1.5 + len(text) // 78
+    return round(LARGEST * min(1, (LINES / lines) ** 0.5))
+
+
+def _after(text: str, mark: str) -> str:
+    """Return the list that follows a line of bold text."""
+    return text.partition(mark)[2].strip().partition("\n\n")[0]
 
 
 def _slide(section: Section) -> str:
@@ -104,8 +122,8 @@ def _slide(section: Section) -> str:
     if section.figure:
         return f"{heading}{_html(_short(section.paragraph))}{section.figure}"
     if section.code:
-        return f"{heading}{_html(section.paragraph)}<pre><code>{html.escape(section.code)}</code></pre>"
-    return f"{heading}{_html(section.paragraph)}"
+        return f"{heading}{_html(_short(section.paragraph))}<pre><code>{html.escape(section.code)}</code></pre>"
+    return f"{heading}{_html(_short(section.paragraph, 4))}"
 
 
 def _sections(name: str, notebook: "NotebookNode") -> Iterator[Section]:
@@ -126,6 +144,7 @@ def _sections(name: str, notebook: "NotebookNode") -> Iterator[Section]:
             if heading:
                 yield Section(heading, paragraph, figure, code)
             heading, _, body = text.partition("\n")
+            heading = "Exercises" if heading.endswith("Exercises") else heading
             paragraph = next((p for p in _paragraphs(body) if not p.startswith(("#", "**Predict"))), "")
             figure = code = ""
     if heading:
@@ -172,11 +191,12 @@ def _last(name: str) -> str:
     names = list(chapters.curriculum().items())
     place = [each for each, _ in names].index(name)
     later = f"<p>Next: {html.escape(names[place + 1][1])}</p>" if place + 1 < len(names) else ""
-    return f"<h2>Run it</h2><p><a href='../{name}.html'>The page</a>, its exercises and its quiz</p>{later}"
+    return f"<p><a href='../{name}.html'>The page</a>, to run and to read, with its quiz.</p>{later}"
 
 
 def _html(text: str, *, inline: bool = False) -> str:
-    return html_of(text) if inline else f"<div>{html_of(text, blocks=True)}</div>"
+    written = html_of(text) if inline else f"<div>{html_of(text, blocks=True)}</div>"
+    return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="../\1.html"', written)
 
 
 def page() -> str:

@@ -14,6 +14,21 @@ verified*: the number comes from a later paper, or was not yet checked in its so
 counts among the “fewer weights”. A column's head sorts by it.
 """
 
+CLAIM = """\
+## How a claim works
+
+A notebook states what should be true and hands over what it measured, for example:
+
+```python
+run.claim("12x-for-free", "12 times fewer weights cost at most 0.3 points", lost, at_most=0.003)
+```
+
+The outcome is computed, never typed. In quick and full, a claim that does not hold fails the run, after the results are
+written. Claims about time need a latency ratio that clears a control: the same model timed against itself. If it does
+not, the answer is "no measurable difference". Choices are made on validation data; the test split is touched once, and
+each time is logged.
+"""
+
 
 def page() -> str:
     """Return the page in Markdown: the same rows as `evidence.results_tables`, as HTML that the site's script can sort."""
@@ -27,4 +42,4 @@ def page() -> str:
             continue
         rows = re.sub(r"<table>", f'<table class="sortable" data-task="{task}">', reader.render(table))
         parts += [f"## {TASKS.get(task, task)}", f'<div class="wide" tabindex="0">{rows.strip()}</div>']
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, CLAIM])

@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     mutants.add_argument("module", nargs="*", help="such as measure.latency; default: all")
     mutants.add_argument("--count", type=int, help="mutants of each module")
     mutants.add_argument("--seed", type=int)
-    add("readme", _readme, "write the generated parts of README.md")
+    add("readme", _readme, "write the generated parts of README.md, its picture and the table of results")
+    add("book", _book, "build the website in build/book from the executed notebooks")
     clean = add("clean", _clean, "delete build/ and the tools' caches")
     clean.add_argument("--all", action="store_true", help=".venv and data/raw too")
     return parser
@@ -195,7 +196,11 @@ def _summary(profile: str) -> list[str]:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    setup.become([sys.executable, "-m", "jupyterlab", f"--notebook-dir={paths.NOTEBOOKS}"])
+    from helpers.course import chapters
+
+    first = chapters.sources()[0].stem
+    options = [f"--notebook-dir={paths.NOTEBOOKS}", f"--LabApp.default_url=/lab/tree/{first}.ipynb"]
+    setup.become([sys.executable, "-m", "jupyterlab", *options])
     return 0
 
 
@@ -253,7 +258,8 @@ def _to_build(sources: list[Path], *, again: bool) -> dict[Path, str]:
 
 
 def _notebooks(args: argparse.Namespace) -> int:
-    from helpers.course import readme, staleness
+    from helpers.book import readme
+    from helpers.course import staleness
 
     failures: list[str] = []
     waiting = staleness.in_reading_order(args.chosen)
@@ -288,7 +294,7 @@ def _promote(source: Path) -> list[str]:
 
 def _publish(args: argparse.Namespace) -> int:
     from helpers import evidence
-    from helpers.course import readme
+    from helpers.book import readme
 
     for name in [source.stem for source in args.chosen] if args.notebook else [None]:
         print("\n".join(evidence.publish(name)))
@@ -308,9 +314,19 @@ def _stale(args: argparse.Namespace) -> int:
 
 
 def _readme(args: argparse.Namespace) -> int:
-    from helpers.course import readme
+    from helpers.book import readme
 
     readme.write()
+    return 0
+
+
+def _book(args: argparse.Namespace) -> int:
+    from helpers import book
+
+    try:
+        print(f"The book: {running.shown(book.build(build_dir() / 'book'))}")
+    except book.BookError as error:
+        return _complain(error)
     return 0
 
 

@@ -115,7 +115,7 @@ def _checked(tools: list[list[str]] = CHECKS) -> list[str]:
 
 def check(args: argparse.Namespace) -> int:
     """Run the linter, the formatter, the type checker and the fast tests. Return the exit code."""
-    fast = ["pytest", "-q", *PARALLEL, "-p", "no:nbval", "-m", "not notebook and not slow and not data", "tests"]
+    fast = ["pytest", "-q", *PARALLEL, "-p", "no:nbval", "-m", "not notebook and not browser and not slow and not data", "tests"]
     failed = _checked([*CHECKS, fast])
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0

@@ -54,7 +54,8 @@ def _graded(cell: "NotebookNode") -> "list[NotebookNode]":
     parts = []
     if answer:
         name = CHECK.search(check)["id"] if CHECK.search(check) else _defined(answer)  # type: ignore[index]
-        parts.append(_with(cell, cell.id, answer, f"answer-{name}", solution=True))
+        kind, mark = ("answer", "solution") if "### BEGIN SOLUTION" in answer else ("measure", "locked")
+        parts.append(_with(cell, cell.id, answer, f"{kind}-{name}", **{mark: True}))
     if check:
         ids = [match["id"] for match in CHECK.finditer(check)]
         parts.append(_with(cell, f"{cell.id}-check", check, f"check-{ids[0]}", locked=True))

@@ -1,8 +1,10 @@
 """Student versions, and what nbgrader itself makes of a right, an empty, a wrong and a mixed submission."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ from nbgrader.preprocessors import CheckCellMetadata
 
 from helpers.core import paths
 from helpers.course import chapters, student
+from helpers.course.notebooks import read_source
 from tests.exercises.test_answers import CASES
 
 SOURCES = chapters.sources()
@@ -87,6 +90,14 @@ def test_real_versions_are_nbgraders_and_hold_no_solution(source):
             if cell.cell_type == "code" and not cell.source.startswith("%"):
                 compile(cell.source, source.name, "exec", flags=0)
     assert all("SOLUTION" not in cell.source for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_a_student_loses_the_solutions_and_no_other_line(source):
+    code = "\n".join(cell.source for cell in read_source(source).cells if cell.cell_type == "code")
+    shown = re.sub(r"[ \t]*### BEGIN SOLUTION.*?### END SOLUTION", "", code, flags=re.DOTALL)
+    given = [line for cell in student.student(source).cells for line in cell.source.splitlines()]
+    assert Counter(filter(None, shown.splitlines())) - Counter(given) == Counter()
 
 
 # ---------------------------------------------------------------- nbgrader itself

@@ -1,13 +1,15 @@
-"""The generated parts of README.md: the map of notebooks with their times, and the published results."""
+"""What is generated of the files that a repository's visitor reads: parts of README.md, and the table of all results."""
 
 import re
 
 from helpers import evidence
+from helpers.book import headline, tables
 from helpers.core import paths
 from helpers.core.durations import duration
 from helpers.course import chapters
 
 README = paths.ROOT / "README.md"
+RESULTS = paths.RESULTS / "README.md"
 
 
 def render(text: str) -> str:
@@ -16,7 +18,7 @@ def render(text: str) -> str:
     A part stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. Raises ValueError if one is
     missing.
     """
-    for name, content in {"map": _map(), "results": evidence.results_tables()}.items():
+    for name, content in {"map": _map(), "picture": _picture()}.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(text)) != 1:
@@ -26,10 +28,19 @@ def render(text: str) -> str:
 
 
 def write() -> None:
-    """Bring the generated parts of README.md up to date."""
-    text = README.read_text(encoding="utf-8")
-    if (new := render(text)) != text:
-        paths.write_atomically(README, new.encode())
+    """Bring the generated parts of README.md, its picture, and the table of all results up to date."""
+    paths.write_atomically(README, render(README.read_text(encoding="utf-8")).encode())
+    paths.write_atomically(RESULTS, results().encode())
+    headline.write()
+
+
+def results() -> str:
+    """Return the page of all published results as it stands in data/results, to be read in the repository."""
+    return f"{tables.INTRODUCTION}\n{evidence.results_tables()}\n\n{tables.CLAIM}"
+
+
+def _picture() -> str:
+    return f"![{headline.alt()}]({headline.FILE.relative_to(paths.ROOT).as_posix()})"
 
 
 def _map() -> str:
