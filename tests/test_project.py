@@ -18,8 +18,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import helpers
+from helpers.book import readme
 from helpers.core import paths
-from helpers.course import chapters, readme, setup
+from helpers.course import chapters, setup
 from helpers.fetching import catalogue
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
@@ -210,12 +211,12 @@ def test_a_readme_without_its_marks_is_refused(text):
 
 def test_generated_parts_replace_only_themselves():
     text = (
-        "a\n<!-- generated: map -->\n<!-- end -->\nb\n<!-- generated: results -->\n| of yesterday |\n<!-- end -->\nc\n"
+        "a\n<!-- generated: map -->\n<!-- end -->\nb\n<!-- generated: picture -->\n| of yesterday |\n<!-- end -->\nc\n"
     )
     once = readme.render(text)
     assert readme.render(once) == once
     assert once.startswith("a\n<!-- generated: map -->\n| notebook |") and once.endswith("\n<!-- end -->\nc\n")
-    assert "\n<!-- end -->\nb\n<!-- generated: results -->\n" in once and "of yesterday" not in once
+    assert "\n<!-- end -->\nb\n<!-- generated: picture -->\n![" in once and "of yesterday" not in once
 
 
 def test_every_notebook_is_in_the_curriculum_and_linked_if_it_is_built():

@@ -12,14 +12,14 @@ from helpers.core.durations import duration
 from helpers.course import chapters
 
 SOURCE = paths.ROOT / "book"
-PARTS = {
-    "Start": ["00", "01"],
-    "Pruning": ["02", "03", "04", "05", "06"],
-    "Transfer": ["07", "08"],
-    "Quantization": ["09", "10", "11"],
-    "Distillation": ["12", "13"],
-    "Small files, fast answers": ["14", "15", "16"],
-    "All of it": ["19", "20", "21"],
+PARTS = {  # of the contents: the numbers of their chapters, from the first to before the last
+    "Start": range(0, 2),
+    "Pruning": range(2, 7),
+    "Transfer": range(7, 9),
+    "Quantization": range(9, 12),
+    "Distillation": range(12, 14),
+    "Small files, fast answers": range(14, 19),
+    "All of it": range(19, 100),
 }
 GUIDE = ["routes", "launch", "machines", "teaching", "syllabus", "capstone", "nbgrader"]
 
@@ -105,7 +105,7 @@ def _lighten(folder: Path) -> None:
 
 
 def filled(text: str) -> str:
-    """Return a page of the guide, its placeholders filled: {chapter:02}, {reading:02_name}, {total:00,01}, and plans."""
+    """Return a page of the guide, its placeholders filled: {chapter:02}, {reading:02_name}, {total:00,01}, plans."""
     names = {name[:2]: name for name in chapters.curriculum()}
 
     def link(match: re.Match[str]) -> str:
@@ -128,7 +128,9 @@ def _plans() -> str:
     parts = []
     for name in filter(lessons.exists, chapters.curriculum()):
         outcomes = ["*Afterwards the class is able to*", *_objectives(name)]
-        parts.append(f"### {title(name)}\n\n[The page]({name}.ipynb)\n\n" + "\n".join(outcomes) + f"\n\n{lessons.plan(name)}")
+        parts.append(
+            f"### {title(name)}\n\n[The page]({name}.ipynb)\n\n" + "\n".join(outcomes) + f"\n\n{lessons.plan(name)}"
+        )
     return "\n\n".join(parts)
 
 
@@ -169,17 +171,19 @@ def _chapters() -> str:
     for name, question in chapters.curriculum().items():
         quick = evidence.expected_seconds(name, "quick")
         reading = f"{evidence.reading_minutes(name):.0f} min"
-        rows.append(f"| [{title(name)}]({name}.ipynb) | {question} | {reading} | {duration(quick) if quick else '–'} |")
+        run = duration(quick) if quick else "–"
+        rows.append(f"| [{title(name)}]({name}.ipynb) | {question} | {reading} | {run} |")
     return "\n".join(rows)
 
 
 def _contents() -> str:
     """Return the tables of contents that the side bar shows."""
-    names = {name[:2]: name for name in chapters.curriculum()}
-    parts = {part: [names[number] for number in numbers if number in names] for part, numbers in PARTS.items()}
+    names = list(chapters.curriculum())
+    parts = {part: [name for name in names if int(name[:2]) in numbers] for part, numbers in PARTS.items()}
     parts |= {"Try it": ["demo", "results"], "Learn and teach": [*GUIDE, "slides", "glossary", "licences"]}
     trees = [
-        "\n".join(["```{toctree}", ":hidden:", f":caption: {part}", "", *entries, "```"]) for part, entries in parts.items()
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {part}", "", *entries, "```"])
+        for part, entries in parts.items()
     ]
     return "\n\n".join(trees)
 

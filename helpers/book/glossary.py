@@ -5,6 +5,7 @@ import tomllib
 from functools import cache
 from typing import NamedTuple
 
+from helpers.book.lessons import html_of
 from helpers.core import paths
 from helpers.course import chapters
 
@@ -63,9 +64,21 @@ def linked(text: str, seen: set[str]) -> str:
 def page() -> str:
     """Return the glossary's page in Markdown."""
     titles = {name[:2]: name for name in chapters.curriculum()}
-    lines = ["# Glossary · 术语表", "", f"{len(terms())} terms, in English and Chinese. 中英文术语对照。", "", ":::{glossary}"]
+    lines = [
+        "# Glossary · 术语表",
+        "",
+        f'{len(terms())} terms, in English and Chinese. <span lang="zh">中英文术语对照。</span>',
+        "",
+        ":::{glossary}",
+    ]
     for term in terms():
-        lines += [term.term, f"  {term.en.strip()}", "", f"  **{term.zh}**：{term.zh_text.strip()}", ""]
+        lines += [
+            term.term,
+            f"  {term.en.strip()}",
+            "",
+            f'  <span lang="zh"><b>{term.zh}</b>：{html_of(term.zh_text)}</span>',
+            "",
+        ]
         number = term.chapter[:2]
         lines += [f"  [Notebook {number}]({titles[number]}.ipynb)", ""]
     return "\n".join([*lines, ":::", ""])

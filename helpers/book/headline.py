@@ -26,11 +26,16 @@ SHOWN = {  # the recipes that are drawn: one for each idea and task
     "imdb-bag-3000x1": "fewer words, low rank",
     "resnet18-pruned": "transferred, pruned",
 }
-TASKS = {"mnist": "digits (MNIST)", "cifar10": "photographs (CIFAR-10)", "imdb": "reviews (IMDB)", "cat-or-dog": "cat or dog"}
+TASKS = {
+    "mnist": "digits (MNIST)",
+    "cifar10": "photographs (CIFAR-10)",
+    "imdb": "reviews (IMDB)",
+    "cat-or-dog": "cat or dog",
+}
 
 
 def points() -> "pd.DataFrame":
-    """Return task, label, factor (times smaller file) and lost (points of test accuracy) of the published recipes drawn."""
+    """Return task, label, factor (times smaller file) and lost (points of test accuracy) of the recipes drawn."""
     import pandas as pd
 
     board = evidence.leaderboard(build=False)
@@ -45,7 +50,7 @@ def points() -> "pd.DataFrame":
 
 
 def png() -> bytes:
-    """Return the picture: each published recipe by how many times smaller its file is, and what that does to accuracy."""
+    """Return the picture: each recipe by how many times smaller its file is, and what that does to accuracy."""
     show.style()
     found = points()
     fig, ax = plt.subplots(figsize=(9, 4.6))

@@ -11,7 +11,7 @@ from helpers.course import chapters, student
 
 GITHUB = re.compile(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
 PAGES = "gh-pages"  # the branch that the workflow writes the built site to
-COLAB = '''\
+COLAB = """\
 # Colab has none of the course's packages: this installs the pinned set and fetches the helpers. It takes some minutes.
 import os, subprocess, sys
 
@@ -21,7 +21,7 @@ if not os.path.exists("course"):
         [sys.executable, "-m", "pip", "install", "-q", "-c", "course/requirements.lock", "-e", "course"], check=True
     )
 sys.path.insert(0, os.path.abspath("course"))
-'''
+"""
 
 
 def repository() -> str:

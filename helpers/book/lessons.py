@@ -5,6 +5,7 @@ published seeds: `{claim-id:.1f}`, `{models[model-name].accuracy:.1%}`.
 """
 
 import html
+import math
 import re
 import tomllib
 from functools import cache
@@ -52,12 +53,12 @@ def values(name: str) -> dict[str, Any]:
     models: dict[str, dict[str, list[float]]] = {}
     for result in evidence.published(name):
         for claim in result.claims:
-            claims.setdefault(claim.id, []).append(claim.value)
+            claims.setdefault(claim.id, []).append(math.nan if claim.value is None else claim.value)
         for model in result.models:
             for field in FIELDS:
                 if (value := getattr(model, field, None)) is not None:
                     models.setdefault(model.name, {}).setdefault(field, []).append(value)
-    means = {key: mean_std(found).mean for key, found in claims.items() if None not in found}
+    means = {key: mean_std(found).mean for key, found in claims.items() if not any(map(math.isnan, found))}
     named = {key: SimpleNamespace(**{f: mean_std(v).mean for f, v in fields.items()}) for key, fields in models.items()}
     return means | {"models": named}
 
@@ -76,7 +77,8 @@ def quiz(name: str) -> str:
 def _question(name: str, number: int, question: dict[str, Any]) -> str:
     group = f"quiz-{name[:2]}-{number}"
     answers = "".join(_answer(group, answer) for answer in question["answer"])
-    return f'<section aria-labelledby="{group}"><p id="{group}"><b>{number}.</b> {html_of(question["ask"])}</p>{answers}</section>'
+    asked = f'<p id="{group}"><b>{number}.</b> {html_of(question["ask"])}</p>'
+    return f'<section aria-labelledby="{group}">{asked}{answers}</section>'
 
 
 def _answer(group: str, answer: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ class _Page(HTMLParser):
 
 
 def broken(folder: Path) -> list[str]:
-    """Return a line for each link of a built site that leads nowhere, and for each file that another host would serve."""
+    """Return a line for each link of a built site that leads nowhere, and for each file from another host."""
     paths = [path for path in sorted(folder.rglob("*.html")) if "_static" not in path.relative_to(folder).parts]
     pages = {path.resolve(): _Page(path.read_text(encoding="utf-8")) for path in paths}
     return [f"{path.relative_to(folder.resolve())}: {line}" for path in pages for line in _of_page(path, pages)]

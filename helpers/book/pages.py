@@ -114,7 +114,8 @@ def _with_height(image: str, path: Path) -> str:
     """Give an image its height, so that the text does not move when it arrives."""
     from PIL import Image
 
-    width, height = Image.open(path).size
+    with Image.open(path) as opened:
+        width, height = opened.size
     shown = re.search(r'width="(\d+)"', image)
     if shown is None:
         return image

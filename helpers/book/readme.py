@@ -1,4 +1,4 @@
-"""What is generated of the files that a repository's visitor reads: parts of README.md, and the table of all results."""
+"""What is generated of the files that a visitor of the repository reads: parts of README.md, the table of results."""
 
 import re
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 LARGEST, LINES = 30, 15  # pixels of a letter, and how many lines of such letters a slide holds
 SHORT = 12  # lines of a cell that a slide can show
-APART = ("What was measured", "What you measured", "What to remember", "What to read", "To read", "Read on")
-APART += ("Exercises", "The course", "Appendix")
+APART = re.compile(r"What (was measured|you measured|to (remember|read))|To read|Read on|Exercises|The course|Appendix")
 FEW, MANY = 7, 10  # sections: up to FEW the opening and the end have a slide more, beyond MANY the last two share one
 STYLE = paths.ROOT / "book" / "slides.css"
 
@@ -52,7 +51,9 @@ def render(name: str, notebook: "NotebookNode") -> str:
     """Return a chapter's deck as one HTML page."""
     heading = re.search(r"^# (.*?): (.*)$", notebook.cells[0].source, re.M)
     assert heading is not None  # `chapters.curriculum` has refused a title without a question
-    parts = "\n".join(f'<section style="font-size: {_size(slide)}px">{slide}</section>' for slide in slides(name, notebook))
+    parts = "\n".join(
+        f'<section style="font-size: {_size(slide)}px">{slide}</section>' for slide in slides(name, notebook)
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -73,7 +74,8 @@ def render(name: str, notebook: "NotebookNode") -> str:
 <script src="../_static/katex/katex.min.js"></script>
 <script src="../_static/formulas.js"></script>
 <script>
-Reveal.initialize({{ width: 1280, height: 720, margin: 0.04, hash: true, slideNumber: "c/t", transition: "none" }});
+const size = {{ width: 1280, height: 720, margin: 0.04 }};
+Reveal.initialize({{ ...size, hash: true, center: false, slideNumber: "c/t", transition: "none" }});
 </script>
 </body>
 </html>
@@ -90,7 +92,7 @@ def slides(name: str, notebook: "NotebookNode") -> list[str]:
     remember = next(cell.source for cell in notebook.cells if "## What to remember" in cell.source)
     points = CLAIMS.sub("", remember).partition("## What to remember")[2].partition("\n## ")[0].strip()
     exercises = f"<h2>Now you</h2><ul>{_exercises(notebook)}</ul>"
-    sections = [_slide(section) for section in _sections(name, notebook) if not section.heading.startswith(APART)]
+    sections = [_slide(section) for section in _sections(name, notebook) if not APART.match(section.heading)]
     if len(sections) > MANY:
         sections[MANY - 1 :] = ["".join(sections[MANY - 1 :])]
     answer = f"<h2>The answer first</h2>{_figure(name, notebook, 'answer')}"
@@ -204,8 +206,8 @@ def page() -> str:
     lines = [
         "# Slides",
         "",
-        "One deck for each chapter, from the same sources and figures. They are 16:9. Arrow keys turn the page, `O` shows all",
-        "slides, `F` fills the screen. To print, add `?print-pdf` to the address and use the browser's own print command.",
+        "One deck for each chapter, from the same sources and figures. They are 16:9. Arrow keys turn the page, `O`",
+        "shows all slides, `F` fills the screen. To print, add `?print-pdf` to the address and print as usual.",
         "",
     ]
     for name, question in chapters.curriculum().items():

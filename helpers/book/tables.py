@@ -1,4 +1,4 @@
-"""The page of all published results beside the literature's: a table for each task, sorted and filtered in the browser."""
+"""The page of all published results beside the literature's: a table for each task, sorted in the browser."""
 
 import re
 
@@ -8,12 +8,11 @@ TASKS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "imdb": "IMDB", "cat-or-dog": 
 INTRODUCTION = """\
 # Results
 
-The published measurements beside the literature's. Each row of ours comes from a file in `data/results/`, with its seeds,
-versions and machine. Where a recipe chose another method or another size from seed to seed, it has several rows. *Not
-verified*: the number comes from a later paper, or was not yet checked in its source. A weight that rounding made zero
-counts among the “fewer weights”. A column's head sorts by it.
+The published measurements beside the literature's. Each row of ours comes from a file in `data/results/`, with its
+seeds, versions and machine. Where a recipe chose another method or another size from seed to seed, it has several
+rows. *Not verified*: the number comes from a later paper, or was not yet checked in its source. A weight that rounding
+made zero counts among the “fewer weights”.
 """
-
 CLAIM = """\
 ## How a claim works
 
@@ -31,12 +30,14 @@ each time is logged.
 
 
 def page() -> str:
-    """Return the page in Markdown: the same rows as `evidence.results_tables`, as HTML that the site's script can sort."""
+    """Return the page in Markdown: the rows of `evidence.results_tables`, as HTML that the site's script can sort."""
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark").enable("table")
-    parts = [INTRODUCTION, '<p class="filters" hidden></p>']
-    for task, table, rest in re.findall(r"\*\*([\w-]+)\*\*\n\n((?:\|.*\n?)+)|(\S(?:.|\n)*)\Z", evidence.results_tables()):
+    parts = [INTRODUCTION, "A column's head sorts by it.", '<p class="filters" hidden></p>']
+    for task, table, rest in re.findall(
+        r"\*\*([\w-]+)\*\*\n\n((?:\|.*\n?)+)|(\S(?:.|\n)*)\Z", evidence.results_tables()
+    ):
         if rest:
             parts += ["## How to read them", rest]
             continue

@@ -58,8 +58,23 @@ def test(args: argparse.Namespace) -> int:
     first = {"COURSE_SMOKE_DIR": str(folder / "smoke")} if built else {}
     options = ["-m", "notebook", "tests"]
     parts["notebooks, offline and repeated"] = _pytest(folder / "notebook.xml", options, **first, **single)
+    parts["the book, in a browser"] = _book(folder)
     running.report(failures)
     return _closing(parts, time.monotonic() - began)
+
+
+def _book(folder: Path) -> Counter[str]:
+    """Build the website and look at it in a browser; return how many tests passed, failed and were skipped."""
+    from helpers import book
+
+    print("\nThe book, built and looked at in a browser", flush=True)
+    try:
+        book.build(folder / "book")
+    except book.BookError as error:
+        print(error, file=sys.stderr)
+        return Counter(failed=1)
+    options = ["-p", "no:nbval", "-m", "browser", "--dist=loadscope", "tests/book"]
+    return _pytest(folder / "browser.xml", options, COURSE_BOOK_DIR=str(folder / "book"))
 
 
 def _side_by_side(sources: list[Path]) -> list[str]:
@@ -115,7 +130,16 @@ def _checked(tools: list[list[str]] = CHECKS) -> list[str]:
 
 def check(args: argparse.Namespace) -> int:
     """Run the linter, the formatter, the type checker and the fast tests. Return the exit code."""
-    fast = ["pytest", "-q", *PARALLEL, "-p", "no:nbval", "-m", "not notebook and not browser and not slow and not data", "tests"]
+    fast = [
+        "pytest",
+        "-q",
+        *PARALLEL,
+        "-p",
+        "no:nbval",
+        "-m",
+        "not notebook and not browser and not slow and not data",
+        "tests",
+    ]
     failed = _checked([*CHECKS, fast])
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0

@@ -78,8 +78,8 @@ def open_session(content: bytes, *, threads: int, profile: Path | None = None) -
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # By default idle threads go on spinning for a while and take the cores from whatever is timed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # An x86 processor with AVX2 or AVX-512 but no VNNI adds products of unsigned and signed bytes in 16 bits, which clips
-    # large sums: cifar_base lost 3 points. This takes another kernel there, and changes nothing elsewhere.
+    # An x86 processor without VNNI adds products of unsigned and signed bytes in 16 bits, which clips large sums:
+    # cifar_base lost 3 points. This takes another kernel there, and changes nothing elsewhere.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # errors are raised
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers import __main__ as program
-from helpers import evidence, fetching
+from helpers import book, evidence, fetching
 from helpers.cli import commands, testing
 from helpers.core import paths
 from helpers.course import chapters, cluster, notebooks, setup, staleness
@@ -376,7 +376,7 @@ def test_notebooks_executes_what_is_stale_and_promotes_what_ran(course, capsys, 
 
     monkeypatch.setattr(notebooks, "publish", publish)
     monkeypatch.setattr(evidence, "promote_quick", promoted.append)
-    monkeypatch.setattr("helpers.course.readme.write", lambda: readme.append("written"))
+    monkeypatch.setattr("helpers.book.readme.write", lambda: readme.append("written"))
     assert commands.main(["notebooks"]) == 1
     assert (course["executed"], promoted, readme) == (["01_one", "02_two"], ["02_two"], ["written"])
     assert "failed: 01_one" in capsys.readouterr().err
@@ -394,7 +394,7 @@ def test_results_that_cannot_be_stored_do_not_end_the_others(error, said, course
     monkeypatch.setattr(staleness, "stale", lambda: {"01_one": "is not built", "02_two": "is not built"})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(evidence, "promote_quick", promote)
-    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.book.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 1
     assert course["executed"] == ["01_one", "02_two"]
     assert f"failed: 01_one: {said}" in capsys.readouterr().err
@@ -416,7 +416,7 @@ def test_notebooks_leaves_what_is_up_to_date_unless_told(course, monkeypatch):
     monkeypatch.setattr(staleness, "stale", lambda: {})
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(evidence, "promote_quick", lambda name: None)
-    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.book.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == []
     assert commands.main(["notebooks", "--again", "02"]) == 0 and course["executed"] == ["02_two"]
 
@@ -430,7 +430,7 @@ def test_notebooks_builds_what_becomes_stale_by_what_it_built(course, monkeypatc
     )
     monkeypatch.setattr(notebooks, "publish", lambda source, *, progress: course["executed"].append(source.stem))
     monkeypatch.setattr(evidence, "promote_quick", lambda name: None)
-    monkeypatch.setattr("helpers.course.readme.write", lambda: None)
+    monkeypatch.setattr("helpers.book.readme.write", lambda: None)
     assert commands.main(["notebooks"]) == 0 and course["executed"] == ["02_two", "01_one"]
 
 
@@ -540,13 +540,25 @@ def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     monkeypatch.setattr(testing, "_checked", lambda: ran.append(("checks", {})) or ["mypy"])
     monkeypatch.setattr(chapters, "is_timed", lambda source: source.stem == "02_two")
     together: list[str] = []
+    monkeypatch.setattr("helpers.book.build", lambda folder: ran.append(("book", {"folder": folder})))
     monkeypatch.setattr(testing, "_side_by_side", lambda sources: together.extend(s.stem for s in sources) or [])
     assert commands.main(["test"]) == 1
-    assert [name for name, _ in ran] == ["checks", "unit", "nbval", "notebook"]
+    assert [name for name, _ in ran] == ["checks", "unit", "nbval", "notebook", "book", "browser"]
     assert together == ["01_one"] and course["executed"] == [("02_two", "quick", 0)]
     assert course["fetched"] == ["mnist", "cifar10", "imdb"]
     smoke = str(Path(before).parent / "build/test/smoke")
     single = {"OMP_NUM_THREADS": "1"}
     assert ran[2][1] == {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": smoke, **single}
     assert ran[3][1] == {"COURSE_SMOKE_DIR": smoke, **single}, "the second smoke run is compared with nbval's"
-    assert capsys.readouterr().out.splitlines()[-1] == "7 passed, 2 failed, 0 skipped"
+    assert ran[5][1] == {"COURSE_BOOK_DIR": str(ran[4][1]["folder"])}
+    assert capsys.readouterr().out.splitlines()[-1] == "8 passed, 2 failed, 0 skipped"
+
+
+def test_a_book_that_cannot_be_built_is_a_failure(tmp_path, capsys, monkeypatch):
+    def refuse(folder):
+        raise book.BookError("links that lead nowhere: x")
+
+    monkeypatch.setattr(book, "build", refuse)
+    assert testing._book(tmp_path) == Counter(failed=1)
+    assert "links that lead nowhere" in capsys.readouterr().err
+    assert commands.main(["book"]) == 1
