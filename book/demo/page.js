@@ -1,126 +1,120 @@
 // The page: a digit is drawn or chosen, and two networks answer. What the stages show is in stages.js.
 import { decode } from "./coded.js";
-import { logits, softmax, standardize, toMnist } from "./network.js";
+import { logits, softmax, toMnist } from "./network.js";
 import { readCode } from "./qr.js";
-import { $, cells, grey, paint, showAnswer, showCode, showFile } from "./stages.js";
+import { $, cells, paintDigit, showAnswer, showCode, showFile, write } from "./stages.js";
 
+const now = () => performance.now();
 const here = (name) => new URL(name, import.meta.url).href;
-const get = async (name) => {
-  const answer = await fetch(here(name));
-  if (!answer.ok) throw Error(`${name} cannot be loaded`);
-  return answer;
-};
 const fromBase64 = (text) => {
   try {
-    return Uint8Array.from(atob(text), (c) => c.charCodeAt());
+    return Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt());
   } catch {
     throw Error("the address is damaged");
   }
 };
-const canvas = $("draw"), pen = canvas.getContext("2d", { willReadFrequently: true });
+const canvas = $("draw"), side = canvas.width, pen = canvas.getContext("2d", { willReadFrequently: true });
 const networks = {}; // "small" and "large": from standardized pixels to logits
-let digit = null, isDrawing = false, isFresh = true; // digit: 784 bytes
+let digit, isDrawing = false, isFresh = true; // digit: 784 bytes
 
 // --- The network in the code, or in the address.
 
 // The file stands after the #, in base64 as addresses write it. All of these files begin alike.
-const inAddress = () => (location.hash.startsWith("#TUNQQUNL") ? location.hash.slice(1) : null);
+const inAddress = () => location.hash.startsWith("#TUNQQUNL") && location.hash.slice(1);
 
-/** Return the picture of a code, one pixel for each square. */
+/** Show the picture of a code, and return it with one pixel for each square. */
 async function picture(name) {
-  const image = new Image();
+  const image = $("code");
   image.src = here(name);
   await image.decode().catch(() => { throw Error("the picture of the code cannot be loaded"); });
-  const context = paint(document.createElement("canvas"), image.width, image.height, () => []).getContext("2d");
-  context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, image.width, image.height);
+  const width = image.naturalWidth - 8, context = new OffscreenCanvas(width, width).getContext("2d");
+  context.drawImage(image, -4, -4); // without the light edge
+  return context.getImageData(0, 0, width, width);
 }
 
-let loads = 0, dictionaries;
+let loads = 0;
 /** Load a network from "address" or from the picture of a code. After an error there is none. */
 async function load(source) {
   const mine = ++loads, isAddress = source === "address";
+  let message = crypto.subtle ? "" : "The checksum was not verified: browsers do that on a page that came by https.";
   networks.small = null;
-  let message = "";
+  for (const part of cells("code")) part.hidden = isAddress;
   try {
-    dictionaries ??= await (await get("words.json")).json();
-    const image = isAddress || await picture(source), start = performance.now();
-    const code = isAddress ? { bytes: fromBase64(inAddress().replace(/-/g, "+").replace(/_/g, "/")) } : readCode(image);
-    const middle = performance.now(), file = await decode(code.bytes, dictionaries), end = performance.now();
+    const image = isAddress || await picture(source), start = now();
+    const code = isAddress ? { bytes: fromBase64(inAddress()) } : readCode(image), middle = now();
+    const file = await decode(code.bytes, JSON.parse($("words").textContent)), end = now();
     if (mine !== loads) return; // another was chosen meanwhile
     networks.small = (x) => logits(file.arrays, x);
-    $("small-bytes").textContent = code.bytes.length.toLocaleString("en");
-    $("small-load").textContent = `${(middle - start).toFixed(1)} ms to read, ${(end - middle).toFixed(1)} ms to decode`;
-    $("address").value = location.href.split("#")[0] + "#"
-      + btoa(String.fromCharCode(...code.bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+    write("small-load", `${(middle - start).toFixed(1)} ms to read, ${(end - middle).toFixed(1)} ms to decode`);
+    const text = btoa(String.fromCharCode(...code.bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+    $("address").value = new URL(`#${text}`, location);
     if (!isAddress) showCode(code);
     showFile(code.bytes, file);
-    if (!crypto.subtle) message = "The checksum was not verified: for that, a browser wants a page that came through https.";
   } catch (error) {
     message = `No network was loaded: ${error.message}.`;
   }
-  $("message").textContent = message;
-  for (const part of cells("code")) part.hidden = isAddress;
-  if (!isAddress) $("code").src = here(source);
-  await update();
+  write("message", message);
+  update();
 }
 
 // --- The answers.
 
 /** Let a network answer as often as fits into 5 ms: the time shown is the mean. Return a sentence. */
 async function ask(which) {
-  const x = digit && standardize(digit), start = performance.now();
-  let found = null, runs = 0, ms = 0;
-  if (x && networks[which]) do {
+  if (!digit || !networks[which]) return showAnswer(which);
+  const x = Float32Array.from(digit, (p) => (p / 255 - 0.1307) / 0.3081); // MNIST's mean and deviation
+  const start = now();
+  let found, ms = 0, runs = 0;
+  for (; runs < 20 && ms < 5; runs++) {
     found = await networks[which](x);
-    ms = performance.now() - start;
-  } while (++runs < 20 && ms < 5);
-  const shares = found && softmax(found);
-  return showAnswer(which, found, shares, found && shares.indexOf(Math.max(...shares)), ms / runs);
+    ms = now() - start;
+  }
+  return showAnswer(which, found, softmax(found), ms / runs);
 }
 
-let isBusy = false, isWanted = false;
+let wanted = 0; // answers, since there was last nothing to do
 /** Let both networks answer, again if more was drawn meanwhile. A screen reader hears it when the pen is up. */
 async function update() {
-  isWanted = true;
-  if (isBusy) return;
-  isBusy = true;
-  while (isWanted) {
-    isWanted = false;
+  if (wanted++) return;
+  for (let given = 0; given < wanted;) {
+    given = wanted;
     const said = await ask("small") + await ask("large");
-    if (!isDrawing) $("said").textContent = said || (digit ? "No network is here to answer." : "Draw a digit, or choose one.");
+    if (isDrawing) continue;
+    write("said", said || (digit ? "No network is here to answer." : "Draw a digit, or choose one."));
   }
-  isBusy = false;
+  wanted = 0;
 }
 
 // --- The digit.
 
 function show(bytes) {
   digit = bytes;
-  paint($("seen"), 28, 28, grey(bytes ?? new Uint8Array(784)));
+  paintDigit($("seen"), bytes);
   update();
 }
 
 function clear() {
-  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.fillRect(0, 0, side, side);
   isFresh = true;
-  show(null);
+  show();
 }
 
-canvas.onpointerdown = canvas.onpointermove = (event) => {
-  const zoom = canvas.width / canvas.clientWidth, at = [event.offsetX * zoom, event.offsetY * zoom];
-  if (event.type === "pointerdown") {
-    if (!isFresh) clear();
-    canvas.setPointerCapture(event.pointerId);
-    isDrawing = true;
-    pen.beginPath();
-    pen.moveTo(...at);
-  }
-  if (!isDrawing) return;
-  pen.lineTo(...at);
+function stroke({ offsetX, offsetY }) {
+  const zoom = side / canvas.clientWidth;
+  pen.lineTo(offsetX * zoom, offsetY * zoom);
   pen.stroke();
-  show(toMnist(pen.getImageData(0, 0, canvas.width, canvas.height)));
+  show(toMnist(pen.getImageData(0, 0, side, side)));
+}
+
+canvas.onpointerdown = (event) => {
+  if (!isFresh) clear();
+  canvas.setPointerCapture(event.pointerId);
+  isDrawing = true;
+  pen.beginPath();
+  stroke(event);
+  stroke(event); // so that there is a dot at least
 };
+canvas.onpointermove = (event) => isDrawing && stroke(event);
 canvas.onpointerup = canvas.onpointercancel = () => {
   isDrawing = false;
   update();
@@ -129,51 +123,48 @@ $("clear").onclick = clear;
 Object.assign(pen, { lineWidth: 22, lineCap: "round", lineJoin: "round", strokeStyle: "white" });
 clear();
 
-for (const { label, index, pixels } of await (await get("examples.json")).json()) {
-  const button = document.createElement("button"), bytes = fromBase64(pixels);
-  button.append(paint(document.createElement("canvas"), 28, 28, grey(bytes)));
-  button.setAttribute("aria-label", `${label}, test image ${index}`);
+for (const button of cells("example")) {
+  const bytes = fromBase64(button.dataset.example);
+  paintDigit(button.firstChild, bytes);
   button.onclick = () => {
     show(bytes);
-    pen.drawImage($("seen"), 0, 0, canvas.width, canvas.height);
+    pen.drawImage($("seen"), 0, 0, side, side);
     isFresh = false; // the next stroke begins a new drawing
   };
-  $("examples").append(button);
 }
 
 // --- What else can be pressed.
 
-$("load-large").onclick = async () => {
-  const say = (text) => { $("large-load").textContent = text; }, start = performance.now();
-  $("load-large").disabled = true;
+$("load-large").onclick = async ({ target }) => {
+  const start = now(), say = (text) => write("large-load", text);
+  target.disabled = true;
   say("loading …");
   try {
-    const ort = await import("../ort/ort.wasm.min.mjs"), file = await (await get("lenet5.onnx")).arrayBuffer();
-    Object.assign(ort.env.wasm, { wasmPaths: here("../ort/"), numThreads: 1 });
+    const ort = await import("../ort/ort.wasm.min.mjs"), file = await (await fetch(here("lenet5.onnx"))).arrayBuffer();
     const session = await ort.InferenceSession.create(file);
     networks.large = async (x) => (await session.run({ input: new ort.Tensor(x, [1, 1, 28, 28]) })).logits.data;
-    $("large-bytes").textContent = file.byteLength.toLocaleString("en");
-    say(`${(performance.now() - start).toFixed(0)} ms, runtime included`);
+    write("large-bytes", file.byteLength.toLocaleString("en"));
+    say(`${(now() - start).toFixed()} ms, runtime included`);
   } catch (error) {
-    $("load-large").disabled = false;
+    target.disabled = false;
     say(`not loaded: ${error.message}`);
   }
   update();
 };
 $("copy").onclick = async () => {
   $("address").select();
-  const isCopied = await navigator.clipboard?.writeText($("address").value).then(() => true, () => false);
-  $("copied").textContent = isCopied ? "Copied." : "The address is selected. Ctrl + C copies it.";
+  const said = await navigator.clipboard?.writeText($("address").value).then(() => "Copied.", () => "");
+  write("copied", said || "The address is selected. Ctrl + C copies it.");
 };
 for (const input of cells("source")) input.onchange = () => load(input.value);
 
 /** Begin with the network in the address, if there is one. */
 function open() {
-  const source = inAddress() ? "address" : "thin.svg";
+  const choice = cells("source")[inAddress() ? 2 : 0];
   $("from-address").hidden = !inAddress();
-  for (const input of cells("source")) input.checked = input.value === source;
-  return load(source);
+  choice.checked = true;
+  load(choice.value);
 }
 addEventListener("hashchange", () => inAddress() && open());
 for (const part of cells("script")) part.hidden = false; // what is no use without one
-await open();
+open();

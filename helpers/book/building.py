@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers import evidence, fetching
-from helpers.book import demo, glossary, launch, lessons, links, pages, slides, tables
+from helpers.book import demo, glossary, headline, launch, lessons, links, pages, slides, tables
 from helpers.core import paths
 from helpers.core.durations import duration
 from helpers.course import chapters
@@ -150,7 +150,8 @@ def title(name: str) -> str:
 def index() -> str:
     """Return the landing page: one picture, the chart from goal to first try, the routes, all chapters."""
     text = (SOURCE / "index.md").read_text(encoding="utf-8")
-    parts = {"chart": _chart(), "chapters": _chapters(), "contents": _contents()}
+    picture = f"![{headline.alt()}](_static/{headline.FILE.name})"
+    parts = {"picture": picture, "chart": _chart(), "chapters": _chapters(), "contents": _contents()}
     for name, part in parts.items():
         text = text.replace(f"<!-- generated: {name} -->", part)
     return text

@@ -1,7 +1,7 @@
 """The page "A network in a QR code": its text with the published numbers, and the files that it loads.
 
-Its sources lie in book/demo: the text, the style and the program, plain modules of JavaScript. Here is made what follows
-from the course's own files: pictures of QR codes, example digits, the dense network for ONNX Runtime Web.
+Its sources lie in book/demo: the text, the style and the program, plain modules of JavaScript. Here is made what
+follows from the course's own files: pictures of QR codes, example digits, the dense network for ONNX Runtime Web.
 """
 
 import base64
@@ -22,7 +22,6 @@ SOURCES = paths.ROOT / "book" / "demo"
 NOTEBOOK = "15_combine"
 CODES = {"thin": "lenet5-thin-coded", "sparse": "lenet5-coded"}  # a code's name on the page: a published model
 DENSE = "lenet5-dense"
-RUNTIME_BYTES = 14_239_897 + 50_126 + 24_381  # of onnxruntime-web 1.30.0, the three files that the page loads
 EDGE = 4  # light squares around a QR code, as its standard (ISO/IEC 18004) wants them
 VERSIONS = range(27, 41)  # of QR codes, that the page's qr.js reads; of 125 to 177 squares a side
 ZOOM = 3  # pixels a square, at which the page first shows a code
@@ -33,31 +32,31 @@ PIXELS = 28  # high and wide
 def write(folder: Path) -> None:
     """Write all that the page loads into `folder`, which is made if it is not there.
 
-    Beside the program and the style: for each of `CODES` the file (.pack) and the picture of its QR code (.svg),
-    words.json, the dictionaries of coded files' headers by version; examples.json, digits of MNIST's test images, each
-    784 bytes in base64; lenet5.onnx, the published dense network. The folder of ONNX Runtime Web has to lie beside
-    `folder` and be called "ort".
+    Beside the program, without its comments, and the style: for each of `CODES` the file (.pack) and the picture of its
+    QR code (.svg); lenet5.onnx, the published dense network. The folder of ONNX Runtime Web has to lie beside `folder`
+    and be called "ort".
 
-    Raises fetching's SourceError if MNIST is neither cached nor to be had; ValueError for a published file that is too
-    long for a QR code.
+    Raises ValueError for a published file that is too long for a QR code.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for source in [*SOURCES.glob("*.js"), *SOURCES.glob("*.css")]:
-        shutil.copyfile(source, folder / source.name)
+    for name, text in _program().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    shutil.copy(SOURCES / "demo.css", folder)
     for name, model in CODES.items():
         content = _content_of(model)
         (folder / f"{name}.pack").write_bytes(content)
         (folder / f"{name}.svg").write_text(_svg(_squares(name, content)), encoding="utf-8")
-    (folder / "words.json").write_text(json.dumps(_words()), encoding="utf-8")
-    (folder / "examples.json").write_text(json.dumps(_examples()), encoding="utf-8")
     _write_dense(folder / "lenet5.onnx")
 
 
 def page() -> str:
     """Return the page's text (MyST Markdown) with its numbers: bytes, and accuracies in percent, of published results.
 
-    Raises ValueError for a name between @@ that is not known.
+    In it are the dictionaries of coded files' headers, and digits of MNIST's test images, each 784 bytes in base64.
+
+    Raises ValueError for a name between @@ that is not known; fetching's SourceError if MNIST or ONNX Runtime Web is
+    neither cached nor to be had.
     """
     values, text = _values(), (SOURCES / "page.md").read_text(encoding="utf-8")
     if unknown := {*re.findall(r"@@(\w+)@@", text)} - {*values}:
@@ -74,11 +73,49 @@ def _values() -> dict[str, str]:
     return values | {
         "ratio": f"{(dense.file_bytes or 0) / (models['thin'].file_bytes or 1):,.0f}",
         "thin_picture": str(ZOOM * (thin + 2 * EDGE)),
-        "runtime_megabytes": f"{RUNTIME_BYTES / 1e6:.0f}",
-        "program_bytes": f"{sum(path.stat().st_size for path in SOURCES.glob('*.js')):,}",
+        "runtime_megabytes": f"{sum(path.stat().st_size for path in _runtime().iterdir()) / 1e6:.0f}",
+        "program_bytes": f"{sum(len(text.encode()) for text in _program().values()):,}",
+        "words": json.dumps(_words()),
+        "examples": "\n".join(map(_button, _examples())),
         "answer_rows": _rows("of"),
         "logit_rows": _rows("logit"),
+        "array_rows": "\n".join([f"<tr>{'<td data-array></td>' * 6}</tr>"] * 8),
     }
+
+
+def _runtime() -> Path:
+    return fetching.package("onnxruntime-web")
+
+
+def _program() -> dict[str, str]:
+    """Return the modules of the program as they are served."""
+    return {path.name: _without_comments(path.read_text(encoding="utf-8")) for path in sorted(SOURCES.glob("*.js"))}
+
+
+def _without_comments(text: str) -> str:
+    """Return JavaScript without comments, indentation and empty lines, as far as a look at single lines is sure of it.
+
+    A comment is a line that begins with //, lines from one that begins with /* to one that ends with */, and the rest
+    of a line after // between spaces, unless that may stand in a text: where a quotation mark before it is still open.
+    """
+    lines, is_comment = [], False
+    for line in map(str.strip, text.splitlines()):
+        is_comment = is_comment or line.startswith("/*")
+        code = line.partition(" // ")[0]
+        if any(code.count(mark) % 2 for mark in "\"'`"):
+            code = line
+        if not is_comment and code and not code.startswith("//"):
+            lines.append(f"{code.rstrip()}\n")
+        is_comment = is_comment and not line.endswith("*/")
+    return "".join(lines)
+
+
+def _button(example: dict[str, int | str]) -> str:
+    """Return a button that chooses an example; the program paints it."""
+    return (
+        f'<button type="button" data-example="{example["pixels"]}" aria-label="{example["label"]}, test image '
+        f'{example["index"]}"><canvas></canvas></button>'
+    )
 
 
 def _rows(kind: str) -> str:
@@ -116,7 +153,8 @@ def _svg(squares: list[list[bool]]) -> str:
     lines = "".join(f"M{EDGE} {y + EDGE}.5{_dashes(row)}" for y, row in enumerate(squares))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 {side} {side}" '
-        f'shape-rendering="crispEdges"><path fill="#fff" d="M0 0h{side}v{side}H0z"/><path stroke="#000" d="{lines}"/></svg>\n'
+        f'shape-rendering="crispEdges"><path fill="#fff" d="M0 0h{side}v{side}H0z"/>'
+        f'<path stroke="#000" d="{lines}"/></svg>\n'
     )
 
 

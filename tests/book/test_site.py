@@ -82,10 +82,10 @@ def test_a_page_loads_whole_from_its_own_host_is_light_and_fits_a_phone(page, si
     page.goto(site + name)
     page.evaluate("for (const image of document.images) image.loading = 'eager'")
     page.wait_for_load_state("networkidle")
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert not [url for url in asked if not url.startswith((site, "data:", "blob:"))]
     assert errors == []
     assert 10_000 < sum(transferred) < LARGEST
-    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert "katex-error" not in page.content()
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -375,3 +375,5 @@ def test_shuffled_weights_are_asked_for_each_copy_and_at_most_a_thousand(packed,
     assert [len(logits) for logits in answers.shuffled] == [50] * answering.SHUFFLES
     assert len({logits.tobytes() for logits in answers.shuffled}) == answering.SHUFFLES
     assert share_right(answers.logits(EXAMPLES.labels.numpy())) == 1
+    right = answers.logits(EXAMPLES.labels.numpy())[:50]
+    assert all(not np.allclose(logits, right) for logits in answers.shuffled), "none with the weights of the file"

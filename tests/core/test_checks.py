@@ -37,6 +37,18 @@ def test_positive_refuses(value):
 def test_not_empty_refuses():
     with pytest.raises(ValueError, match="train is empty"):
         checks.not_empty("train", [])
+    assert checks.not_empty("train", [0]) == [0]
+
+
+@pytest.mark.parametrize("value", [2, 2.0, True + 1, np.float32(2), np.array(2), torch.tensor([2.0])])
+def test_numbers_of_any_library_become_floats(value):
+    assert checks.as_float("own", value) == 2.0 and type(checks.as_float("own", value)) is float
+
+
+@pytest.mark.parametrize("value", ["2", b"2", None, [2.0], torch.ones(2), 10**400])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="own=.* is not a number; allowed: a finite number"):
+        checks.as_float("own", value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -1.0, "1", True, None])

@@ -251,6 +251,8 @@ def test_the_largest_factor_that_loses_little(write):
     for points in (math.nan, math.inf, "1"):
         with pytest.raises(ValueError, match="points="):
             evidence.first_to_try(table, "a smaller file", points=points)
+    close = table.assign(**{"points lost": [1.01, 1.0, 0, 0]})
+    assert evidence.first_to_try(close, "a smaller file")["model"].tolist() == ["x"], "by default at most one point"
     assert evidence.first_to_try(table, "a smaller file", points=0.9)["model"].tolist() == ["x"]
     assert evidence.first_to_try(table, "a smaller file", points=0.89)["model"].tolist() == ["y"]
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from helpers import evidence
-from helpers.evidence import Comparison
+from helpers.evidence import Comparison, conclusions
 from tests.evidence.evidence_examples import finished
 
 OTHER_WAY = "the other way: one seed of a short run. Believe the published ones."
@@ -56,6 +56,12 @@ def test_several_are_decided_together(capsys):
     together, lines = said(capsys, Comparison("A", None, weak), *(Comparison(name, None, NOISE) for name in "BCD"))
     assert alone == ["higher"] and together == ["not to be told apart"] * 4 and len(lines) == 4
     assert ["one of 4 may leave out 0 by chance" in line for line in lines] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.05, "not to be told apart"), (math.nextafter(0.05, 0), "higher")])
+def test_a_verdict_needs_a_p_value_below_a_twentieth(p, verdict, monkeypatch):
+    monkeypatch.setattr(conclusions, "paired_p", lambda a, b: p)
+    assert evidence.conclude(Comparison("A", None, CLEAR)) == [verdict]
 
 
 def test_one_network_in_three_runs_proves_nothing(capsys):

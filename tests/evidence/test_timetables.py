@@ -41,6 +41,13 @@ def test_what_is_folded_is_not_read(tmp_path, monkeypatch):
     assert evidence.reading_minutes(NB) == words / timetables.WORDS_PER_MINUTE + 2 / timetables.LINES_PER_MINUTE
 
 
+def test_two_hundred_words_or_ten_lines_take_a_minute(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    source = "# %% [markdown]\n# " + 398 * "word " + "\n# %%\n" + 30 * "a = 1\n"  # two more words: [markdown] and #
+    paths.write_atomically(tmp_path / "src" / f"{NB}.py", source.encode())
+    assert evidence.reading_minutes(NB) == 2 + 3
+
+
 def test_expected_seconds_come_from_published_results():
     assert evidence.expected_seconds(NB, "full") is None
     for seed, seconds in enumerate([100, 200]):

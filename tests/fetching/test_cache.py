@@ -174,6 +174,28 @@ def test_bad_data_is_refused_and_the_next_run_succeeds(raw, tiny, tmp_path, monk
     assert cached(raw) == files
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_damaged_file_is_named_in_a_folder_and_in_an_archive(packed, tmp_path, monkeypatch):
+    place, name = tmp_path / "there", "cifar-10-batches-py/data_batch_2"
+    if packed:
+        write_tar(place, {name: b"no pickle"}, "w")
+    else:
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes(b"no pickle")
+    monkeypatch.setenv("COURSE_CIFAR10_SOURCE", str(place))
+    culprit = f"there ({name})" if packed else f"{place / name}"
+    assert f" ({culprit} is truncated or damaged, UnpicklingError: " in message("cifar10")
+
+
+def test_a_whole_cache_is_used_without_a_lock(raw, tiny, monkeypatch):
+    """A cache on a disk that cannot be written has none, and another process may hold it for minutes."""
+    monkeypatch.setenv("COURSE_MNIST_SOURCE", str(tiny[1]))
+    fetching.fetch("mnist")
+    (raw / ".mnist.lock").unlink(missing_ok=True)
+    fetching.fetch("mnist")
+    assert list(raw.glob(".*")) == []
+
+
 @pytest.mark.parametrize("damage", ["truncated", "altered", "emptied", "removed"])
 def test_a_damaged_cache_is_noticed_and_fetched_again(damage, raw, tiny, tmp_path, monkeypatch, capsys):
     files, archive = tiny

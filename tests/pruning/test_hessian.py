@@ -222,3 +222,16 @@ def test_the_standard_error_of_two_samples():
         value, error = pruning.hessian_diagonal(model, split, samples=2, seed=seed, loss=product)
         errors.add((round(float(value["0.weight"][0, 0].abs()), 9), round(float(error["0.weight"][0, 0]), 9)))
     assert errors == {(1, 0), (0, 1)}
+
+
+def test_bad_arguments_are_named(tiny, points):
+    product = pruning.hessian_product(tiny, points, names=["2"])
+    with pytest.raises(ValueError, match=r"v has the names \['2.weight'\]; allowed: 2.bias, 2.weight"):
+        product({"2.weight": torch.zeros(3, 4)})
+    with pytest.raises(ValueError, match=r"v\['2.bias'\] has shape \(4,\); allowed: \(3,\)"):
+        product({"2.weight": torch.zeros(3, 4), "2.bias": torch.zeros(4)})
+    for seed in (-1, 0.5):
+        with pytest.raises(ValueError, match=f"seed={seed}; allowed: a whole number of at least 0"):
+            pruning.hessian_diagonal(tiny, points, samples=2, seed=seed)
+    with pytest.raises(ValueError, match="samples=1; allowed: at least 2, for a standard error"):
+        pruning.hessian_diagonal(tiny, points, samples=1)

@@ -1,5 +1,7 @@
 """Tests of `helpers.runtime.export`."""
 
+import logging
+
 import numpy as np
 import onnx
 import pytest
@@ -106,6 +108,14 @@ def test_texts_of_any_length(kinds, tmp_path):
         path = runtime.export_onnx(model, TEXTS[:1], tmp_path / "x.onnx", check_inputs=TEXTS)
         assert runtime.session(path).get_inputs()[0].shape == ["batch", "length"], kind
         assert_texts_answer(model, path, [(1, 12), (5, 7), (3, 40), (2, 1)])
+
+
+def test_advice_reaches_no_handler_and_what_comes_after_it_does(caplog):
+    with export.without_advice():
+        logging.warning("use another exporter")
+        logging.getLogger("torch.onnx").error("a traceback")
+    logging.warning("one's own")
+    assert [record.message for record in caplog.records] == ["one's own"]
 
 
 NO_GRAPH = {

@@ -10,7 +10,6 @@ from PIL import Image
 from helpers import data, runtime, training
 from helpers.data import splits
 from helpers.files import write_dense
-from helpers.runtime import images
 from tests.runtime.prediction_examples import digit, lenet
 
 
@@ -19,7 +18,8 @@ def test_a_png_becomes_what_the_dataset_holds(channels, pixels, tmp_path):
     raw = np.random.default_rng(0).integers(0, 100, (1, channels, pixels, pixels), dtype=np.uint8)
     Image.fromarray(raw[0].transpose(1, 2, 0).squeeze()).save(tmp_path / "x.png")
     found, notes = runtime.read_image(tmp_path / "x.png", channels=channels, pixels=pixels)
-    expected = splits._standardize(raw, images.MEAN[channels], images.STD[channels])[0]
+    grey, colour = ((data.MNIST_MEAN,), (data.MNIST_STD,)), (data.CIFAR10_MEAN, data.CIFAR10_STD)
+    expected = splits._standardize(raw, *(grey if channels == 1 else colour))[0]
     assert found.dtype == np.float32 and notes == ()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -119,6 +119,9 @@ def test_grouped_bars_have_one_legend_that_hides_no_bar():
     for ax in axes:
         show.bars(table, title="t", xlabel="%", ax=ax)
         assert [[bar.get_width() for bar in group] for group in ax.containers] == [[1, 2], [3, 4]]
+        middles = np.array([[bar.get_y() + bar.get_height() / 2 for bar in group] for group in ax.containers])
+        assert middles.mean(axis=0) == pytest.approx(ax.get_yticks()), "a group is centred on its name"
+        assert (middles[1] > middles[0]).all() and ax.yaxis_inverted(), "the first column on top"
     fig.canvas.draw()
     (legend,) = fig.legends
     assert [text.get_text() for text in legend.get_texts()] == ["weights", "MACs"]

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers.statistics import (
+    cluster_interval,
     difference,
     differences,
+    effective_size,
+    holm,
     image_interval,
     mean_std,
     paired_interval,
@@ -197,3 +200,105 @@ def test_no_interval_over_seeds_of_nonsense(accuracies, said):
     with pytest.raises(ValueError, match=said):
         seed_interval(accuracies)
     assert seed_interval([0.0, 1.0]).over == "seeds"
+
+
+# ---------------------------------------------------------------- Holm
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([0.2]) == [0.2]
+    assert holm(np.array([0.0, 1.0])) == [0, 1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    """Brute force (Marcus, Peritz and Gabriel 1976): the largest Bonferroni p-value of the subsets with the one."""
+    places = range(len(p_values))
+    subsets = [s for size in places for s in itertools.combinations(places, size + 1)]
+    closed = [max(min(1, len(s) * min(p_values[i] for i in s)) for s in subsets if place in s) for place in places]
+    assert holm(p_values) == pytest.approx(closed)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "message"),
+    [([], "p_values is empty"), ([0.1, 1.1], "p_values=1.1"), ([math.nan], "p_values=nan"), (0.1, "allowed: a seq")],
+)
+def test_bad_p_values(p_values, message):
+    with pytest.raises(ValueError, match=message):
+        holm(p_values)
+
+
+# ---------------------------------------------------------------- clusters
+
+
+def test_clusters_of_one_value_each_give_the_t_interval():
+    values = [0.9, 0.7, 0.8, 0.95]
+    expected = paired_interval(values, [0.0] * 4, confidence=0.9)
+    assert cluster_interval(values, "abcd", confidence=0.9) == pytest.approx(expected)
+
+
+def test_equal_clusters_give_the_t_interval_of_their_means():
+    values = np.random.default_rng(0).normal(size=(7, 5))
+    expected = paired_interval(values.mean(axis=1).tolist(), [0.0] * 7, confidence=0.95)
+    clusters = [f"film {n}" for n in range(7) for _ in range(5)]
+    assert cluster_interval(values.ravel(), clusters) == pytest.approx(expected)
+
+
+def test_unequal_clusters_by_hand():
+    """Values 1, 1, 4 and a mean of 2: the residuals' sums are -2 and 2, their squares 8, times 2 over 9."""
+    reach = stats.t.ppf(0.975, 1) * math.sqrt(2 * 8) / 3
+    assert cluster_interval([1, 4, 1], ["x", "y", "x"]) == pytest.approx((2 - reach, 2 + reach))
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "message"),
+    [
+        ([1.0, 2.0], [0], "clusters holds 1 labels for 2 values"),
+        ([1.0, 2.0], [0, 0], "clusters holds 1 cluster; allowed: at least two"),
+        ([1.0, math.inf], [0, 1], "values holds NaN or infinity"),
+        ([], [], "at least 2 values"),
+        ([[1.0, 2.0]], [0, 1], "values has the shape \\(1, 2\\); allowed: one dimension"),
+        ([1.0, 2.0], 3, "clusters=3; allowed: a sequence"),
+        ([1.0, 2.0], [[0], [1]], "cannot be told apart"),
+    ],
+)
+def test_bad_clusters(values, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_interval(values, clusters)
+
+
+def test_a_bad_confidence_of_clusters():
+    with pytest.raises(ValueError, match="confidence=1"):
+        cluster_interval([1.0, 2.0], [0, 1], confidence=1)
+
+
+@given(st.lists(st.integers(0, 1), min_size=2, max_size=40))
+def test_singles_are_worth_nearly_as_many_as_they_are(values):
+    """With a cluster each, p (1 - p) / V is n - 1, by the definition of the variance."""
+    size = effective_size(values, range(len(values)))
+    assert size == pytest.approx(len(values) - 1 if 0 < sum(values) < len(values) else len(values))
+
+
+def test_copies_are_worth_what_they_are_copies_of():
+    one = [1, 0, 1, 1, 0]
+    assert effective_size(one, range(5)) == pytest.approx(4)
+    assert effective_size(np.repeat(one, 7), np.repeat(range(5), 7)) == pytest.approx(4)
+    assert effective_size([1] * 9, [0, 0, 0, 1, 1, 1, 2, 2, 2]) == 3
+    opposite = [1, 0] * 5 + [1, 1, 0, 0]  # worth 21, since right and wrong go together: no more than there are
+    assert effective_size(opposite, np.repeat(range(7), 2)) == 14
+    with pytest.raises(ValueError, match=r"values holds 0\.5; allowed: 0 and 1"):
+        effective_size([0, 0.5], [0, 1])
+
+
+def test_an_effective_size_gives_the_clusters_interval():
+    """A normal interval with it is as wide as the cluster-robust one, but for the quantile."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(range(60), 5)
+    values = (rng.random(60)[:, None] > rng.random((60, 5))).astype(float).ravel()
+    low, high = cluster_interval(values, clusters)
+    p, n = values.mean(), effective_size(values, clusters)
+    assert stats.t.ppf(0.975, 59) * (p * (1 - p) / n) ** 0.5 == pytest.approx((high - low) / 2)
+    assert n < 200, "the values of a cluster resemble each other"

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,6 +59,27 @@ def test_the_interval_covers_the_truth():
         assert low < high
         held += low < truth < high
     assert 50 <= held <= 60
+
+
+def test_the_interval_is_of_all_draws_and_the_seed_is_0_by_default():
+    scores, damage = ({"x": random_numbers(20, seed=seed)} for seed in (0, 1))
+    value, interval, drawn = statistics.rank_correlation(scores, damage, resamples=1)
+    assert interval == (drawn[0], drawn[0]) and drawn.shape == (1,)
+    found = statistics.rank_correlation(scores, damage, resamples=4)
+    assert found.value == value and found.interval == pytest.approx(np.quantile(found.draws, [0.025, 0.975]))
+    for seed, is_the_same in [(0, True), (1, False)]:
+        again = statistics.rank_correlation(scores, damage, resamples=4, seed=seed)
+        assert np.array_equal(again.draws, found.draws) == is_the_same
+
+
+def test_a_table_is_ranked_by_what_clearly_beats_what():
+    """Two methods whose difference changes its sign, below one that leads both by 10 points, give or take one."""
+    low = pd.Series([0.80, 0.81, 0.82, 0.83])
+    columns = {"as low": low - [0.01, -0.01, 0.02, 0], "low": low, "high": low + [0.1, 0.11, 0.09, 0.1]}
+    found = statistics.ranking(pd.DataFrame(columns))
+    assert list(found.index) == ["high", "low", "as low"]
+    assert found["rank"].tolist() == [1, 2, 2] and found["beaten by"].tolist() == [0, 1, 1]
+    assert found["accuracy (%)"].tolist()[:2] == ["91.50 ± 1.29", "81.50 ± 1.29"]
 
 
 def test_shared_ranks_need_a_clear_difference():

@@ -64,6 +64,10 @@ class Counts(dict):
     pass
 
 
+class Row(list):
+    pass
+
+
 Point = namedtuple("Point", "x y")
 
 
@@ -91,6 +95,8 @@ VALUES = {
     "table": (SimpleNamespace(a=1), SimpleNamespace(a=2)),
     "slots": (Slotted(1), Slotted(2)),
     "own dictionary": (Counts(a=1), Counts(a=2)),
+    "own list": (Row([1, 2]), Row([1, 3])),
+    "class of members": (Colour, enum.Enum("Colour", {"RED": 1, "BLUE": 3})),
     "named tuple": (Point(1, 2), Point(1, 3)),
     "pattern": (re.compile("a"), re.compile("a", re.I)),
     "tensor": (torch.zeros(3), torch.zeros(3).index_fill(0, torch.tensor(2), 1)),
@@ -190,6 +196,8 @@ def test_a_reworded_docstring_does_not_count():
 def test_recursion_and_functions_that_call_each_other():
     source = "def f(n): return g(n - 1) if n else 0\ndef g(n): return f(n) + 1\n"
     assert of(written(source)) == of(written(source)) != of(written(source.replace("+ 1", "+ 2")))
+    deep = [functools.reduce(lambda inner, _: [inner, "x"], range(50), number) for number in (1, 2)]
+    assert of(deep[0]) != of(deep[1])
     endless = []
     endless.append(endless)
     with pytest.raises(ValueError, match="value holds a builtins.list"):

@@ -33,6 +33,12 @@ def test_it_learns_and_leaves_the_model_alone(blobs, optimizer):
     assert not fitted.model.training
 
 
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_the_rate_is_the_given_one_until_a_schedule_says_otherwise(optimizer):
+    rule = training.OPTIMIZERS[optimizer](net(), 0.07, {"1": 0.5})
+    assert [group["lr"] for group in rule.param_groups] == [0.07, 0.07]
+
+
 def test_learning_rate_rises_linearly_and_falls_along_a_cosine():
     rate = optimizers.learning_rate
     assert rate(0.05, peak=2.0, warmup=0.1) == pytest.approx(1.0)

@@ -1,13 +1,15 @@
 """Tests of `helpers.training.precision`."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import training
+from helpers import nets, training
 from helpers.training import precision
 
 
@@ -18,6 +20,12 @@ def test_device_can_be_chosen(monkeypatch):
         monkeypatch.setenv("COURSE_DEVICE", wrong)
         with pytest.raises(ValueError, match=f"COURSE_DEVICE='{wrong}'; allowed"):
             training.device()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("COURSE_DEVICE", "cuda:1")
+    assert training.device() == torch.device("cuda", 1)
+    monkeypatch.setenv("COURSE_DEVICE", "cuda:2")
+    with pytest.raises(ValueError, match="COURSE_DEVICE='cuda:2'; allowed here: 'cpu', and 2 GPUs"):
+        training.device()
     monkeypatch.delenv("COURSE_DEVICE")
     for gpus, expected in ((0, "cpu"), (1, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus > 0)
@@ -141,6 +149,31 @@ def test_a_trial_times_both_precisions_and_draws_nothing():
     seconds = precision._seconds_of_a_step(rounds=1)
     assert torch.equal(torch.rand(2), expected)
     assert set(seconds) == set(training.PRECISIONS) and all(0 < value < 100 for value in seconds.values())
+
+
+@pytest.mark.parametrize(("pause", "rounds"), [(0.1, 6), (1.0, 3)])
+def test_a_trial_takes_six_rounds_and_on_a_busy_machine_three(monkeypatch, pause, rounds):
+    """A clock that goes on by `pause` whenever it is read: at its start, twice in a step, once in a round after two."""
+    ticks = itertools.count()
+    monkeypatch.setattr(nets, "cifar_base", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)))
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: pause * next(ticks)))
+    assert list(precision._seconds_of_a_step().values()) == pytest.approx([pause, pause])
+    assert next(ticks) == 1 + 4 * rounds + (rounds - 2)
+
+
+def test_in_bfloat16_what_is_no_float_stays_as_it_is():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return {"logits": self.fc(x), "classes": (self.fc(x).argmax(1), None), "name": "linear", "scale": 2}
+
+    with precision.computing_in(torch.bfloat16, net := Several()):
+        found = net(torch.randn(4, 3))
+    assert found["logits"].dtype == torch.float32 and found["classes"][0].dtype == torch.int64
+    assert (found["classes"][1], found["name"], found["scale"]) == (None, "linear", 2)
 
 
 def test_the_fast_precision_of_a_gpu_is_its_own_word(monkeypatch):

@@ -78,6 +78,22 @@ def test_features_are_what_the_head_reads(net, split):
     assert same(net, before) and net.training
 
 
+def test_features_are_computed_in_batches_of_the_given_size(split):
+    class Counts(nn.Module):
+        sizes: list[int] = []  # of the class: `features` runs a copy
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, images):
+            self.sizes.append(len(images))
+            return self.fc(images.mean((2, 3)))
+
+    training.features(Counts(), split, batch_size=10)
+    assert Counts.sizes == [10, 10, 4]
+
+
 def test_training_on_a_frozen_body_changes_the_head_alone_and_is_training_on_features(net, split):
     """Trap: BatchNorm statistics drift in frozen layers."""
     frozen = training.freeze(training.replace_head(net, nn.Linear(8, 2)))

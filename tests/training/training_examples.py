@@ -35,12 +35,12 @@ class Viewed(nn.Module):
 
     def __init__(self, *, way="view"):
         super().__init__()
-        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 2), nn.Linear(6, 2)
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 4, 2), nn.Conv2d(4, 6, 2), nn.Linear(24, 2)
         self.norm, self.dropout, self.way = nn.BatchNorm2d(4), nn.Dropout(0.3), way
 
     def forward(self, x):
         x = self.conv2(self.dropout(self.norm(self.conv1(x)).relu()))
-        return self.fc(getattr(x, self.way)(-1, 6))
+        return self.fc(getattr(x, self.way)(-1, 24))  # of 6 maps of 2 × 2: of one place each, view takes any layout
 
 
 def viewed(way):
