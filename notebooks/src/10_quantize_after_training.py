@@ -803,7 +803,11 @@ off, on = with_switch(int8, "0"), with_switch(int8, "1")
 run.record("switch", {"off": off, "on": on})
 say(
     f"Accuracy with the switch off: {off:.1%}; on: {on:.1%}. "
-    + ("This processor has the instruction, so there is nothing to clip. " if VNNI else f"{100 * (on - off):.1f} points. ")
+    + (
+        "This processor has the instruction, so there is nothing to clip. "
+        if VNNI
+        else f"{100 * (on - off):.1f} points. "
+    )
     + "`runtime.session` turns it on, wherever it runs."
 )
 
