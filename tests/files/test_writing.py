@@ -71,6 +71,16 @@ def test_what_numpy_cannot_hold_is_refused(folder, write, array):
 
 
 @pytest.mark.parametrize("write", WRITERS)
+def test_of_a_model_the_architecture_is_stated_and_words_are_texts(lenet, folder, write):
+    assert files.contents(write(lenet, folder / "stated.pack").path).architecture == "lenet5"
+    assert files.contents(write(lenet.state_dict(), folder / "stated.pack").path).architecture is None
+    for word in (3, b"a", "\ud800"):
+        with pytest.raises(ValueError, match=r"^word=.*; allowed: text, as UTF-8 has it"):
+            write({}, folder / "refused.pack", words=["a", word])
+    assert not (folder / "refused.pack").exists()
+
+
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.1, 0.5, 1])
 def test_the_docstring_describes_the_file(folder, write, density):
     random = np.random.default_rng(0)

@@ -153,11 +153,14 @@ def test_a_step_more_is_taken_at_exactly_the_ratio():
     assert {name: int(mask.sum()) for name, mask in keep.items()} == {"0": 4, "2": 8}
 
 
-@pytest.mark.parametrize(("at_least", "stays"), [(0.3, 3), (0.21, 3), (0.2, 2), (0.0, 1)])
-def test_at_least_is_rounded_up(at_least, stays):
-    """Of 10 channels, 0.21 are more than 2."""
+@pytest.mark.parametrize(
+    ("at_least", "round_to", "stays"),
+    [(0.3, 1, 3), (0.21, 1, 3), (0.2, 1, 2), (0.0, 1, 1), (0.0, 4, 4), (0.4, 4, 4), (0.41, 4, 8), (0.81, 4, 10)],
+)
+def test_at_least_is_rounded_up(at_least, round_to, stays):
+    """Of 10 channels, 0.21 are more than 2; in steps of 4, 0.41 are 8, and 0.81 are all."""
     groups, scores = [Group(("a",), 10)], {"a": torch.arange(10.0)}
-    ranking = choosing._Ranking(groups, scores, scope="global", round_to=1, at_least=at_least)
+    ranking = choosing._Ranking(groups, scores, scope="global", round_to=round_to, at_least=at_least)
     assert ranking.counts(10) == [stays]
 
 
