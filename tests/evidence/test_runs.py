@@ -102,6 +102,13 @@ def test_copies_are_known_by_their_largest_file(write):
     assert found.index.tolist() == [0, 1]
 
 
+def test_of_copies_the_notebook_with_the_most_images_in_any_run_counts(write):
+    for notebook, images in {"02_a": (900, 500), "03_b": (800, 800)}.items():
+        for seed, count in enumerate(images):
+            write(notebook, [recorded_model("net", 0.9)], seed=seed, images=count)
+    assert set(evidence.runs()["notebook"]) == {"02_a"}
+
+
 def test_what_was_logged_of_the_films_counts(write):
     logged = [{"name": "net", "accuracy": 0.8, "correct": 800, "count": 1_000, "independent": 640.0}]
     write("06_a", [recorded_model("net", 0.8) | {"task": "imdb"}], tests=logged)
