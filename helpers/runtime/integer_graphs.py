@@ -9,7 +9,7 @@ import numpy as np
 from helpers.core import checks
 from helpers.core.paths import write_atomically
 from helpers.runtime.export import without_advice
-from helpers.runtime.sessions import DeployError, open_session, run, session
+from helpers.runtime.sessions import DeployError, first_line, open_session, run, session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,9 @@ def quantize_static(
         ValueError: an argument is none of those, `calibration` is the test split, empty, or not finite, or
             `per_channel` for a grouped transposed convolution.
         DeployError: weights that are multiplied, or looked up, would be stored in floating point, because their
-            operator has no integer form (ONNX Runtime has none for recurrent layers). What is added to activations or
-            scales them, as the slopes of PReLU or a mean and a spread, may stay.
+            operator has no integer form (ONNX Runtime has none for recurrent layers), or the runtime cannot open the
+            result. What is added to activations or scales them, as the slopes of PReLU or a mean and a spread, may
+            stay.
     """
     checks.choice("method", method, CALIBRATIONS)
     checks.choice("activations", activations, ACTIVATIONS)
@@ -95,9 +96,20 @@ def quantize_static(
         )
         content = made.read_bytes()
     _require_integers(content)
-    open_session(content, threads=1)  # raises for a graph that the runtime does not take
+    _require_readable(content)
     write_atomically(Path(path), content)
     return Path(path)
+
+
+def _require_readable(content: bytes) -> None:
+    """Raise DeployError for a graph that the runtime does not take.
+
+    Without VNNI, ONNX Runtime 1.31 takes none in which two layers share a weight.
+    """
+    try:
+        open_session(content, threads=1)
+    except Exception as error:  # the classes that ONNX Runtime raises have no common base but Exception
+        raise DeployError(f"ONNX Runtime cannot open what its quantizer made ({first_line(error)})") from error
 
 
 def _library() -> Any:

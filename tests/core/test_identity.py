@@ -544,5 +544,5 @@ def without_prose(code: str) -> str:
 def test_all_notebooks_take_few_seconds():
     start = time.process_time()
     found = {identity.sha256(source.read_bytes(), package=REAL) for source in SOURCES}
-    assert time.process_time() - start < 10  # it is one, on a machine that does nothing else
+    assert time.process_time() - start < 25  # one on a quick machine that does nothing else, twelve on a slow busy one
     assert len(found) == len(SOURCES) >= 20

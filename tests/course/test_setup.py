@@ -74,7 +74,8 @@ def test_a_newer_python_is_tried(new, said, capsys, project):
 
 
 BEFORE = ["__init__", "__main__", *(f"core/{name}" for name in ("__init__", "checks", "paths", "system"))]
-BEFORE += [f"course/{name}" for name in ("__init__", "commands", "running", "setup", "testing")]
+BEFORE += [f"course/{name}" for name in ("__init__", "running", "setup")]
+BEFORE += [f"cli/{name}" for name in ("__init__", "commands", "testing")]
 
 
 @pytest.mark.parametrize("name", BEFORE)
