@@ -29,20 +29,22 @@ class BookError(Exception):
 
 
 def build(folder: Path) -> Path:
-    """Build the website into `folder`, which is replaced, and return its first page.
+    """Build the website into `folder`, which is replaced once all of it is there, and return its first page.
 
     Raises BookError if Sphinx warns of anything, or a link leads nowhere.
     """
-    source = folder.with_name(f"{folder.name}-source")
-    for each in (source, folder):
+    source, part = (folder.with_name(f"{folder.name}-{name}") for name in ("source", "part"))
+    for each in (source, part):
         shutil.rmtree(each, ignore_errors=True)
     assemble(source)
-    _sphinx(source, folder)
-    _lighten(folder)
-    launch.write(folder)
-    slides.write(folder / "slides")
-    if broken := links.broken(folder):
+    _sphinx(source, part)
+    _lighten(part)
+    launch.write(part)
+    slides.write(part / "slides")
+    if broken := links.broken(part):
         raise BookError("\n".join(["links that lead nowhere:", *broken]))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
     return folder / "index.html"
 
 

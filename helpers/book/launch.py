@@ -52,7 +52,8 @@ def write(folder: Path) -> None:
         if not built.exists():
             continue
         notebook = nbformat.read(built, as_version=4)
-        versions = {"downloads": notebook, "downloads/student": student.student(source), "colab": for_colab(notebook)}
+        versions = {"downloads": notebook, "downloads/student": student.student(source)}
+        versions |= {"colab": for_colab(notebook)} if repository() else {}
         for place, version in versions.items():
             paths.write_atomically(folder / place / built.name, (nbformat.writes(version) + "\n").encode())
 
@@ -62,6 +63,6 @@ def for_colab(notebook: "nbformat.NotebookNode") -> "nbformat.NotebookNode":  # 
     import nbformat
 
     copy = nbformat.from_dict(notebook)
-    cell = nbformat.v4.new_code_cell(COLAB.format(repository=repository() or "OWNER/REPOSITORY"), id="colab-setup")
+    cell = nbformat.v4.new_code_cell(COLAB.format(repository=repository()), id="colab-setup")
     copy.cells = [cell, *copy.cells]
     return copy

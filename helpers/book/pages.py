@@ -94,7 +94,7 @@ def _outputs(outputs: "list[NotebookNode]", stem: Path) -> "Iterator[NotebookNod
             source = path.relative_to(stem.parents[3]).as_posix()
             image = re.sub(r'src="data:[^"]*"', f'src="{source}" loading="lazy"', data["text/html"])
             data["text/html"] = f'<div class="figure">{_with_height(image, path)}{table}</div>'
-        elif _table(output) and number and "image/png" not in data and "figure" in _html(kept[number - 1]):
+        elif _table(output) and number and _html(kept[number - 1]).startswith('<div class="figure">'):
             continue
         elif "text/html" in data:
             data["text/html"] = f'<div class="wide" tabindex="0">{_plain(data["text/html"])}</div>'

@@ -65,12 +65,12 @@ def test(args: argparse.Namespace) -> int:
 
 def _book(folder: Path) -> Counter[str]:
     """Build the website and look at it in a browser; return how many tests passed, failed and were skipped."""
-    from helpers import book
+    from helpers import book, fetching
 
     print("\nThe book, built and looked at in a browser", flush=True)
     try:
         book.build(folder / "book")
-    except book.BookError as error:
+    except (book.BookError, fetching.SourceError) as error:  # what ran before is still to be summed up
         print(error, file=sys.stderr)
         return Counter(failed=1)
     options = ["-p", "no:nbval", "-m", "browser", "--dist=loadscope", "tests/book"]

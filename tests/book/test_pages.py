@@ -52,6 +52,26 @@ def test_two_figures_keep_their_own_tables(figure, tmp_path):
     assert len(shown) == 2 and "<details>" not in shown[0] and shown[1].count("<details>") == 1
 
 
+def test_a_table_after_an_output_that_speaks_of_a_figure_stays(tmp_path):
+    outputs = [output(text_html="<p>the figure</p>"), output(text_html="<details>T</details>")]
+    assert "<details>T</details>" in [*pages._outputs(outputs, tmp_path / "1")][1].data["text/html"]
+
+
+def test_a_build_that_fails_leaves_the_book_before_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "index.html").write_text("before")
+
+    def sphinx(source, folder):
+        folder.mkdir()
+        raise building.BookError("x")
+
+    monkeypatch.setattr(building, "assemble", lambda source: None)
+    monkeypatch.setattr(building, "_sphinx", sphinx)
+    with pytest.raises(building.BookError):
+        building.build(tmp_path / "book")
+    assert (tmp_path / "book" / "index.html").read_text() == "before"
+
+
 def test_other_outputs_stay(tmp_path):
     outputs = [output(text_markdown="**Time**: soon"), output(text_markdown="It holds."), output(text_html="<p>x</p>")]
     shown = list(pages._outputs(outputs, tmp_path / "1"))

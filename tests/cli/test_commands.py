@@ -554,11 +554,12 @@ def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1] == "8 passed, 2 failed, 0 skipped"
 
 
-def test_a_book_that_cannot_be_built_is_a_failure(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [book.BookError, fetching.SourceError])
+def test_a_book_that_cannot_be_built_is_a_failure(error, tmp_path, capsys, monkeypatch):
     def refuse(folder):
-        raise book.BookError("links that lead nowhere: x")
+        raise error("this is wrong: x")
 
     monkeypatch.setattr(book, "build", refuse)
     assert testing._book(tmp_path) == Counter(failed=1)
-    assert "links that lead nowhere" in capsys.readouterr().err
+    assert "this is wrong: x" in capsys.readouterr().err
     assert commands.main(["book"]) == 1
