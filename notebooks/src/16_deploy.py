@@ -225,7 +225,7 @@ say(f"`{S.net}` names {base:.1%} of {len(validation):,} validation photographs."
 # tensors that flow between them. `runtime.export_onnx` runs PyTorch's exporter and compares the logits before the file
 # appears. BatchNorm is folded first, as in notebook 10.
 #
-# **Predict**: the network has 8 convolutions with ReLU, 3 poolings, 2 additions, and one linear layer. How many nodes are
+# **Predict**: the network has 8 convolutions with ReLU, 4 poolings, 2 additions, and one linear layer. How many nodes are
 # in the file? And what share of its bytes is weights?
 
 # %%
@@ -268,7 +268,6 @@ OPERATORS = {
     "MaxPool": max_pool,
     "Relu": lambda x: np.maximum(x, 0),
     "Add": lambda x, y: x + y,
-    "ReduceMax": lambda x, along, keepdims=1: x.max(axis=tuple(along), keepdims=bool(keepdims)),
     "Reshape": lambda x, shape, **_: x.reshape(shape),
     "Gemm": lambda x, weight, bias, **_: x @ weight.T + bias,
 }
