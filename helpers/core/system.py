@@ -43,13 +43,18 @@ def machine() -> dict[str, str | int | float | bool | None]:
         "cpu": _cpu_name(),
         "cores": _cores(),
         "threads": threads,
-        "vnni": bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"}),
+        "vnni": has_vnni(),
         "amx": "amx_int8" in flags,
         "gpu": gpu,
         "memory_gb": _memory_gb(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def has_vnni() -> bool:
+    """Return whether the CPU multiplies 8-bit integers natively; False where that cannot be read (Windows)."""
+    return bool(_cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp"})
 
 
 def _cores() -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers import nets, pruning, quantization, runtime, training
+from helpers.core import system
 from helpers.runtime import export, sessions
 from tests.runtime.onnx_examples import (
     IMAGES,
@@ -297,3 +298,15 @@ def test_sums_of_bytes_are_exact_on_every_processor():
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     found = runtime.run(sessions.open_session(model.SerializeToString(), threads=1), activations)
     assert np.abs(found.astype(int) - np.rint(exact / step)).max() <= 1
+
+
+@pytest.mark.parametrize(("vnni", "switch"), [(True, None), (False, "1")])
+def test_the_exact_kernel_three_times_as_slow_is_asked_for_only_without_vnni(vnni, switch, exported, monkeypatch):
+    monkeypatch.setattr(system, "has_vnni", lambda: vnni)
+    options = runtime.session(exported).get_session_options()
+    entry = "session.x64quantprecision"
+    found = options.get_session_config_entry(entry) if switch else None
+    assert found == switch
+    if switch is None:
+        with pytest.raises(RuntimeError, match=entry):
+            options.get_session_config_entry(entry)
