@@ -32,7 +32,8 @@ for name, each in (("float32", model), ("int8", nncf.quantize(model, nncf.Datase
     tables = [node for node in openvino.Core().read_model(f"{name}.xml").get_ordered_ops()
               if node.get_type_name() == "Constant" and list(node.get_output_shape(0)) == [1000, 64]]
     share = Path(f"{name}.bin").stat().st_size / (4 * 1002 * 64)
-    print(f"{name}: tables as", *sorted(node.get_element_type().get_type_name() for node in tables), f"file {share:.2f}")
+    types = sorted(node.get_element_type().get_type_name() for node in tables)
+    print(f"{name}: tables as", *types, f"file {share:.2f}")
 PY
 "$folder/venv/bin/python" -W ignore show.py 2> /dev/null | grep tables | tee seen.txt
 cat > told.txt <<'TXT'

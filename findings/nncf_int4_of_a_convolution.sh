@@ -26,8 +26,9 @@ def constant(*shape):
 def stored(inputs, layer):
     mode = nncf.CompressWeightsMode.INT4_SYM
     model = nncf.compress_weights(openvino.Model([layer], [inputs]), mode=mode, group_size=-1, all_layers=True)
-    constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
-    return " ".join(node.get_element_type().get_type_name() for node in constants if np.prod(node.get_output_shape(0)) > 1000)
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    weights = [node for node in nodes if np.prod(node.get_output_shape(0)) > 1000]
+    return " ".join(node.get_element_type().get_type_name() for node in weights)
 
 
 vectors, images = opset13.parameter([-1, 64], np.float32), opset13.parameter([-1, 64, 8, 8], np.float32)

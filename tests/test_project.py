@@ -102,10 +102,35 @@ def imported(path) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"helpers", "tests"}
 
 
+APART = {  # imported by helpers/tools only, in environments of their own
+    "ai_edge_litert",
+    "ai_edge_quantizer",
+    "aimet_torch",
+    "brevitas",
+    "executorch",
+    "iree",
+    "litert_torch",
+    "mct_quantizers",
+    "model_compression_toolkit",
+    "modelopt",
+    "ncnn",
+    "neural_compressor",
+    "nncf",
+    "pnnx",
+    "tvm",
+}
+
+
+def test_what_the_tools_bring_is_imported_by_their_own_modules_only():
+    files = [path for path in (paths.ROOT / "helpers").rglob("*.py") if path.parent.name != "tools"]
+    assert not {name for path in files for name in imported(path)} & APART
+    assert all(any(name in imported(path) for path in (paths.ROOT / "helpers" / "tools").glob("*.py")) for name in APART)
+
+
 def test_whatever_is_imported_is_a_declared_dependency():
     providers = packages_distributions()
     files = [*(paths.ROOT / "helpers").rglob("*.py"), *(paths.ROOT / "tests").rglob("*.py"), *chapters.sources()]
-    modules = {name for path in files for name in imported(path)} - {"cycler"}  # a part of matplotlib
+    modules = {name for path in files for name in imported(path)} - {"cycler", *APART}  # cycler: a part of matplotlib
     declared = {*DIRECT, *(canonicalize_name(r.name) for r in OPTIONAL)}
     unknown = {name for name in modules if not {canonicalize_name(p) for p in providers.get(name, [])} & declared}
     assert unknown == set()

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -137,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     mutants.add_argument("--seed", type=int)
     add("readme", _readme, "write the generated parts of README.md, its picture and the table of results")
     add("book", _book, "build the website in build/book from the executed notebooks")
+    tools = add(
+        "tools", _tools, "convert and time the course's networks with other people's tools, each in its own place"
+    )
+    tools.add_argument("tool", nargs="*", help="such as openvino; default: all, about an hour")
+    tools.add_argument("--network", nargs="+", default=[], help="such as lenet5; default: those of the tool")
+    tools.add_argument("--store", action="store_true", help="write the records to data/tools, which notebook 17 shows")
     clean = add("clean", _clean, "delete build/ and the tools' caches")
     clean.add_argument("--all", action="store_true", help=".venv and data/raw too")
     return parser
@@ -327,6 +334,22 @@ def _book(args: argparse.Namespace) -> int:
         print(f"The book: {running.shown(book.build(build_dir() / 'book'))}")
     except book.BookError as error:
         return _complain(error)
+    return 0
+
+
+def _tools(args: argparse.Namespace) -> int:
+    from helpers.core import checks
+    from helpers.tools import catalogue, records
+    from helpers.tools import running as tools
+
+    names = [checks.choice("tool", name, catalogue.TOOLS) for name in args.tool or catalogue.TOOLS]
+    networks = tuple(checks.choice("network", name, catalogue.ALL) for name in args.network)
+    for number, name in enumerate(names, start=1):
+        print(f"[{number}/{len(names)}] {catalogue.TOOLS[name].title}", flush=True)
+        began = time.monotonic()
+        found = tools.record(name, networks)
+        path = tools.write(found, records.STORED if args.store else build_dir() / "tools")
+        print(f"  {tools.summary(found)} {duration(time.monotonic() - began)}: {running.shown(path)}", flush=True)
     return 0
 
 

@@ -1,5 +1,7 @@
-"""Other ways to run a network: ONNX Runtime, and NumPy alone."""
+"""Other ways to run a network: ONNX Runtime, OpenVINO, and NumPy alone."""
 
+from helpers.runtime import openvino
+from helpers.runtime.choosing import Fastest, fastest
 from helpers.runtime.export import export_like, export_onnx
 from helpers.runtime.images import read_image
 from helpers.runtime.integer_graphs import CALIBRATIONS, quantize_static
@@ -9,12 +11,15 @@ from helpers.runtime.sessions import DeployError, as_module, operator_times, run
 __all__ = [
     "CALIBRATIONS",
     "DeployError",
+    "Fastest",
     "Network",
     "Prediction",
     "as_module",
     "export_like",
     "export_onnx",
+    "fastest",
     "open_network",
+    "openvino",
     "operator_times",
     "predict",
     "quantize_static",

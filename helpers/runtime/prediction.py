@@ -6,9 +6,11 @@ one of `helpers.nets`, at any width, whole or pruned, with filters or residual b
 layers in few bits, BatchNorm folded or not. Nothing names the classes; their number and the number of colours do. Ten
 classes in grey are MNIST's digits, in colour CIFAR-10's; two classes are cat and dog, eight are CIFAR-10's others.
 
-ONNX Runtime runs whatever graph a file holds, for as long as that takes: use files of people whom you trust.
+ONNX Runtime runs whatever graph a file holds, for as long as that takes: use files of people whom you trust. A file
+that `fastest` wrote is opened in the runtime that it chose, if that is installed.
 """
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,8 @@ import numpy as np
 
 from helpers import files
 from helpers.files import families, payload
-from helpers.runtime import sessions
+from helpers.runtime import openvino, sessions
+from helpers.runtime.choosing import CHOICE
 from helpers.runtime.images import CHUNK, PIXELS, Floats, chunks, existing, read_image
 from helpers.runtime.layers import Layers, in_numpy
 from helpers.runtime.networks import NETWORKS
@@ -97,14 +100,24 @@ def _onnx(path: Path) -> Network:
         taken = f"{given[0].type} in batches of {shape[0]}"
         raise ValueError(f"file={str(path)!r} takes {taken}; allowed: tensor(float), one by one or any number")
     labels = _labels(path, shape[1], found[0].shape[1])
-    logits = _in_runtime(path, session, len(labels), one_by_one=shape[0] == 1)
+    chosen = session.get_modelmeta().custom_metadata_map.get(CHOICE, "")
+    logits = _in_runtime(path, _way(path, session, chosen), len(labels), one_by_one=shape[0] == 1)
     return Network("an ONNX graph", shape[1], shape[2], labels, logits)
 
 
-def _in_runtime(path: Path, session: Any, classes: int, *, one_by_one: bool) -> Callable[[Floats], Floats]:
+def _way(path: Path, session: Any, chosen: str) -> Callable[[Floats], Floats]:
+    """Return what answers: ONNX Runtime, or OpenVINO if `fastest` chose it, and it is here."""
+    if not chosen.endswith("OpenVINO") or importlib.util.find_spec("openvino") is None:
+        return partial(sessions.run, session)
+    return openvino.opened(path, precision="bfloat16" if chosen.startswith("bfloat16") else "float32")
+
+
+def _in_runtime(
+    path: Path, way: Callable[[Floats], Floats], classes: int, *, one_by_one: bool
+) -> Callable[[Floats], Floats]:
     def answers(images: Floats) -> Floats:
         try:
-            found = sessions.run(session, images)
+            found = way(images)
         except ValueError as error:
             raise ValueError(f"file={str(path)!r}: {error}") from None
         if found.shape != (len(images), classes):

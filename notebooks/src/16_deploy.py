@@ -1240,5 +1240,4 @@ run.finish()
 # - Elsen, Dukhan, Gale and Simonyan 2020, *Fast Sparse ConvNets*: zeros that pay on a phone's processor.
 # - Dean and Barroso 2013, *The Tail at Scale*: why percentiles.
 #
-# **Next**: notebook 19 puts every model of this course on one Pareto front. (17, every tool on one network, and 18, a transformer, are
-# not written yet; their numbers are reserved.)
+# **Next**: notebook 17 sends one network through a dozen other tools, and lets the clock choose among them.
