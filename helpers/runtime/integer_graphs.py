@@ -122,9 +122,9 @@ def _asked(content: bytes, inputs: "Tensor", *, joined: bool = True) -> np.ndarr
 def _require_unchanged_by_joining(content: bytes, inputs: "Tensor", floats: np.ndarray) -> None:
     """Raise DeployError unless the integer kernels answer as the file does when its nodes are computed one by one.
 
-    The runtime joins rounding and layers, which moves single codes. Where it joined what it may not (1.31.1: a mean that
-    counts padding at a ragged edge, a bias with a step of its own), the answers are further apart than the file's are
-    from the float network's, of which half is allowed here, root mean square.
+    The runtime joins rounding and layers, which moves single codes. Where it joins what it may not (1.31.1: a mean
+    that counts padding at a ragged edge, a bias with a step of its own), the answers part. Allowed is half of the
+    distance from the float network's answers, root mean square.
     """
     joined, single = (_asked(content, inputs, joined=joined) for joined in (True, False))
     apart, lost = (float(np.sqrt(np.square(single - other).mean())) for other in (joined, floats))
