@@ -535,13 +535,10 @@ shown.assign(problem=shown["problem"].fillna("").str.slice(0, 90))
 # %% tags=["plumbing"]
 smallest = INTEGERS.loc[INTEGERS["bytes"].idxmin()]
 whole = INTEGERS[INTEGERS["bytes"] > 0.9]
-lost = INTEGERS["lost"]
-run.claim(
-    "int8-accuracy",
-    "Largest loss among the int8 variants that answered, points of test accuracy (stored records)",
-    float(lost.max()),
-    at_most=2,
-)
+lost, close = INTEGERS["lost"], INTEGERS[INTEGERS["lost"] < 1]
+broken = INTEGERS[INTEGERS["lost"] > 10]
+run.claim("int8-accuracy", "Share of the int8 variants that answered and lost less than a point of test accuracy (stored records)",
+          len(close) / len(INTEGERS), at_least=0.8)  # fmt: skip
 run.claim(
     "not-smaller",
     "int8 variants whose saved result is at least nine tenths of float32 (stored records)",
@@ -549,14 +546,20 @@ run.claim(
     at_least=1,
 )
 say(
-    f"{WHEN}. Accuracy is on the test photographs, {int(table['count'].max()):,} of them; {len(fewer)} slow variants were asked fewer. The "
-    f"int8 variants lose {lost.min():+.2f} to {lost.max():+.2f} points: accuracy hardly separates them. Size does: from {smallest['bytes']:.2f} "
-    f"({smallest['tool']}) to {INTEGERS['bytes'].max():.2f} of float32, and {len(whole)} are not smaller at all."
+    f"{WHEN}. Accuracy is on the test photographs, {int(table['count'].max()):,} of them; {len(fewer)} slow variants were asked fewer. "
+    f"{len(close)} of {len(INTEGERS)} int8 variants lose less than a point ({lost.min():+.2f} to {close['lost'].max():+.2f}): among them, accuracy "
+    "hardly separates anything. "
+    + "".join(
+        f"One is broken ({r.tool}, {r.variant}: {r.accuracy:.1%}), and its file says nothing. "
+        for r in broken.itertuples()
+    )
+    + f"Size separates: from {smallest['bytes']:.2f} ({smallest['tool']}) to {INTEGERS['bytes'].max():.2f} of float32, and {len(whole)} are "
+    "not smaller at all."
 )
 
 # %% [markdown]
-# So choosing by accuracy is choosing by noise: with 10,000 photographs, one standard error is a quarter of a point. What separates tools
-# is whether they store integers, what they join, how they start, and how much they bring along.
+# So check that a file is not broken; beyond that, choosing by accuracy is choosing by noise: with 10,000 photographs, one standard error
+# is a quarter of a point. What separates tools is whether they store integers, what they join, how they start, and how much they bring along.
 #
 # ## 7. How to read such a table
 #
@@ -886,7 +889,7 @@ run.finish()
 #
 # - Ask six questions of any int8 file: which layers, which granularity, which sign, BatchNorm, batch, and whether the weights are stored
 #   as integers. <!-- by construction -->
-# - The tools agree on accuracy, and differ in bytes: what stays in PyTorch is often not smaller at all.
+# - Most int8 conversions agree on accuracy and differ in bytes and speed: what stays in PyTorch is often not smaller at all.
 #   <!-- claims: tools-ran, int8-accuracy, not-smaller -->
 # - Check the error of the logits before any time. A file in float32 can be computed in float32, if it is asked for.
 #   <!-- claims: float32-is-float32, bfloat16-rounding -->
