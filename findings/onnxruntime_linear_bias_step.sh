@@ -4,8 +4,8 @@
 # Expected: optimization changes no answer: either the bias's step is heeded, or the layer is not made an integer one.
 # Seen:     with the optimizations that are on by default, the bias is taken to have the step input times weight, and
 #           the answer is wrong without a word; here by a factor of 5. A Conv of the same numbers answers right.
-#           aimet-torch 2.42 exports such biases by default: a network of ours with 92.6 % had 0.1 % in ONNX Runtime,
-#           and 92.9 % with export_int32_bias=False.
+#           aimet-torch 2.42 exports such biases by default: a network of ours with 92.6 % on 1,000 photographs had 0.1 %
+#           in ONNX Runtime, and 92.9 % with its biases left in float and its weights in integers.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -124,7 +124,9 @@ APART = {  # imported by helpers/tools only, in environments of their own
 def test_what_the_tools_bring_is_imported_by_their_own_modules_only():
     files = [path for path in (paths.ROOT / "helpers").rglob("*.py") if path.parent.name != "tools"]
     assert not {name for path in files for name in imported(path)} & APART
-    assert all(any(name in imported(path) for path in (paths.ROOT / "helpers" / "tools").glob("*.py")) for name in APART)
+    assert all(
+        any(name in imported(path) for path in (paths.ROOT / "helpers" / "tools").glob("*.py")) for name in APART
+    )
 
 
 def test_whatever_is_imported_is_a_declared_dependency():

@@ -11,6 +11,7 @@ DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"
 RESULTS = DATA / "results"
 MODELS = DATA / "models"
+TOOLS = DATA / "tools"
 
 
 def raw_dir() -> Path:

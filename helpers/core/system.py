@@ -14,7 +14,8 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     from importlib.metadata import version
 
-    names = ["torch", "torchvision", "torchtext", "torchao", "torch-pruning", "numpy", "onnxruntime", "pandas"]
+    names = ["torch", "torchvision", "torchtext", "torchao", "torch-pruning"]
+    names += ["numpy", "onnxruntime", "openvino", "pandas"]
     return {name: version(name) for name in names}
 
 

@@ -130,7 +130,7 @@ def _gives_published_time(source: Path, built: Path) -> bool:
 def _results_sha256(source: Path) -> str:
     """Return the SHA-256 of the results in data that a notebook shows and has not just made; "" if it shows none.
 
-    The titles of all chapters count where it lists them.
+    The titles of all chapters count where it lists them, the records of tools where it reads them.
     """
     from helpers import evidence
 
@@ -142,6 +142,8 @@ def _results_sha256(source: Path) -> str:
         for each in found
         if each.notebook != source.stem or each.profile == "full"
     ]
-    titles = chapters.curriculum() if "chapters.curriculum(" in source.read_text(encoding="utf-8") else {}
-    listed = [*shown, titles] if titles else shown
+    code = source.read_text(encoding="utf-8")
+    titles = [chapters.curriculum()] if "chapters.curriculum(" in code else []
+    stored = sorted(paths.TOOLS.glob("*.json")) if "tools.read(" in code else []
+    listed = [*shown, *titles, *(json.loads(path.read_bytes()) for path in stored)]
     return paths.sha256(json.dumps(listed).encode()) if listed else ""

@@ -63,7 +63,11 @@ def fetch(name: str) -> Path:
 
     Raises SourceError, whose message says what to do next; ValueError for an unknown name.
     """
-    dataset = DATASETS[checks.choice("name", name, NAMES)]
+    return kept(name, DATASETS[checks.choice("name", name, NAMES)])
+
+
+def kept(name: str, dataset: Dataset) -> Path:
+    """Return the folder of the verified files of a dataset, fetched first where they are missing: see `fetch`."""
     raw = paths.raw_dir()
     folder, workshop = raw / dataset.folder, raw / f".{name}.part"
     try:

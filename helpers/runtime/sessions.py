@@ -66,8 +66,13 @@ def session(path: Path, *, threads: int = 1) -> "onnxruntime.InferenceSession":
         raise ValueError(f"path={str(path)!r} is not a model that ONNX Runtime can read ({reason})") from None
 
 
-def open_session(content: bytes, *, threads: int, profile: Path | None = None) -> "onnxruntime.InferenceSession":
-    """Return a sequential session on the CPU, profiled under a prefix if given; raises ONNX Runtime's errors."""
+def open_session(
+    content: bytes, *, threads: int, profile: Path | None = None, joined: bool = True
+) -> "onnxruntime.InferenceSession":
+    """Return a sequential session on the CPU, profiled under a prefix if given; raises ONNX Runtime's errors.
+
+    Unless `joined`, each node of the file is computed by itself.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -82,6 +87,8 @@ def open_session(content: bytes, *, threads: int, profile: Path | None = None) -
     # cifar_base lost 3 points. This takes an exact kernel, which elsewhere would be three times as slow for nothing.
     if not system.has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if not joined:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

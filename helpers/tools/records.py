@@ -13,7 +13,7 @@ from helpers.core.paths import build_dir
 if TYPE_CHECKING:
     import pandas as pd
 
-STORED = paths.ROOT / "data" / "tools"
+STORED = paths.TOOLS
 NEEDED = ("tool", "title", "requirements", "date", "machine", "versions", "networks")
 
 

@@ -362,13 +362,15 @@ class _Digest:
         self._put("class", kind.__qualname__)
         if is_library(kind.__module__):
             self._library(kind.__module__)
-        elif issubclass(kind, enum.Enum):
+            return
+        counted = _counts_in_class
+        if issubclass(kind, enum.Enum):
             self.write([(name, member.value) for name, member in kind.__members__.items()], kind.__qualname__)
-        else:
-            for name in sorted(vars(kind)):
-                if _counts_in_class(name, vars(kind)[name]):
-                    self._put("attribute", name)
-                    self.write(vars(kind)[name], f"{kind.__qualname__}.{name}")
+            counted = _counts_beside_members
+        for name in sorted(vars(kind)):
+            if counted(name, vars(kind)[name]):
+                self._put("attribute", name)
+                self.write(vars(kind)[name], f"{kind.__qualname__}.{name}")
 
     def _network(self, module: nn.Module) -> None:
         """Add a network: its class, its state, its layers in their order, and its hooks in theirs."""
@@ -424,6 +426,12 @@ def _counts_in_class(name: str, value: Any) -> bool:
         return False
     hidden = name.startswith("__") and name.endswith("__")
     return not hidden or isinstance(value, FunctionType | staticmethod | classmethod | property)
+
+
+def _counts_beside_members(name: str, value: Any) -> bool:
+    """Return whether an attribute of an Enum was written by its author: a method or a property."""
+    made = ("_generate_next_value_", "__new__", "__new_member__", "_new_member_", "_use_args_")
+    return name not in made and isinstance(value, FunctionType | staticmethod | classmethod | property)
 
 
 def _is_computed(module: nn.Module, name: str) -> bool:

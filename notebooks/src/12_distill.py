@@ -938,8 +938,8 @@ if len(on_file) >= 2:
     for name in reference:
         of_seeds = " | ".join(f"{count:.0f}" for count in on_file[name])
         lines.append(f"| {name} | {of_seeds} | {on_file[name].mean():.1f} | {reference[name]} |")
-    say("**Published**: full runs, 55,000 digits; two teachers. Hinton's students saw 60,000, and the one with labels "
-        "alone saw them unmoved.\n\n" + "\n".join(lines))  # fmt: skip
+    say("**Published**: full runs, 55,000 digits; two teachers. Hinton's students saw 60,000; the one that learned "
+        "from labels alone was shown the digits without any shifts.\n\n" + "\n".join(lines))  # fmt: skip
 verdicts = evidence.conclude(
     evidence.Comparison("Test errors saved by teaching", wrong["labels alone"] - wrong["taught"],
                         tuple(evidence.claimed("12_distill", "hinton-saved"))),

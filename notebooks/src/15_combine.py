@@ -1178,7 +1178,7 @@ run.finish()
 # - At such a size everything counts: positions, biases, steps, names. A ratio of values alone is not a ratio of files.
 #   <!-- by construction -->
 # - An order brings its companions: cycles of the learning rate, and what the weights are ranked by. To rank by codes of
-#   a few bits is to rank by a few magnitudes, and ties are broken by chance. <!-- by construction -->
+#   a few bits is to rank by a few magnitudes, and the place breaks the ties, not the worth. <!-- by construction -->
 # - The thin network gives the same logits without its masks, and it is faster. The sparse one keeps its large matrices.
 #   <!-- claims: same-logits, thin-is-faster -->
 # - The thin network makes do with less than a hundredth of the weights, and on average fewer than one mistake in a

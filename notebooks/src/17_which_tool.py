@@ -57,9 +57,10 @@ from helpers import (
     tools,
     training,
 )
-from helpers.core import modules
+from helpers.core import modules, paths
 from helpers.evidence import say
 from helpers.evidence.schema import machine_text
+from helpers.files import load
 
 # %% tags=["plumbing"]
 run = evidence.start("17_which_tool", profile=PROFILE, seed=SEED)
@@ -70,7 +71,7 @@ say(evidence.timetable("17_which_tool"))
 RECORDS = tools.read()
 table = tools.variants(RECORDS)
 WAY = "batch 1, two threads, warm"
-LARGE_WAY = next(way for way in ("batch 64, two threads, warm", "batch 64, two threads, cold") if way in table)
+LARGE_WAY = "batch 64, two threads"
 days = sorted({record["date"][:10] for record in RECORDS.values()})
 machines = sorted({machine_text(record["machine"]) for record in RECORDS.values()})
 ANSWERED = table[table["accuracy"].notna()]
@@ -206,10 +207,11 @@ say(
 # %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
-    smoke=dict(net="cifar_small", examples=200, calibration=50, rounds=20, channels=(16, 19, 20), tested=100),
-    quick=dict(net="cifar_small", examples=600, calibration=256, rounds=40, channels=(32, 37, 40), tested=4_000),
-    full=dict(net="cifar_base", examples=1_000, calibration=256, rounds=60, channels=(32, 37, 40), tested=10_000),
-)
+    smoke=dict(net="cifar_small", examples=200, calibration=50, rounds=20, channels=(16, 19, 20), tested=100, others=()),
+    quick=dict(net="cifar_small", examples=600, calibration=256, rounds=40, channels=(32, 37, 40), tested=4_000, others=("lenet5",)),
+    full=dict(net="cifar_base", examples=1_000, calibration=256, rounds=60, channels=(32, 37, 40), tested=10_000,
+              others=("lenet5", "cifar_small", "resnet18", "imdb_lstm", "imdb_bag")),
+)  # fmt: skip
 training.seed_everything(SEED)
 cifar = data.cifar10()
 net = checkpoints.load(S.net)
@@ -398,7 +400,25 @@ say(
 )
 
 # %% [markdown]
-# The cure costs one line each, whatever the tool: `model.eval()` before, and after it the logits of a few hundred real photographs,
+# And some mistakes are the tools' own. Each of these is an answer that is wrong without a word, on valid input, seen while this page
+# was written. A script for each, named in the last column, lies in the course's folder `findings/` and shows it in an environment of its own.
+#
+# | tool, version | what one asks | what comes | script |
+# |---|---|---|---|
+# | ONNX Runtime 1.31.1, float | zeros around an image, then a maximum | the zeros never win: wrong wherever all neighbours are negative | `onnxruntime_pad_max_pool_float_wrong` |
+# | ONNX Runtime 1.31.1, int8 | a mean over windows that reach beyond the edge, padding counted | edges divided by too much | `onnxruntime_average_pool_ceil_quantized` |
+# | ONNX Runtime 1.31.1, int8 | attention over 1,024 words | weights below 1/510 become 0, whatever the calibration saw | `onnxruntime_long_attention_quantized_to_zero` |
+# | AIMET 2.42 → ONNX Runtime | biases as integers with a step of their own | the step is ignored: 0.1 % instead of 92.6 % | `onnxruntime_linear_bias_step` |
+# | OpenVINO 2026.4.1 | a bag of words with padding | padding counts in the mean | `openvino_embedding_bag_padding` |
+# | NNCF 3.4.0 | a maximum over words, padding masked by −10⁹ | the mask stretches the grid until every answer is the same | `nncf_range_of_a_masked_maximum` |
+# | ExecuTorch 1.5.1 | a file for batches of 1 to 64 | memory for 15, if the example was small; an error, but only when it runs | `executorch_planned_batch` |
+# | ncnn 1.0.20261020 | an image as `array.transpose(2, 0, 1)` | the numbers in the order of the memory, not of the array | `ncnn_mat_strides` |
+#
+# Versions move, and by the time you read this some will be mended. What stays is how each was found: by comparing answers. So the
+# helpers do it for you. `export_onnx` compares the runtime's logits with PyTorch's before a file appears, and `quantize_static` compares
+# the joined integer kernels with the same file computed node by node; the first two rows stop there with an error.
+#
+# The cure for the first kind costs one line each, whatever the tool: `model.eval()` before, and after it the logits of a few hundred real photographs,
 # compared with PyTorch's. In training mode, BatchNorm subtracts the mean of *the batch that is being answered*. So an answer depends on
 # its neighbours, and that can be measured without knowing the tool at all; exercise 17.2 does.
 #
@@ -515,13 +535,10 @@ shown.assign(problem=shown["problem"].fillna("").str.slice(0, 90))
 # %% tags=["plumbing"]
 smallest = INTEGERS.loc[INTEGERS["bytes"].idxmin()]
 whole = INTEGERS[INTEGERS["bytes"] > 0.9]
-lost = INTEGERS["lost"]
-run.claim(
-    "int8-accuracy",
-    "Largest loss among the int8 variants that answered, points of test accuracy (stored records)",
-    float(lost.max()),
-    at_most=2,
-)
+lost, close = INTEGERS["lost"], INTEGERS[INTEGERS["lost"] < 1]
+broken = INTEGERS[INTEGERS["lost"] > 10]
+run.claim("int8-accuracy", "Share of the int8 variants that answered and lost less than a point of test accuracy (stored records)",
+          len(close) / len(INTEGERS), at_least=0.8)  # fmt: skip
 run.claim(
     "not-smaller",
     "int8 variants whose saved result is at least nine tenths of float32 (stored records)",
@@ -529,14 +546,20 @@ run.claim(
     at_least=1,
 )
 say(
-    f"{WHEN}. Accuracy is on the test photographs, {int(table['count'].max()):,} of them; {len(fewer)} slow variants were asked fewer. The "
-    f"int8 variants lose {lost.min():+.2f} to {lost.max():+.2f} points: accuracy hardly separates them. Size does: from {smallest['bytes']:.2f} "
-    f"({smallest['tool']}) to {INTEGERS['bytes'].max():.2f} of float32, and {len(whole)} are not smaller at all."
+    f"{WHEN}. Accuracy is on the test photographs, {int(table['count'].max()):,} of them; {len(fewer)} slow variants were asked fewer. "
+    f"{len(close)} of {len(INTEGERS)} int8 variants lose less than a point ({lost.min():+.2f} to {close['lost'].max():+.2f}): among them, accuracy "
+    "hardly separates anything. "
+    + "".join(
+        f"One is broken ({r.tool}, {r.variant}: {r.accuracy:.1%}), and its file says nothing. "
+        for r in broken.itertuples()
+    )
+    + f"Size separates: from {smallest['bytes']:.2f} ({smallest['tool']}) to {INTEGERS['bytes'].max():.2f} of float32, and {len(whole)} are "
+    "not smaller at all."
 )
 
 # %% [markdown]
-# So choosing by accuracy is choosing by noise: with 10,000 photographs, one standard error is a quarter of a point. What separates tools
-# is whether they store integers, what they join, how they start, and how much they bring along.
+# So check that a file is not broken; beyond that, choosing by accuracy is choosing by noise: with 10,000 photographs, one standard error
+# is a quarter of a point. What separates tools is whether they store integers, what they join, how they start, and how much they bring along.
 #
 # ## 7. How to read such a table
 #
@@ -709,6 +732,51 @@ say(
 )
 
 # %% [markdown]
+# The same for other networks of the course, and for the one that notebook 15 pruned, retrained and coded: it is narrower, so there is less
+# for any runtime to do. **Predict** by how much pruning and the right runtime *together* beat the dense network in eager PyTorch, for one
+# photograph on one thread.
+
+# %%
+lean = load(paths.MODELS / "15-cifar_base-combined.seed0.pack")
+lean_choice = runtime.fastest(lean, validation, run.scratch("lean.onnx"), rounds=S.rounds)
+big = checkpoints.load("cifar_base")
+lean_answers = runtime.open_network(lean_choice.file).logits
+
+# %% tags=["plumbing"]
+with torch.inference_mode():
+    calls = {"dense, PyTorch": partial(big, images[:1]), "lean, its fastest file": partial(lean_answers, photo)}
+    again = partial(modules.copied(big), images[:1])
+    lean_clock = measure.compare(measure.time_interleaved(calls, rounds=S.rounds, threads=1, control=again))
+together = lean_clock["lean, its fastest file"]
+run.record("lean", {"name": lean_choice.name, "ratio": together.ratio})
+run.claim("lean-fastest", "Speed of the pruned network's fastest file over the dense one in eager PyTorch, one photograph, one thread",
+          together.ratio, at_least=4, timing=True, interval=together.cleared)  # fmt: skip
+
+
+def examples_of(name):
+    """Validation examples of a network: digits, photographs or reviews."""
+    if name.startswith("imdb"):
+        from helpers.data import text
+
+        return text.imdb().validation
+    return {"lenet5": data.mnist, "resnet18": data.cifar10_without_cat_and_dog}.get(name, data.cifar10)().validation
+
+
+elsewhere = {}
+for name in S.others:
+    model, seen = checkpoints.load(name), examples_of(name).take(S.examples)
+    found = runtime.fastest(model, seen, run.scratch(f"fastest-{name}.onnx"), threads=2, rounds=S.rounds)
+    elsewhere[name] = {
+        "chosen": found.name,
+        "over eager": found.verdict.ratio,
+        "over our int8 file": beside_int8(found),
+    }
+run.record("elsewhere", elsewhere)
+say(f"Pruned and in its fastest file ({lean_choice.name}): {together.ratio:.1f} times the dense network in eager PyTorch "
+    f"({together.interval[0]:.1f} to {together.interval[1]:.1f}), on one thread.")  # fmt: skip
+pd.DataFrame(elsewhere).T if elsewhere else None
+
+# %% [markdown]
 # ## 9. Exercises
 #
 # **17.1 · Integers, or "int8"?** Write `integer_share`: it takes the path of an ONNX file and returns which share of its weights (the
@@ -821,7 +889,7 @@ run.finish()
 #
 # - Ask six questions of any int8 file: which layers, which granularity, which sign, BatchNorm, batch, and whether the weights are stored
 #   as integers. <!-- by construction -->
-# - The tools agree on accuracy, and differ in bytes: what stays in PyTorch is often not smaller at all.
+# - Most int8 conversions agree on accuracy and differ in bytes and speed: what stays in PyTorch is often not smaller at all.
 #   <!-- claims: tools-ran, int8-accuracy, not-smaller -->
 # - Check the error of the logits before any time. A file in float32 can be computed in float32, if it is asked for.
 #   <!-- claims: float32-is-float32, bfloat16-rounding -->

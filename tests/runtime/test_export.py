@@ -249,3 +249,13 @@ def test_the_graph_of_a_network_with_shared_tensors(tmp_path):
     with pytest.raises(ValueError, match="x.onnx' is not a model"):
         (tmp_path / "x.onnx").write_bytes(b"no graph")
         runtime.export_like(narrow, tmp_path / "x.onnx", photos, tmp_path / "y.onnx")
+
+
+def test_zeros_around_a_maximum_that_the_runtime_loses_are_noticed(tmp_path):
+    """ONNX Runtime 1.31.1 moves the zeros of a Pad into MaxPool's own padding, which never wins."""
+    model = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, 2), nn.Flatten(), nn.LazyLinear(2)).eval()
+    below = -IMAGES.abs() - 1
+    model(below)
+    with pytest.raises(DeployError, match="logits differ from PyTorch's"):
+        runtime.export_onnx(model, below, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()

@@ -191,3 +191,25 @@ def test_a_grouped_transposed_convolution_has_one_scale_or_is_refused(tmp_path):
     found = torch.from_numpy(runtime.run(runtime.session(path), images.numpy()))
     expected = model(images).detach()
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def ragged(*, counted: bool) -> nn.Module:
+    """A mean over windows of which the last ones reach beyond the image; or over whole windows."""
+    torch.manual_seed(0)
+    pool = nn.AvgPool2d(3, 2, padding=1, ceil_mode=counted, count_include_pad=counted)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(3)).eval()
+
+
+def test_a_layer_that_the_runtime_joins_wrongly_is_refused(tmp_path):
+    """ONNX Runtime 1.31.1 divides by the whole window where padding counts and the edge is ragged."""
+    images = IMAGES.abs() + 1
+    for counted in (False, True):
+        model = ragged(counted=counted)
+        model(images)
+        plain = runtime.export_onnx(model, images, tmp_path / f"{counted}.onnx")
+        if not counted:
+            runtime.quantize_static(plain, split(images), tmp_path / "int8.onnx")
+            continue
+        with pytest.raises(runtime.DeployError, match="a layer of this network is joined wrongly"):
+            runtime.quantize_static(plain, split(images), tmp_path / "wrong.onnx")
+        assert not (tmp_path / "wrong.onnx").exists()

@@ -375,3 +375,13 @@ def test_large_data_take_a_moment():
     assert time.perf_counter() - started < 3
     pixels[-1, -1, -1, -1] = 1
     assert of(pixels) != before
+
+
+def test_a_method_of_an_enum_counts():
+    def colour(body):
+        source = f"class Colour(enum.Enum):\n    RED = 1\n\n    def heat(self):\n        return {body}\n"
+        return written(source, "Colour", enum=enum)
+
+    assert of(colour("self.value")) == of(colour("self.value"))
+    assert of(colour("self.value")) != of(colour("self.value + 1"))
+    assert of(colour("self.value").RED) != of(colour("self.value + 1").RED)
