@@ -117,10 +117,9 @@ def _files(
     from helpers import quantization
 
     few = examples.inputs[:2]
-    files = {"float32": export_onnx(model, few, folder / "float32.onnx")}
+    files = {"float32": export_onnx(quantization.fold_batchnorm(model, few), few, folder / "float32.onnx")}
     try:
-        folded = export_onnx(quantization.fold_batchnorm(model, few), few, folder / "folded.onnx")
-        files["int8"] = quantize_static(folded, examples, folder / "int8.onnx")
+        files["int8"] = quantize_static(files["float32"], examples, folder / "int8.onnx")
     except (ValueError, DeployError) as error:
         return files, {"int8": str(error)}
     return files, {}
