@@ -131,6 +131,6 @@ def _predict_bfloat16(guess: Callable[[], float], measured: float) -> str:
         measured,
         factor=5,
         unit="of the largest logit",
-        too_low="Each rounding alone is off by up to 2⁻⁹, a five-hundredth; a layer adds many such products.",
+        too_low="Each rounding alone is off by up to 2⁻⁸, a two-hundred-and-fiftieth; a layer adds many such products.",
         too_high="Roundings go up as often as down, so most of the errors of a sum cancel.",
     )

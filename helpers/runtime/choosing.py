@@ -59,7 +59,8 @@ def fastest(
     in ONNX Runtime and, where it is installed, OpenVINO. Each must give the model's own answer to at least the share
     `agreement` of the second half. Then all are timed side by side, with eager PyTorch as the baseline and its null
     control (`measure.time_interleaved`). In the order of `candidates`, a later one is chosen only if it is measurably
-    faster than the choice so far. `open_network`, and so `predict`, opens the file as it was chosen.
+    faster than the choice so far. Eager PyTorch is no candidate: where the verdict says "slower", keep it.
+    `open_network`, and so `predict`, opens the file as it was chosen.
 
     Raises ValueError for the test split, fewer examples than 100 or than twice `batch`, and an `agreement` that is not
     above 0 and at most 1; what `export_onnx` raises for a model that cannot be a graph; DeployError if no candidate
