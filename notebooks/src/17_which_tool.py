@@ -470,7 +470,9 @@ def sort_of(kind):
     """What a kernel works in, from its name."""
     if kind.startswith(MOVING):
         return "converts between types"
-    if kind.startswith(("Input", "Parameter", "Output", "Result", "Const", "Reshape", "Flatten", "MaxPool", "Pooling")):
+    if kind.startswith(
+        ("Input", "Parameter", "Output", "Result", "Const", "Reshape", "Flatten", "Transpose", "MaxPool", "Pooling")
+    ):
         return ""
     return "integers" if any(mark in kind for mark in INSIDE) else "floating point"
 
@@ -492,8 +494,8 @@ ax.invert_yaxis()
 most = counted.loc[("ONNX Runtime", "signed activations"), "converts between types"]
 least = counted.loc[("ONNX Runtime", "ours: u8 × s8, per channel"), "converts between types"]
 ax.set(
-    xlabel="kernels that are left, maxima and reshaping not counted",
-    title=f"In ONNX Runtime, signed activations leave {most:.0f} conversions, unsigned {least:.0f}",
+    xlabel="kernels that are left (without maxima, reshaping, transposing)",
+    title=f"ONNX Runtime: signed {most:.0f} conversions, unsigned {least:.0f}",
 )
 ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=3)
 show.figure(
