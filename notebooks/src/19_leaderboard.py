@@ -88,7 +88,7 @@ official = evidence.bought(official[official["profile"] == "full"])
 if len(official):
     answers = {goal: evidence.first_to_try(official, goal) for goal in evidence.GOALS}
     tasks = sorted(set(official["task"]), reverse=True)
-    fig, axes = plt.subplots(len(answers), 1, figsize=(8, 5.4), sharex=True)
+    fig, axes = plt.subplots(len(answers), 1, figsize=(7.2, 5.1), sharex=True)
     for ax, (goal, chosen) in zip(axes, answers.items(), strict=True):
         factor, by_task = evidence.GOALS[goal], {row["task"]: row for row in chosen.to_dict("records")}
         for place, task in enumerate(tasks):
@@ -580,7 +580,7 @@ folded(times.round(2).drop(columns="technique").rename(columns={"n": "runs"}), f
 if len(single):
     in_onnx = set(single.loc[single["runtime"] == "onnxruntime", "model"])
     single = single[(single["runtime"] == "onnxruntime") | ~single["model"].isin(in_onnx)]
-    fig, ax = plt.subplots(figsize=(6.6, 1.3 + 0.22 * len(single)))
+    fig, ax = plt.subplots(figsize=(6.2, 1.3 + 0.21 * len(single)))
     single = single.assign(same=single["technique"] == "another runtime")
     single = single.sort_values(["same", "task", "runtime", "ratio"], ignore_index=True)
     for place, row in enumerate(single.itertuples()):
