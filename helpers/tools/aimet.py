@@ -39,9 +39,10 @@ def convert_state(network: Network, folder: Path) -> Conversion:
 def _facts(model: "nn.Module") -> dict[str, Any]:
     from torch.nn import Conv2d
 
-    layers = {name: each for name, each in model.named_modules() if hasattr(each, "param_quantizers")}
+    layers: dict[str, Any] = {name: each for name, each in model.named_modules() if hasattr(each, "param_quantizers")}
     weighted = {name: each for name, each in layers.items() if getattr(each, "weight", None) is not None}
-    quantizers = [each.param_quantizers["weight"] for each in weighted.values() if isinstance(each, Conv2d)]
+    convolutions: list[Any] = [each for each in weighted.values() if isinstance(each, Conv2d)]
+    quantizers = [each.param_quantizers["weight"] for each in convolutions]
     outputs = [
         each for layer in layers.values() for each in (*layer.input_quantizers, *layer.output_quantizers) if each
     ]

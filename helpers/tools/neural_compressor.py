@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers.tools import reading, torchao
 from helpers.tools.conversion import Answers, Conversion, Network
@@ -18,7 +18,7 @@ def _quantized(network: Network) -> "fx.GraphModule":
     from neural_compressor.torch.export import export
 
     inputs = network.calibration.inputs
-    exported = export(copy.deepcopy(network.model), (inputs[:2].clone(),), ({0: torch.export.Dim("batch")},))
+    exported: Any = export(copy.deepcopy(network.model), (inputs[:2].clone(),), ({0: torch.export.Dim("batch")},))
     prepared = quantization.prepare(exported, quantization.get_default_static_config())
     reading.answers(prepared)(inputs.numpy())
     return quantization.convert(prepared)
@@ -26,7 +26,7 @@ def _quantized(network: Network) -> "fx.GraphModule":
 
 def convert_saved(network: Network, folder: Path) -> Conversion:
     """Quantize, and save as it does: a graph of torch.export, the example in it (hence a copy), and settings."""
-    quantized = _quantized(network)
+    quantized: Any = _quantized(network)
     quantized.save((network.calibration.inputs[:2].clone(),), output_dir=str(folder))
     return Conversion(folder, torchao.facts(quantized))
 

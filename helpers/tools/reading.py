@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what opens a graph needs neither
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = ("Transpose", "Reshape", "Identity", "Flatten", "MaxPool", "Clip")  # integers stay integers
 AT_ONCE = 64
-OLDER_EXPORTER = {  # options of torch.onnx.export, for batches of any size
+OLDER_EXPORTER: dict[str, Any] = {  # options of torch.onnx.export, for batches of any size
     "input_names": ["images"],
     "output_names": ["logits"],
     "dynamic_axes": {"images": {0: "batch"}, "logits": {0: "batch"}},
