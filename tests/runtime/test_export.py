@@ -256,6 +256,6 @@ def test_zeros_around_a_maximum_that_the_runtime_loses_are_noticed(tmp_path):
     model = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, 2), nn.Flatten(), nn.LazyLinear(2)).eval()
     below = -IMAGES.abs() - 1
     model(below)
-    with pytest.raises(DeployError, match="logits differ from PyTorch's"):
+    with pytest.raises(runtime.DeployError, match="logits differ"):
         runtime.export_onnx(model, below, tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()

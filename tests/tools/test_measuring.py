@@ -55,7 +55,7 @@ def test_errors_and_losses_are_those_of_the_formula():
     assert found["lost"] == pytest.approx(100 * moved.mean()) and found["count"] == 300 and 0 < moved.mean() < 0.2
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(0.1, 3_000), (10, 1_000), (40, 256)])
+@pytest.mark.parametrize(("seconds", "count"), [(0.1, 3_000), (7, 1_000), (40, 256)])
 def test_who_answers_slowly_is_asked_fewer(seconds, count, monkeypatch):
     inputs = INPUTS.repeat(10, 1, 1, 1)
     clock = iter([0.0, seconds])
@@ -87,7 +87,7 @@ def test_what_fails_or_takes_too_long_is_not_timed_and_says_why(monkeypatch):
 def test_long_calls_are_not_timed_warm(monkeypatch):
     monkeypatch.setattr(measuring, "ROUNDS", 20)
     monkeypatch.setattr(measuring, "_seconds", lambda function: 0.2)
-    assert all("cold" in way for way in measuring.timed({"a": lambda **_: two_sums}, INPUTS))
+    assert not any("warm" in way for way in measuring.timed({"a": lambda **_: two_sums}, INPUTS))
 
 
 def test_a_channel_without_numbers_changes_nothing_else():
