@@ -88,7 +88,7 @@ official = evidence.bought(official[official["profile"] == "full"])
 if len(official):
     answers = {goal: evidence.first_to_try(official, goal) for goal in evidence.GOALS}
     tasks = sorted(set(official["task"]), reverse=True)
-    fig, axes = plt.subplots(len(answers), 1, figsize=(7.2, 5.1), sharex=True)
+    fig, axes = plt.subplots(len(answers), 1, figsize=(8, 5.4), sharex=True)
     for ax, (goal, chosen) in zip(axes, answers.items(), strict=True):
         factor, by_task = evidence.GOALS[goal], {row["task"]: row for row in chosen.to_dict("records")}
         for place, task in enumerate(tasks):
@@ -450,7 +450,7 @@ def figure(task, cost, label):
     frame = frame.sort_values(cost)
     error = (100 - 100 * frame["accuracy"]).clip(lower=0.01)
     low, high = ((100 - 100 * frame[end]).clip(lower=0.01) for end in ("high", "low"))
-    fig, ax = plt.subplots(figsize=(6.6, 3.8))
+    fig, ax = plt.subplots(figsize=(6.3, 3.6))
     for place, row in enumerate(frame.itertuples()):
         colour = show.COLOURS[0] if row.dense else show.COLOURS[4]
         ax.plot(getattr(row, cost), error.iloc[place], "o" if row.dense else "s", color=colour, zorder=3,
