@@ -450,7 +450,7 @@ def figure(task, cost, label):
     frame = frame.sort_values(cost)
     error = (100 - 100 * frame["accuracy"]).clip(lower=0.01)
     low, high = ((100 - 100 * frame[end]).clip(lower=0.01) for end in ("high", "low"))
-    fig, ax = plt.subplots(figsize=(6.3, 3.6))
+    fig, ax = plt.subplots(figsize=(6.6, 3.6))
     for place, row in enumerate(frame.itertuples()):
         colour = show.COLOURS[0] if row.dense else show.COLOURS[4]
         ax.plot(getattr(row, cost), error.iloc[place], "o" if row.dense else "s", color=colour, zorder=3,
@@ -584,7 +584,8 @@ if len(single):
     single = single.assign(same=single["technique"] == "another runtime")
     single = single.sort_values(["same", "task", "runtime", "ratio"], ignore_index=True)
     for place, row in enumerate(single.itertuples()):
-        colour, marker = (show.COLOURS[0], "o") if row.runtime == "onnxruntime" else (show.COLOURS[1], "s")
+        styles = {"onnxruntime": (show.COLOURS[0], "o"), "eager": (show.COLOURS[1], "s")}
+        colour, marker = styles.get(row.runtime, (show.COLOURS[2], "^"))
         ax.hlines(place, row.low, row.high, color=colour, linewidth=2)
         name = {"onnxruntime": "ONNX Runtime"}.get(row.runtime, row.runtime)
         is_new = name not in ax.get_legend_handles_labels()[1]
