@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _simulated(network: Network) -> "QuantizationSimModel":
-    """Return the calibrated simulation of the network, BatchNorm folded and the sums made layers, as its guide says."""
+    """Return the calibrated simulation of the network; before it, BatchNorm is folded and the sums become layers."""
     from aimet_torch.batch_norm_fold import fold_all_batch_norms
     from aimet_torch.model_preparer import prepare_model
     from aimet_torch.quantsim import QuantizationSimModel

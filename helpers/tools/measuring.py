@@ -52,8 +52,8 @@ def measured(tool: str, name: str, folder: Path, report: Callable[[dict[str, Any
     expected = training.predict(network.model, dataset.test.inputs).numpy()
     found["dense"] = {"accuracy": training.evaluate(network.model, dataset.test).accuracy, "count": len(dataset.test)}
     found["float32_bytes"] = 4 * measure.count_parameters(network.model)
-    openers = baselines(network, folder)
-    for variant, (convert, load) in importlib.import_module(f"helpers.tools.{tool}").VARIANTS.items():
+    openers, variants = baselines(network, folder), importlib.import_module(f"helpers.tools.{tool}").VARIANTS
+    for variant, (convert, load) in variants.items():
         try:
             row, opener = _converted(network, convert, load, folder / variant)
             openers[variant] = opener
@@ -66,7 +66,7 @@ def measured(tool: str, name: str, folder: Path, report: Callable[[dict[str, Any
         report(found)
     found["latency"] = timed(openers, dataset.test.inputs)
     report(found)
-    for variant, (convert, load) in importlib.import_module(f"helpers.tools.{tool}").VARIANTS.items():
+    for variant, (convert, load) in variants.items():
         if name == "cifar_base" and found["variants"][variant].get("count", 0) >= PROBED:
             found["variants"][variant]["probes"] = _probed(network, convert, load, folder, variant, dataset.test)
             report(found)

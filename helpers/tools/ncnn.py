@@ -89,7 +89,6 @@ def _facts(param: Path) -> dict[str, Any]:
     return {
         "batchnorm": "kept" if any(layer[0] == "BatchNorm" for layer in layers) else "folded",
         "float layers": floats,
-        "batch": 1,
     }
 
 

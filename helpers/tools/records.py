@@ -22,7 +22,7 @@ def read() -> dict[str, dict[str, Any]]:
 
     Raises ValueError for a record that is damaged.
     """
-    found = {}  # type: ignore[var-annotated]
+    found: dict[str, dict[str, Any]] = {}
     for folder in (STORED, build_dir() / "tools"):
         found |= {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
     return dict(sorted(found.items()))

@@ -36,6 +36,8 @@ import warnings
 from collections import Counter
 from functools import partial
 
+# The sum before our networks' last pooling gets no grid of its own, and torchao says so, at length, each time.
+warnings.filterwarnings("ignore", "The input of maxpool2d is not quantized")
 for name in ("torchao", "torch.utils._pytree"):  # GPU kernels do not load on a CPU, and torchao says so on each import
     logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -898,10 +898,17 @@ say(
 counted = dict(
     weights=measure.count_weights(net), nonzero=measure.count_nonzero(net), macs=measure.count_macs(net, TWO[:1])
 )
+
+
+def named(found):
+    """The runtime of a choice as the results files call it: onnxruntime, openvino."""
+    return found.name.rpartition(", ")[2].replace(" ", "").lower()
+
+
 latency = [
     record | {"baseline": "PyTorch"}
     for batch, found in chosen.items()
-    for record in measure.latency_records({"chosen": found.verdict}, runtime=found.name, batch=batch)
+    for record in measure.latency_records({"chosen": found.verdict}, runtime=named(found), batch=batch)
 ]
 run.model(f"{S.net}-fastest", task="cifar10", method="fastest file, chosen by the clock", file=one.file, accuracy=quick.accuracy,
           latency=latency, **counted)  # fmt: skip

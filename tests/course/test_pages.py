@@ -109,3 +109,11 @@ def test_what_is_to_be_remembered_stands_on_published_claims(source):
             assert found, f"{claim} is in no published result of {source.stem}"
             holds = evidence.decided(found)[1] if found[0].over_seeds else all(each.holds for each in found)
             assert holds, f"{claim} does not hold, and {bullet!r} stands on it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_page_shows_no_warning(name):
+    notebook = nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    said = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not said, said[0][:300]

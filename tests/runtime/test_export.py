@@ -259,3 +259,17 @@ def test_zeros_around_a_maximum_that_the_runtime_loses_are_noticed(tmp_path):
     with pytest.raises(runtime.DeployError, match="logits differ"):
         runtime.export_onnx(model, below, tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize(("least", "shown"), [(1, 7), (20, 31)])
+def test_a_recurrent_layer_is_shown_as_few_words_as_it_takes(least, shown, monkeypatch):
+    """The exporter takes each step apart: 1,000 of them took minutes, for the same graph."""
+
+    class Model(nn.Module):
+        def forward(self, tokens):
+            if tokens.shape[1] < least:
+                raise ValueError("too short")
+            return tokens.float().sum(1, keepdim=True)
+
+    found = export._of_a_few_words(Model(), torch.ones(2, 1_000, dtype=torch.long))
+    assert found.shape == (2, shown) and found.is_contiguous()

@@ -12,9 +12,8 @@ import torch
 from helpers import nets, quantization, runtime
 from helpers.core import paths
 from helpers.data import Split
-from helpers.tools import measuring, starting
+from helpers.tools import measuring, reading, starting
 from helpers.tools.conversion import Conversion, byte_size
-from helpers.tools.onnxruntime import graph_facts
 
 INPUTS = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -156,13 +155,13 @@ def test_a_graph_says_what_it_is(tmp_path):
     torch.manual_seed(0)
     model, images = nets.cifar_small().eval(), torch.randn(20, 3, 32, 32)
     plain = runtime.export_onnx(quantization.fold_batchnorm(model, images[:2]), images[:2], tmp_path / "plain.onnx")
-    whole = graph_facts(plain)
-    assert whole["weights"] == "float32" and len(whole["float layers"]) == 9 and not whole["per channel"]
+    whole = reading.onnx_facts(plain)
+    assert whole["weights"] == "0" and len(whole["float layers"]) == 9 and whole["per channel"] is None
     assert (whole["activations"], whole["batchnorm"], whole["batch"]) == ("float32", "folded", "any")
     calibration = Split(images, torch.zeros(20, dtype=torch.long))
     for activations, per_channel in (("uint8", True), ("int8", False)):
         file = tmp_path / f"{activations}.onnx"
         runtime.quantize_static(plain, calibration, file, activations=activations, per_channel=per_channel)
-        found = graph_facts(file)
+        found = reading.onnx_facts(file)
         assert found["weights"] == "9 int8" and found["float layers"] == []
         assert (found["activations"], found["per channel"]) == (activations, per_channel)
