@@ -65,6 +65,7 @@ from helpers.files import load
 # %% tags=["plumbing"]
 run = evidence.start("17_which_tool", profile=PROFILE, seed=SEED)
 show.style()
+pd.set_option("display.max_colwidth", None)
 say(evidence.timetable("17_which_tool"))
 
 # %% tags=["plumbing"]
