@@ -81,6 +81,14 @@ def calls() -> Iterator[Call]:
     yield Call(pruning.layer_masks, model | {"amount": 0.5, "method": "l1", "seed": 0})
     yield Call(pruning.global_masks, model | {"amount": 0.5, "method": "l1", "seed": 0})
     yield Call(pruning.global_masks, model | {"amount": 0.5, "scores": pruning.l1_scores(NET)})
+    products = {"4": torch.eye(8 * 16), "6": torch.eye(16)}
+    yield Call(pruning.wanda_scores, model | {"products": products})
+    yield Call(pruning.row_masks, {"scores": {"4": torch.rand(6, 8)}, "amount": 0.5})
+    yield Call(pruning.two_of_four, {"scores": {"4": torch.rand(6, 8)}})
+    encoder = {"model": nets.Transformer(20, dimensions=4, heads=2, hidden=4, layers=1)}
+    texts = {"split": data.Split(torch.arange(2, 10).view(2, 4), torch.arange(2))}
+    yield Call(pruning.head_scores, encoder | texts | {"batch_size": 4}, ("split",))
+    yield Call(pruning.remove_heads, encoder | {"heads": {"layers.0.attention": [1]}})
     yield Call(pruning.neuron_masks, model | {"layer": "4", "next_layer": "6", "amount": 0.5, "norm": 1})
     yield Call(pruning.mask, model | {"masks": MASKS})
     yield Call(pruning.remove_neurons, model | {"layer": "4", "next_layer": "6"})
@@ -124,6 +132,11 @@ def calls() -> Iterator[Call]:
     whole = {"weights": 4, "activations": 4, "calibration": SPLIT, "method": "mse"}
     yield Call(quantization.quantize_model, model | whole)
     yield Call(quantization.quantize_model, model | {"weights": {"4": 4}})
+    grouped = {"weight": torch.randn(4, 8), "bits": 4, "size": 4}
+    yield Call(quantization.quantize_groups, grouped)
+    yield Call(quantization.gptq, grouped | {"products": torch.eye(8), "damping": 0.1})
+    yield Call(quantization.input_products, model | {"inputs": IMAGES, "layers": ["4"], "batch_size": 4})
+    yield Call(quantization.quantize_linears, model | {"bits": 4, "size": 8, "products": products, "layers": ["4"]})
     yield Call(quantization.bits_by_layer, model | {"bits": 4, "ends": 8})
     yield Call(
         quantization.with_input_grids,

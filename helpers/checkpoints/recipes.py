@@ -55,6 +55,16 @@ def _imdb() -> "text.Encoded":
     return text.imdb()
 
 
+def _imdb_pieces() -> "text.Encoded":
+    from helpers.data import pieces
+
+    return pieces.imdb()
+
+
+def _minilm() -> nn.Module:
+    return nets.minilm()
+
+
 def _imdb_bigrams() -> "text.Encoded":
     from helpers.data import text
 
@@ -77,6 +87,7 @@ class Recipe:
     options: Mapping[str, Any]
     early_epoch: int = 0  # keep the weights after this epoch too, as NAME.early: notebook 05 rewinds to them
     half: bool = False  # store half precision: half the bytes, three digits, which is enough for trained weights
+    pretrained: bool = False  # store what was trained alone: what is frozen comes with the pretrained network
 
 
 TRAINING = b"from helpers.checkpoints import recipes\nrecipes.train"  # the code whose SHA-256 a manifest names
@@ -117,6 +128,21 @@ RECIPES = {
     "imdb_cnn": Recipe(nets.imdb_cnn, _imdb, {"epochs": 4, "lr": 2e-3, **_TEXT}),
     "imdb_lstm": Recipe(nets.imdb_lstm, _imdb, {"epochs": 6, "lr": 5e-3, **_TEXT}),
     "imdb_rnn": Recipe(nets.imdb_rnn, _imdb, {"epochs": 6, "lr": 1e-3, **_TEXT}),
+    "imdb_minilm": Recipe(
+        _minilm,
+        _imdb_pieces,
+        {
+            "epochs": 2,
+            "lr": 1e-4,
+            "lr_factors": {"fc": 10.0},
+            "warmup": 0.1,
+            "precision": "bfloat16",
+            **_TEXT,
+            "batch_size": 32,
+        },
+        half=True,
+        pretrained=True,
+    ),
 }
 
 
@@ -196,7 +222,7 @@ def train(name: str, *, seed: int = 0) -> Path:
     path = paths.CHECKPOINTS / f"{name}.safetensors"
     if not devices.is_first():
         return path
-    sha256 = write_weights(fitted.model, path, half=recipe.half)
+    sha256 = write_weights(fitted.model, path, half=recipe.half, trained_only=recipe.pretrained)
     stored = read_weights(recipe.build(), path)  # what is rounded in the file is rounded in its accuracy
     options = {key: getattr(value, "__name__", value) for key, value in recipe.options.items()}
     entry = {

@@ -16,13 +16,14 @@ MASK = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.0\.mask")  # the layer, wi
 HALF_DIGITS = 2**-11  # of a number in half precision, what rounding takes from it
 
 
-def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
+def write_weights(model: nn.Module, path: Path, *, half: bool = False, trained_only: bool = False) -> str:
     """Write the model's state, masks included, as safetensors; return the file's SHA-256.
 
     A tensor that the model has under several names is written once, and what torch's own pruning and normalization
     hooks compute as ordinary weights. With `half` fractions are rounded to half precision, where that keeps three
     digits: of the largest number of a tensor, and of every variance of a BatchNorm, which divides. A tensor whose
-    numbers are too large or too small for that stays as it is. `read_weights` reads all of it.
+    numbers are too large or too small for that stays as it is. With `trained_only` frozen parameters are left out:
+    those of a pretrained network come from where it came from. `read_weights` reads all of it.
 
     Raises ValueError for a state that is no tensor, or is not there yet, and for a quantized model.
     """
@@ -33,10 +34,15 @@ def write_weights(model: nn.Module, path: Path, *, half: bool = False) -> str:
     whole = {
         name: state[name].detach().clone(memory_format=torch.contiguous_format)
         for name in dict.fromkeys(first.values())
+        if not (trained_only and name in _frozen(model))
     }
     content = save({name: _halved(name, tensor) if half else tensor for name, tensor in whole.items()})
     paths.write_atomically(Path(path), content)
     return paths.sha256(content)
+
+
+def _frozen(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.data for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
@@ -51,6 +57,8 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 def read_weights(model: nn.Module, path: Path) -> nn.Module:
     """Return a copy of `model` with the weights and masks of a file that `write_weights` wrote.
 
+    Frozen parameters that the file leaves out stay the model's.
+
     Raises:
         ValueError: the file is no safetensors file, or holds other names or shapes than the model.
     """
@@ -61,7 +69,7 @@ def read_weights(model: nn.Module, path: Path) -> nn.Module:
     masked = {f"{found[1]}{found[2]}": state[found[0]] for found in map(MASK.fullmatch, state) if found}
     try:
         new = pruning.mask(modules.materialized(model), masked)
-        loading.fill(new, state)
+        loading.fill(new, _frozen(new) | state)
     except ValueError as error:
         raise ValueError(f"path={str(path)!r} does not fit {type(model).__name__}: {error}") from error
     return new.eval()

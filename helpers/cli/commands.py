@@ -117,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         _student,
         "write student versions to build/student, and nbgrader's sources to build/instructor",
     )
-    predicting = add("predict", _predict, "say what an image shows, by a model's file; needs no torch")
+    predicting = add("predict", _predict, "say what an image shows, by a model's file; needs no torch (a text does)")
     predicting.add_argument("file", type=Path, help="a packed file (.pack) or an ONNX file, int8 too")
-    predicting.add_argument("image", type=Path, help="PNG or JPEG: a white digit on black, or a photograph")
+    predicting.add_argument("given", help="PNG or JPEG: a white digit on black, or a photograph; or a film review")
     add("data", testing.data, "fetch and verify all datasets")
     train = add("train", _train, "train a checkpoint that notebooks start from (resumable)")
     train.add_argument("name", help="such as lenet5")
@@ -223,13 +223,14 @@ def _predict(args: argparse.Namespace) -> int:
     try:
         from helpers import runtime
 
-        label, probabilities, notes = runtime.predict(args.file, args.image)
+        label, probabilities, notes = runtime.predict(args.file, args.given)
     except ModuleNotFoundError as error:
         if setup.is_ready(paths.ROOT / ".venv"):
             setup.ensure()  # goes on there, if it is not where this runs
         raise setup.SetupError(
             f"this Python has no {error.name}; predict needs numpy, pillow, for an ONNX file onnxruntime and for an "
-            f"entropy-coded one constriction: {sys.executable} -m pip install numpy pillow onnxruntime constriction"
+            "entropy-coded one constriction (to read a text, torch and tokenizers): "
+            f"{sys.executable} -m pip install numpy pillow onnxruntime constriction"
         ) from None
     print(label)
     width = max(map(len, probabilities))

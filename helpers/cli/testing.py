@@ -26,7 +26,7 @@ def data(args: argparse.Namespace) -> int:
     """Fetch and verify all datasets. Return the exit code."""
     from helpers import fetching
 
-    for name in ("mnist", "cifar10", "imdb"):
+    for name in ("mnist", "cifar10", "imdb", "minilm"):
         print(f"{name}: {running.shown(fetching.fetch(name))}")
     return 0
 

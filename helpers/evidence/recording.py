@@ -104,12 +104,15 @@ class Run:
         Of a split with groups it also logs how many independent answers these are worth (`statistics.effective_size`).
         Raises ValueError for a split that is not marked as the test split (`is_test`).
         """
-        from helpers.training import evaluate, predict
+        from helpers.training import compare_with_labels, predict
+        from helpers.training.evaluation import check_split
 
         checked_text("name", name)
         if not getattr(split, "is_test", False):
             raise ValueError("split.is_test=False; allowed: the test split, such as that of data.mnist()")
-        evaluation = evaluate(model, split)
+        check_split("split", split)
+        logits = predict(model, split.inputs)
+        evaluation = compare_with_labels(logits, split.labels)
         logged: dict[str, Any] = {
             "name": name,
             "accuracy": float(evaluation.accuracy),
@@ -117,7 +120,7 @@ class Run:
             "count": int(evaluation.count),
         }
         if split.groups is not None:
-            right = predict(model, split.inputs).argmax(1) == split.labels
+            right = logits.argmax(1) == split.labels
             logged["independent"] = effective_size(right.double().tolist(), split.groups)
         self._tests.append(logged)
         return evaluation

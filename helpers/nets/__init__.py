@@ -1,4 +1,4 @@
-"""The networks of the course: LeNets, CIFAR nets, ResNet-18, text classifiers."""
+"""The networks of the course: LeNets, CIFAR nets, ResNet-18, text classifiers, a transformer."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,11 @@ from helpers.nets.lenet import MLP, LeNet5, LeNet300100, lenet5, lenet_300_100, 
 
 if TYPE_CHECKING:
     from helpers.nets.resnet import ResNet18, resnet18
+    from helpers.nets.transformer import Attention, EncoderLayer, Transformer, minilm
 
 __all__ = [
+    "Attention",
+    "EncoderLayer",
     "LSTM",
     "MLP",
     "RNN",
@@ -34,6 +37,7 @@ __all__ = [
     "TextBag",
     "TextCNN",
     "TextNet",
+    "Transformer",
     "cifar_base",
     "cifar_half",
     "cifar_small",
@@ -44,12 +48,17 @@ __all__ = [
     "imdb_rnn",
     "lenet5",
     "lenet_300_100",
+    "minilm",
     "mlp_1200",
     "mlp_800",
     "resnet18",
 ]
 
 _LAZY = {
+    "Attention": "helpers.nets.transformer",
+    "EncoderLayer": "helpers.nets.transformer",
+    "Transformer": "helpers.nets.transformer",
+    "minilm": "helpers.nets.transformer",
     "ResNet18": "helpers.nets.resnet",
     "resnet18": "helpers.nets.resnet",
 }

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from helpers.core.vocabulary import PAD
 
 
-def _without_padding(tokens: Int64[Tensor, "batch padded"]) -> Int64[Tensor, "batch length"]:
-    """Cut the columns at the end in which every text is padding, but never the first.
+def without_padding(tokens: Int64[Tensor, "batch padded"]) -> Int64[Tensor, "batch length"]:
+    """Return the tokens without the columns at the end in which every text is padding, but never without the first.
 
     It saves time and changes no answer. An exported graph cannot do it: how much is left depends on the texts.
     """
@@ -47,7 +47,7 @@ class TextBag(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
         """Return the logits; padding does not count in the mean."""
-        mean = self.embedding(_without_padding(tokens))
+        mean = self.embedding(without_padding(tokens))
         return self.fc2(F.relu(self.fc1(self.dropout(mean))))
 
 
@@ -137,7 +137,7 @@ class TextNet(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
-        tokens = _without_padding(tokens[:, : self.max_tokens])
+        tokens = without_padding(tokens[:, : self.max_tokens])
         states = self.encoder(self.dropout(self.embedding(tokens)))
         nothing = max(-1e9, torch.finfo(states.dtype).min)
         strongest = states.masked_fill((tokens == PAD)[:, :, None], nothing).amax(1)

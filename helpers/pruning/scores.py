@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from helpers.pruning.weights import originals, places_of, weights_of
+from helpers.core import checks
+from helpers.pruning.weights import layer_of, originals, places_of, plain, weights_of
 
 Scores = Mapping[str, Float[Tensor, "..."]]
 
@@ -42,3 +43,28 @@ def fisher_scores(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         )
     weights = weights_of(model)
     return {name: weights[name] ** 2 * state["exp_avg_sq"] for name, state in kept.items()}
+
+
+def wanda_scores(model: nn.Module, products: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Score each weight by its magnitude times the norm of its input (Sun et al. 2024, Wanda, section 3, equation 1).
+
+    The paper is "A simple and effective pruning approach for large language models". `products` has for each linear
+    layer to be scored, by its name, the mean of x xᵀ over its inputs x, (in, in): `quantization.input_products`. The
+    root of its diagonal is each input's norm, but for a factor that all have in common. The paper compares the scores
+    within each row of a weight: `row_masks`.
+
+    Raises ValueError for a name that is no linear layer's, and for products of another shape or whose diagonal is
+    negative or not finite.
+    """
+    model, scores = plain(model), dict[str, Tensor]()
+    for name, product in products.items():
+        weight = layer_of(model, "layer in products", name, (nn.Linear,)).weight.detach()
+        scores[f"{name}.weight".lstrip(".")] = weight.abs() * _norms(name, product, weight.shape[1]).to(weight)
+    return scores
+
+
+def _norms(name: str, product: Tensor, inputs: int) -> Float[Tensor, " inputs"]:
+    if not isinstance(product, Tensor) or product.is_complex() or product.shape != (inputs, inputs):
+        found = getattr(product, "shape", type(product).__name__)
+        raise ValueError(f"products[{name!r}] is {found}; allowed: numbers of the shape {(inputs, inputs)}")
+    return checks.finite(f"products[{name!r}]: the root of the diagonal", product.diagonal().sqrt())

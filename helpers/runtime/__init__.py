@@ -5,7 +5,7 @@ from helpers.runtime.choosing import Fastest, fastest
 from helpers.runtime.export import export_like, export_onnx
 from helpers.runtime.images import read_image
 from helpers.runtime.integer_graphs import CALIBRATIONS, quantize_static
-from helpers.runtime.prediction import Network, Prediction, open_network, predict
+from helpers.runtime.prediction import Network, Prediction, TextNetwork, open_network, predict
 from helpers.runtime.sessions import DeployError, as_module, operator_times, run, session
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Fastest",
     "Network",
     "Prediction",
+    "TextNetwork",
     "as_module",
     "export_like",
     "export_onnx",

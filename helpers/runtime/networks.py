@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from helpers.core.vocabulary import PAD
 from helpers.runtime.images import Floats
-from helpers.runtime.layers import Layers, max_pool, relu
+from helpers.runtime.layers import Layers, attend, gelu, max_pool, relu
 
 
 def _lenet5(layers: Layers, x: Floats) -> Floats:
@@ -71,6 +72,28 @@ def _enlarged(x: Floats, pixels: int) -> Floats:
     return mix @ x @ mix.T
 
 
+def _transformer(layers: Layers, tokens: np.ndarray, *, head_width: int) -> Floats:
+    real = tokens != PAD
+    x = layers.arrays["embedding.weight"][tokens] + layers.arrays["position.weight"][: tokens.shape[1]]
+    x, number = layers.layer_norm("norm", x), 0
+    while layers.has(f"layers.{number}.fc1"):
+        x = _encoder_layer(layers, f"layers.{number}", x, real, head_width)
+        number += 1
+    counted = real[:, :, None].astype(np.float32)
+    return layers.linear("fc", (x * counted).sum(1) / np.maximum(counted.sum(1), 1))
+
+
+def _encoder_layer(layers: Layers, name: str, x: Floats, real: np.ndarray, head_width: int) -> Floats:
+    def by_head(part: str) -> Floats:
+        y = layers.linear(f"{name}.attention.{part}", x)
+        return y.reshape(*x.shape[:2], -1, head_width).swapaxes(1, 2)
+
+    mixed = attend(by_head("query"), by_head("key"), by_head("value"), real).swapaxes(1, 2)
+    found = layers.linear(f"{name}.attention.output", mixed.reshape(*x.shape[:2], -1))
+    x = layers.layer_norm(f"{name}.norm1", x + found)
+    return layers.layer_norm(f"{name}.norm2", x + layers.linear(f"{name}.fc2", gelu(layers.linear(f"{name}.fc1", x))))
+
+
 NETWORKS: dict[str, tuple[int, Callable[..., Floats]]] = {  # of `families`, those that see: colours, and the answer
     "lenet5": (1, _lenet5),
     "lenet300100": (1, _mlp),
@@ -78,3 +101,4 @@ NETWORKS: dict[str, tuple[int, Callable[..., Floats]]] = {  # of `families`, tho
     "cifarnet": (3, _cifar_net),
     "resnet18": (3, _resnet18),
 }
+READERS: dict[str, Callable[..., Floats]] = {"transformer": _transformer}  # those that read texts, and the answer

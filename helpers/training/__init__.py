@@ -1,7 +1,7 @@
 """Training, resuming, losses, augmentation, evaluation. Several devices are in `helpers.training.devices`."""
 
 from helpers.training.augmentation import flip_and_shift, random_shift
-from helpers.training.evaluation import Evaluation, evaluate, predict
+from helpers.training.evaluation import Evaluation, compare_with_labels, evaluate, predict
 from helpers.training.loop import Fitted, fit, watching
 from helpers.training.losses import IGNORED, check_labels, cross_entropy, logits_of, smoothed_cross_entropy
 from helpers.training.optimizers import OPTIMIZERS
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluation",
     "Fitted",
     "check_labels",
+    "compare_with_labels",
     "cross_entropy",
     "device",
     "evaluate",

@@ -92,14 +92,20 @@ def _rows_for(batch: Tensor, output: Any) -> Tensor:
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 250) -> Evaluation:
-    """Return loss, accuracy and the number of correct answers on a split.
+    """Return loss, accuracy and the number of correct answers on a split, as `compare_with_labels` counts them.
 
-    Logits may be (count, classes) or (count, classes, ...), with a label for each place. Labels `IGNORED` do not count.
-    An answer that holds NaN is wrong, and makes the loss NaN. Raises ValueError as `predict` and `check_labels` do.
+    Raises ValueError as it does, and as `predict` does.
     """
     check_split("split", split)
-    logits = predict(model, split.inputs, batch_size=batch_size)
-    labels = split.labels
+    return compare_with_labels(predict(model, split.inputs, batch_size=batch_size), split.labels)
+
+
+def compare_with_labels(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Return loss, accuracy and the number of correct answers of these logits.
+
+    Logits may be (count, classes) or (count, classes, ...), with a label for each place. Labels `IGNORED` do not count.
+    An answer that holds NaN is wrong, and makes the loss NaN. Raises ValueError as `check_labels` does.
+    """
     check_labels(logits, labels)
     correct = int(((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum())
     count = int((labels != IGNORED).sum())

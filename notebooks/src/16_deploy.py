@@ -21,7 +21,7 @@
 # - choose threads and batch size by latency, throughput and percentiles, and not by a mean;
 # - measure start-up and memory so that no other process counts;
 # - write a product with a sparse matrix, predict where it breaks even by counting bytes, and measure where it does;
-# - hand over a file and one command that answers without PyTorch.
+# - hand over a file that the clock chose, and one command that answers without PyTorch.
 #
 # **Before this**: notebook 01 (latency with its null control), notebooks 02 and 04 (masks, removal), notebook 10
 # (ONNX Runtime, BatchNorm folded).
@@ -168,7 +168,7 @@ show.figure(fig, alt="Three rows. The file is a chain of five operators, Conv, R
 # %% tags=["plumbing"]
 S = evidence.settings(
     PROFILE,
-    smoke=dict(net="cifar_small", validation=50, batches=(1, 4), calls=20, rounds=20, layers=((60, 80),),
+    smoke=dict(net="cifar_small", validation=100, batches=(1, 4), calls=20, rounds=20, layers=((60, 80),),
                zeros=(0.5, 0.9), columns=(1, 8), starts=1, tested=100),
     quick=dict(net="cifar_small", validation=1_000, batches=(1, 8, 64), calls=60, rounds=40,
                layers=((500, 800), (2_000, 2_000)), zeros=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995), columns=(1, 64),
@@ -1088,6 +1088,45 @@ say(
 # answers just as confidently. Of an image of another size or kind the command says what it did to
 # it. Read that.
 #
+# ### Which file? Let the clock choose
+#
+# So far you chose the file and the runtime by hand. Nobody can say in advance which pair wins on *your* processor, so
+# `runtime.fastest` tries them. It writes the network in float32 and in 8 bits (notebook 10), and opens each file in ONNX
+# Runtime and, where that is installed, in OpenVINO, Intel's runtime. If the processor multiplies floats of 16 bits
+# (bfloat16), OpenVINO tries those, too. Whatever changes more than one answer in a hundred is turned down; the rest is timed
+# in turns, and the plainest stays that no other is measurably faster than. PyTorch, with BatchNorm as it was trained, is the
+# yardstick and no candidate: where the verdict says *slower*, keep PyTorch.
+#
+# **Predict**: which one wins, for one photograph on one thread, and how many times PyTorch's speed does it reach? The row
+# *float32, ONNX Runtime* is what you have timed by hand since section 2.
+
+# %%
+chosen = runtime.fastest(net, validation, run.scratch("fastest.onnx"), batch=1, threads=1, rounds=S.rounds)
+answer = runtime.predict(chosen.file, photo)
+measure.verdict_table(chosen.verdicts)
+
+# %% tags=["plumbing"]
+exported = chosen.verdicts.get("float32, ONNX Runtime")
+over_exported = chosen.verdict.ratio / exported.ratio if exported else None
+run.record("fastest", {"name": chosen.name, "over_eager": chosen.verdict.ratio, "over_exported": over_exported},
+           timing=True)  # fmt: skip
+run.claim("fastest", "Speed of the file that the clock chose against PyTorch eager, one photograph, one thread",
+          chosen.verdict.ratio, at_least=1.15, timing=True, interval=chosen.verdict.cleared)  # fmt: skip
+if timed_before := evidence.claimed(NAME, "fastest"):
+    conclude_speed(faster("The file that the clock chose against PyTorch", chosen.verdict.ratio, timed_before))
+refused = "; ".join(f"{name} ({why})" for name, why in chosen.refused.items())
+say(
+    f"The clock chose **{chosen.name}**: {chosen.verdict.ratio:.1f} times PyTorch's speed here"
+    + (f", {over_exported:.1f} times that of the file exported by hand" if over_exported not in (None, 1) else "")
+    + f". {f'Turned down: {refused}' if refused else 'Nothing was turned down'}. Of the photograph the chosen file says "
+    f"{answer.label}, {answer.probabilities[answer.label]:.2%}; PyTorch says {label}, {expected.max():.2%}."
+)
+
+# %% [markdown]
+# The file remembers the choice, in its metadata: `runtime.predict`, and so the command above, opens it in the runtime that
+# won. If that is not installed where the file is used, ONNX Runtime answers. The choice is a measurement, of this machine,
+# one photograph and one thread: for batches, more threads or another processor, let it choose again, there.
+#
 # ## 8. The test images, once
 
 
@@ -1190,6 +1229,7 @@ say(
     f"the latency; {more} threads make it {second[large]:.2f} times as fast ({CORES} core{'s' * (CORES != 1)}).\n"
     f"- **A fresh process**: first answer after {seconds['ONNX Runtime']:.2f} s and {memory['ONNX Runtime']:.0f} MB, PyTorch "
     f"{seconds['PyTorch']:.1f} s and {memory['PyTorch']:.0f} MB.\n"
+    f"- **The clock's choice**, one photograph, one thread: {chosen.name}, {chosen.verdict.ratio:.1f} times PyTorch's speed.\n"
     f"- **Sparsity**: single weights pay {rows_even}, blocks {blocks_even}; a mask in a dense runtime: "
     f"{mask_clock['masked'].verdict}.\n"
     f"- **2:4**, no retraining: {100 * (base - by_pattern['2:4']):.1f} points lost."

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from torch import nn
 
-from helpers import files
+from helpers import files, nets
 from helpers.files.coded import WORDS
 
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -180,6 +180,48 @@ def tied(seed: int = 0) -> nn.Module:
     model = Tied().train()
     model(TOKENS)
     return model.eval()
+
+
+def transformer(**options) -> nets.Transformer:
+    """A transformer of 30 words whose heads have four numbers, as they are after some training."""
+    torch.manual_seed(0)
+    sizes = {"dimensions": 12, "heads": 3, "hidden": 10, "layers": 3, "max_tokens": 25} | options
+    net = nets.Transformer(30, **sizes)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def without_heads(net: nets.Transformer, layer: int, heads: list[int]) -> nets.Transformer:
+    """A copy in which one layer has these of its heads alone."""
+    new = copy.deepcopy(net)
+    attention = new.layers[layer].attention
+    rows = torch.cat([torch.arange(head * attention.width, (head + 1) * attention.width) for head in heads])
+    for part in ("query", "key", "value"):
+        setattr(attention, part, narrowed(getattr(attention, part), rows=rows))
+    attention.output = narrowed(attention.output, columns=rows)
+    return new
+
+
+def narrowed(layer: nn.Linear, *, rows=slice(None), columns=slice(None)) -> nn.Linear:
+    weight, bias = layer.weight.data[rows][:, columns], layer.bias.data[rows]
+    new = nn.Linear(*reversed(weight.shape))
+    new.weight.data, new.bias.data = weight.clone(), bias.clone()
+    return new
+
+
+def without_neurons(net: nets.Transformer, layer: int, count: int) -> nets.Transformer:
+    """A copy in which one layer has the first `count` of its hidden units alone."""
+    new = copy.deepcopy(net)
+    block, kept = new.layers[layer], torch.arange(count)
+    block.fc1, block.fc2 = narrowed(block.fc1, rows=kept), narrowed(block.fc2, columns=kept)
+    return new
+
+
+def without_layer(net: nets.Transformer, layer: int) -> nets.Transformer:
+    new = copy.deepcopy(net)
+    new.layers = nn.ModuleList(block for number, block in enumerate(new.layers) if number != layer)
+    return new
 
 
 def opened(path: Path) -> tuple[bytes, bytes]:

@@ -19,6 +19,7 @@ from helpers.core import modules, paths
 from helpers.data import Split
 from helpers.files import PackingError, architectures, coded, encoding, families, stating, writing
 from helpers.runtime import networks, prediction
+from tests.files.files_examples import transformer, without_heads, without_layer, without_neurons
 
 PACKED = sorted(paths.MODELS.glob("*.pack"))
 
@@ -61,6 +62,7 @@ NETWORKS = {
     "textcnn": lambda: text(nets.TextCNN, 5),
     "rnn": lambda: text(nets.RNN, 5, max_tokens=12),
     "lstm": lambda: text(nets.LSTM, 5),
+    "transformer": lambda: transformer(dimensions=64, heads=2),
 }
 VISION = ("lenet5", "lenet300100", "mlp", "cifarnet", "resnet18")
 
@@ -101,6 +103,8 @@ def removed(net, name):
         blocks = {"cifarnet": "res1", "resnet18": "layer3.1"}
         return pruning.remove_block(net, blocks[name]) if name in blocks else net
     torch.manual_seed(0)
+    if name == "transformer":
+        return without_layer(without_neurons(without_heads(net, 1, [0]), 2, 7), 0)
     if name == "textbag":
         return nets.TextBag(30, dimensions=1, hidden=3)
     return text({"textcnn": nets.TextCNN, "rnn": nets.RNN, "lstm": nets.LSTM}[name], 3, max_tokens=9)
@@ -563,6 +567,7 @@ def test_recognising_needs_no_torch():
 
 def test_every_family_is_tested():
     assert [*NETWORKS] == [*families.FAMILIES] and {*networks.NETWORKS} == {*VISION}
+    assert {*networks.READERS} == {"transformer"}
 
 
 class Elsewhere(nets.resnet18().__class__):

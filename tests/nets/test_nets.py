@@ -210,14 +210,14 @@ def test_an_exported_text_net_keeps_padding_and_answers_the_same(build, flag, mo
     expected = model(torch.cat([tokens, torch.ones(4, 6, dtype=torch.int64)], dim=1))
     monkeypatch.setattr(flag, lambda: True)
     wide = torch.cat([tokens, torch.ones(4, 6, dtype=torch.int64)], dim=1)
-    assert classifiers._without_padding(wide) is wide
+    assert classifiers.without_padding(wide) is wide
     torch.testing.assert_close(model(wide), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_columns_of_padding_alone_are_cut():
     tokens = torch.tensor([[5, 1, 3, 1, 1], [1, 1, 1, 1, 1]])
-    assert torch.equal(classifiers._without_padding(tokens), tokens[:, :3])
-    assert torch.equal(classifiers._without_padding(tokens[1:]), tokens[1:, :1])
+    assert torch.equal(classifiers.without_padding(tokens), tokens[:, :3])
+    assert torch.equal(classifiers.without_padding(tokens[1:]), tokens[1:, :1])
 
 
 def test_text_nets_compute_in_half_precision():
