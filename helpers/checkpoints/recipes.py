@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from helpers import data, nets, training
+from helpers.checkpoints import answers
 from helpers.checkpoints.weights import read_weights, write_weights
 from helpers.core import checks, identity, paths, system, vocabulary
 from helpers.training import devices, loop
@@ -88,6 +90,7 @@ class Recipe:
     early_epoch: int = 0  # keep the weights after this epoch too, as NAME.early: notebook 05 rewinds to them
     half: bool = False  # store half precision: half the bytes, three digits, which is enough for trained weights
     pretrained: bool = False  # store what was trained alone: what is frozen comes with the pretrained network
+    teaches: bool = False  # store its answers to the training reviews and their windows, for students
 
 
 TRAINING = b"from helpers.checkpoints import recipes\nrecipes.train"  # the code whose SHA-256 a manifest names
@@ -142,6 +145,7 @@ RECIPES = {
         },
         half=True,
         pretrained=True,
+        teaches=True,
     ),
 }
 
@@ -185,6 +189,21 @@ def words(name: str) -> list[str]:
     if not path.exists() or paths.sha256(path.read_bytes()) != entry["sha256"]:
         raise ValueError(f"name={name!r}: {path.name} is missing or changed; restore it with git")
     return vocabulary.read_words(path)
+
+
+def teachers_answers(name: str) -> Float[Tensor, "texts classes"]:
+    """Return the logits of the trained network `name` for `data.pieces.asked` of the IMDB training reviews.
+
+    Raises:
+        ValueError: there is no such checkpoint, it kept no answers, or their file is not the one that the manifest
+            names.
+    """
+    kept = [name for name, entry in manifest().items() if "answers" in entry]
+    entry = manifest()[checks.choice("name", name, kept)]["answers"]
+    path = paths.CHECKPOINTS / entry["file"]
+    if not path.exists() or paths.sha256(path.read_bytes()) != entry["sha256"]:
+        raise ValueError(f"name={name!r}: {path.name} is missing or changed; restore it with git")
+    return answers.read(path)
 
 
 def _keep_early(recipe: Recipe, path: Path) -> loop.OnStep | None:
@@ -250,6 +269,9 @@ def train(name: str, *, seed: int = 0) -> Path:
         kept = paths.CHECKPOINTS / f"{recipe.dataset.__name__}.words.txt"
         vocabulary.write_words(dataset.words, kept)
         entry["words"] = {"file": kept.name, "sha256": paths.sha256(kept.read_bytes()), "count": len(dataset.words)}
+    if recipe.teaches:
+        kept = paths.CHECKPOINTS / f"{name}.answers.safetensors"
+        entry["answers"] = {"file": kept.name, "sha256": answers.write(stored, kept)}
     whole = json.dumps(manifest() | {name: entry}, indent=1, sort_keys=True) + "\n"
     paths.write_atomically(paths.CHECKPOINTS / "manifest.json", whole.encode())
     return path

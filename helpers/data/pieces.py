@@ -89,6 +89,22 @@ def as_split(
     return Split(torch.from_numpy(numbers), torch.tensor(split.labels), split.is_test, split.groups)
 
 
+def windows(review: str, *, size: int = 60, least: int = 20) -> list[str]:
+    """Return a review cut into windows of `size` words that follow each other, without one of fewer than `least`.
+
+    Words are what stands between spaces; HTML line breaks are left out. Raises ValueError for a number below 1.
+    """
+    checks.positive("size", size), checks.positive("least", least)
+    spoken = review.replace("<br />", " ").split()
+    cut = (spoken[start : start + size] for start in range(0, len(spoken), size))
+    return [" ".join(each) for each in cut if len(each) >= least]
+
+
+def asked(reviews: Sequence[str]) -> list[str]:
+    """Return the reviews, then the windows of each: what the transformer was asked as a teacher."""
+    return [*reviews, *(window for review in reviews for window in windows(review))]
+
+
 def imdb() -> "Encoded":
     """Return `data.imdb()` as pieces, at most 256 of each review; raises what `data.imdb` and `tokenizer` raise."""
     from helpers.data.text import Encoded

@@ -19,7 +19,7 @@ def remove_words(model: nn.Module, keep: Bool[Tensor, " words"], counts: Tensor)
     stands for, weighted by `counts`: so the mean of a text stays about where it was.
 
     Args:
-        model: has exactly one embedding.
+        model: has exactly one embedding, or exactly one with a padding_idx (a transformer's other one is of places).
         keep: True for each word that stays; "<unk>" and "<pad>", numbers 0 and 1, must.
         counts: how often each word occurs in the training texts, shape (words,); that of "<pad>" plays no part.
 
@@ -83,9 +83,10 @@ def factor_embedding(model: nn.Module, reader: str, rank: int) -> nn.Module:
 
 
 def _embedding(model: nn.Module) -> Any:
-    found = {layer: name for name, layer in model.named_modules() if isinstance(layer, EMBEDDINGS)}
+    every = {layer: name for name, layer in model.named_modules() if isinstance(layer, EMBEDDINGS)}
+    found = {layer: name for layer, name in every.items() if len(every) == 1 or layer.padding_idx is not None}
     if len(found) != 1:
-        raise ValueError(f"model has {len(found)} embeddings; allowed: exactly one")
+        raise ValueError(f"model has {len(every)} embeddings; allowed: exactly one, or exactly one with padding")
     [(embedding, name)] = found.items()
     refuse_tied(model, name, embedding)
     return embedding

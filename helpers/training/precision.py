@@ -71,6 +71,8 @@ def _faster_here(key: str) -> str:
     return known[key]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _seconds_of_a_step(*, rounds: int = 6) -> dict[str, float]:
     """Return by precision the shortest time of a training step; in turn, so that other work slows both."""
     from helpers.nets import cifar_base

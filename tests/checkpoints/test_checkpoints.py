@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 from helpers import checkpoints, data, nets, pruning, quantization, training
 from helpers.core import paths
+from helpers.data import pieces
 from helpers.training import devices
 
 
@@ -23,12 +24,53 @@ def test_committed_files_are_the_manifests_and_safetensors(name):
     assert entry["options"] == {key: getattr(value, "__name__", value) for key, value in options.items()}
 
 
+SLOW = ("imdb_minilm",)  # two minutes: its kept answers say as much
+
+
 @pytest.mark.data
-@pytest.mark.parametrize("name", checkpoints.manifest())
+@pytest.mark.parametrize("name", [name for name in checkpoints.manifest() if name not in SLOW])
 def test_the_manifests_validation_accuracy_is_the_files(name):
     """Another machine rounds differently: a digit or two of 5,000 may change sides."""
     measured = training.evaluate(checkpoints.load(name), checkpoints.RECIPES[name].dataset().validation).accuracy
     assert measured == pytest.approx(checkpoints.manifest()[name]["validation_accuracy"], abs=0.0005)
+
+
+@pytest.mark.data
+def test_the_teachers_kept_answers_are_the_files():
+    """To the first reviews, and to the first windows of them; another machine rounds bfloat16 differently."""
+    kept, reviews = checkpoints.teachers_answers("imdb_minilm"), data.imdb().train.inputs
+    windows = pieces.asked(reviews)[len(reviews) :]
+    assert kept.shape == (len(reviews) + len(windows), 2)
+    found = checkpoints.ask(checkpoints.load("imdb_minilm"), [*reviews[:12], *windows[:12]])
+    expected = torch.cat([kept[:12], kept[len(reviews) : len(reviews) + 12]])
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
+
+
+@pytest.mark.data
+def test_answers_come_in_the_order_of_the_texts():
+    net, texts = checkpoints.load("imdb_minilm"), ["A wonderful film. " * 9, "Dreadful.", "I loved it, all of it."]
+    together, apart = checkpoints.ask(net, texts), torch.cat([checkpoints.ask(net, [text]) for text in texts])
+    torch.testing.assert_close(together, apart, rtol=0.1, atol=0.1)
+    assert together.argmax(1).tolist() == [1, 0, 1]
+
+
+def test_only_a_network_that_teaches_has_answers():
+    with pytest.raises(ValueError, match=r"name='lenet5' is unknown"):
+        checkpoints.teachers_answers("lenet5")
+
+
+def test_frozen_parameters_may_be_left_out_and_come_from_the_model(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    checkpoints.write_weights(model, tmp_path / "trained.safetensors", trained_only=True)
+    assert load_file(tmp_path / "trained.safetensors").keys() == {"0.bias", "1.weight", "1.bias"}
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"0\.weight"):
+        checkpoints.read_weights(other, tmp_path / "trained.safetensors")
+    other[0].weight.requires_grad_(False)
+    found = checkpoints.read_weights(other, tmp_path / "trained.safetensors")
+    assert torch.equal(found[0].weight, other[0].weight) and torch.equal(found[1].weight, model[1].weight)
 
 
 def test_every_recipe_has_a_checkpoint_and_back():

@@ -181,3 +181,9 @@ def test_the_fast_precision_of_a_gpu_is_its_own_word(monkeypatch):
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, has=has: has)
         assert training.fast_precision() == ("bfloat16" if has else "float32")
+
+
+def test_the_trial_runs_wherever_it_is_asked_for():
+    """Also inside `torch.inference_mode`, where a network is only asked."""
+    with torch.inference_mode():
+        assert precision._seconds_of_a_step(rounds=1).keys() == precision.PRECISIONS.keys()
