@@ -760,13 +760,13 @@ run.claim(
     at_most=0.01,
     timing=True,
 )
-dense, small = (
+dense, in_eight = (
     run.test(f"{S.net}-dense", net, test),
     run.test(f"{S.net}-int8", runtime.as_module(runtime.session(ours)), test),
 )
 say(
     f"On the validation photographs the network is right in {by_net:.2%}, the chosen file in {by_file:.2%}. On {len(test):,} test "
-    f"photographs, looked at once: the network {dense.accuracy:.2%}, our int8 file {small.accuracy:.2%}."
+    f"photographs, looked at once: the network {dense.accuracy:.2%}, our int8 file {in_eight.accuracy:.2%}."
 )
 
 # %% [markdown]
@@ -928,7 +928,7 @@ latency = [
     if name.startswith("int8")
     for record in measure.latency_records({name: verdict}, runtime=named(name), batch=batch)
 ]
-run.model(f"{S.net}-int8", task="cifar10", method="8-bit weights and activations", file=ours, accuracy=small.accuracy,
+run.model(f"{S.net}-int8", task="cifar10", method="8-bit weights and activations", file=ours, accuracy=in_eight.accuracy,
           techniques=["fewer bits"], latency=latency, **counted)  # fmt: skip
 run.finish()
 

@@ -67,6 +67,23 @@ def test_words_that_cannot_be_removed(bag, net):
         pruning.remove_words(net, keep, torch.ones(40))
 
 
+def test_of_a_transformer_the_words_are_cut_and_not_the_places():
+    torch.manual_seed(0)
+    net = nets.Transformer(40, dimensions=12, heads=3, hidden=16, layers=1, max_tokens=10).eval()
+    keep = torch.ones(40, dtype=torch.bool)
+    keep[[5, 17]] = False
+    smaller = pruning.remove_words(net, keep, torch.ones(40))
+    assert smaller.embedding.weight.shape == (38, 12) and torch.equal(smaller.position.weight, net.position.weight)
+    tokens = torch.randint(1, 38, (4, 7))
+    torch.testing.assert_close(smaller(tokens), net(keep.nonzero().flatten()[tokens]))
+
+
+def test_two_tables_of_words_are_one_too_many():
+    net = nn.Sequential(nn.Embedding(9, 4, padding_idx=1), nn.Embedding(9, 4, padding_idx=1))
+    with pytest.raises(ValueError, match="model has 2 embeddings; allowed: exactly one, or exactly one with padding"):
+        pruning.remove_words(net, torch.ones(9, dtype=torch.bool), torch.ones(9))
+
+
 @pytest.mark.parametrize(
     ("build", "reader"),
     [
