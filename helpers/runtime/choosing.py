@@ -82,7 +82,7 @@ def fastest(
         for name, answers in candidates(files, batch=batch, threads=threads, refused=refused).items():
             share = _agreeing(answers, kept.numpy(), wanted, batch)
             if share < agreement:
-                refused[name] = f"gives the model's answer to {share:.1%}; allowed: at least {agreement:.1%}"
+                refused[name] = f"gives the model's answer to {share:.2%}; allowed: at least {agreement:.2%}"
             else:
                 calls[name] = partial(answers, few.numpy())
         if not calls:

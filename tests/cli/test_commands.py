@@ -545,7 +545,7 @@ def test_every_part_runs_even_after_a_failure(course, capsys, monkeypatch):
     assert commands.main(["test"]) == 1
     assert [name for name, _ in ran] == ["checks", "unit", "nbval", "notebook", "book", "browser"]
     assert together == ["01_one"] and course["executed"] == [("02_two", "quick", 0)]
-    assert course["fetched"] == ["mnist", "cifar10", "imdb"]
+    assert course["fetched"] == ["mnist", "cifar10", "imdb", "minilm"]
     smoke = str(Path(before).parent / "build/test/smoke")
     single = {"OMP_NUM_THREADS": "1"}
     assert ran[2][1] == {"COURSE_PROFILE": "smoke", "COURSE_BUILD_DIR": smoke, **single}

@@ -87,7 +87,7 @@ def test_what_answers_otherwise_is_refused(lenet, digits, tmp_path, monkeypatch)
     )
     found = runtime.fastest(lenet, digits, tmp_path / "net.onnx", rounds=20)
     assert found.name == ORDER[0] and found.refused == {
-        "int8, wrong": "gives the model's answer to 0.0%; allowed: at least 99.0%"
+        "int8, wrong": "gives the model's answer to 0.00%; allowed: at least 99.00%"
     }
     monkeypatch.setattr(choosing, "candidates", lambda files, **_: {"int8, wrong": wrong["wrong"]})
     with pytest.raises(DeployError, match="no candidate answers as the model does"):
