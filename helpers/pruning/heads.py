@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +14,7 @@ from helpers.core.modules import asked
 from helpers.data import Split
 from helpers.nets.transformer import Attention
 from helpers.pruning.masks import bake
+from helpers.pruning.neurons import shrink
 from helpers.pruning.summing import that_count, wide
 from helpers.pruning.weights import layer_of, refuse_tied
 from helpers.training import cross_entropy
@@ -97,18 +98,7 @@ def remove_heads(model: nn.Module, heads: Mapping[str, Collection[int]]) -> nn.M
                 raise ValueError(f"layer '{name}.{part}' is quantized; allowed: an ordinary one")
             refuse_tied(new, f"{name}.{part}", layer)
             if part == "output":
-                _keep_columns(layer, units)
+                shrink(layer, slice(None), units)
             else:
-                _keep_rows(layer, units)
+                shrink(layer, units, slice(None))
     return new
-
-
-def _keep_rows(layer: Any, keep: Bool[Tensor, " rows"]) -> None:
-    layer.weight = nn.Parameter(layer.weight.detach()[keep], layer.weight.requires_grad)
-    layer.bias = nn.Parameter(layer.bias.detach()[keep], layer.bias.requires_grad)
-    layer.out_features = len(layer.weight)
-
-
-def _keep_columns(layer: Any, keep: Bool[Tensor, " columns"]) -> None:
-    layer.weight = nn.Parameter(layer.weight.detach()[:, keep], layer.weight.requires_grad)
-    layer.in_features = layer.weight.shape[1]

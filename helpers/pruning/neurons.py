@@ -54,18 +54,19 @@ def remove_neurons(model: nn.Module, layer: str, next_layer: str) -> nn.Module:
     if keep.all():
         return new
     smaller = copied(following)
-    _shrink(smaller, slice(None), keep.repeat_interleave(per_unit))
+    shrink(smaller, slice(None), keep.repeat_interleave(per_unit))
     if reason := _way_breaks(new, this, following, smaller, reads, keep):
         raise ValueError(
             f"neurons of layer={layer!r} cannot be removed before next_layer={next_layer!r}: {reason}; allowed: layers "
             "between which each channel goes its own way. helpers.pruning.remove_filters can do more"
         )
-    _shrink(this, keep, slice(None))
-    _shrink(following, slice(None), keep.repeat_interleave(per_unit))
+    shrink(this, keep, slice(None))
+    shrink(following, slice(None), keep.repeat_interleave(per_unit))
     return new
 
 
-def _shrink(layer: Any, rows: Any, columns: Any) -> None:
+def shrink(layer: Any, rows: Any, columns: Any) -> None:
+    """Keep these rows of a layer's weight and bias, and these columns of its weight, in place."""
     layer.weight = nn.Parameter(layer.weight.detach()[rows][:, columns].clone(), layer.weight.requires_grad)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.detach()[rows].clone(), layer.bias.requires_grad)

@@ -45,6 +45,15 @@ def without_columns(model: nn.Module, heads: dict[str, list[int]]) -> nn.Module:
     return new
 
 
+def test_heads_of_layers_without_biases_are_removed_too(model, split):
+    for layer in model.layers[0].attention.children():
+        layer.bias = None
+    heads = {"layers.0.attention": [1]}
+    new = pruning.remove_heads(model, heads)
+    with torch.no_grad():
+        torch.testing.assert_close(new(split.inputs), without_columns(model, heads)(split.inputs), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "heads",
     [
